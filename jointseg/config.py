@@ -1,0 +1,197 @@
+"""Every setting of the pipeline: its unit, symbol, source and allowed values.
+
+Not here: whole sets of values (presets.py), how settings are checked, overridden and compared (settings.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from jointseg.crf.settings import CrfSettings
+from jointseg.labels import NUM_CLASSES
+from jointseg.settings import Settings
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class NetworkConfig(Settings):
+    """The joint network (PAPER section 3.1, Table 1)."""
+
+    variant: Literal["table1_literal", "vgg16_msc", "deeplab_msc"] = "vgg16_msc"
+    """Which table the network is built from; the paper leaves it open."""
+    width: float = Field(1.0, gt=0)
+    """Multiplies every hidden layer's number of channels; 1 is the paper's."""
+    input_size: int = Field(513, ge=65)
+    """Side of the square input, pixels; 8k + 1, so that every pooled map has whole steps. 513 is the paper's."""
+    resize: Literal["fit", "stretch"] = "fit"
+    """480 x 640 to the square: `fit` keeps the aspect and pads below, `stretch` does not. The paper does not say."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout after fc6 and fc7 (DeepLab), and inside the heads of `deeplab_msc`."""
+    num_depth_bins: int = Field(50, ge=2)
+    """N_d, the number of depth bins (paper, 4.2)."""
+    depth_bin: float = Field(0.14, gt=0)
+    """l, the length of a depth bin in metres (paper, 4.2)."""
+    weights: Path | None = None
+    """Starting weights: a safetensors file with Caffe names (conv1_1.weight, ...). None: He initialisation."""
+
+    @property
+    def num_classes(self) -> int:
+        """C, the classes of the NYUv2-40 task."""
+        return NUM_CLASSES
+
+    @property
+    def max_depth(self) -> float:
+        """The farthest depth the bins can say, metres; 7 m in the paper."""
+        return self.num_depth_bins * self.depth_bin
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if self.input_size % 8 != 1:
+            raise ValueError(f"input_size is {self.input_size}; allowed: 8k + 1, such as 65, 129, 257, 513")
+        return self
+
+
+class DataConfig(Settings):
+    """Where frames come from, and which views of them are trained on (paper, 4.1)."""
+
+    source: Path | None = None
+    """Folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat. None: synthetic rooms are made."""
+    rooms_train: Count = 60
+    """Synthetic rooms in the train split, where `source` is None."""
+    rooms_test: Count = 20
+    """Synthetic rooms in the test split, where `source` is None."""
+    rooms_seed: Seed = 0
+    """Seed of the synthetic rooms."""
+    num_crops: int = Field(4, ge=0)
+    """Crops of each frame beside the frame and its mirror; 4 in the paper: six views."""
+    crop_scale_min: Fraction = 0.5
+    """Smallest crop, as a share of the frame's side. The paper does not say."""
+    crop_scale_max: Fraction = 0.9
+    """Largest crop, as a share of the frame's side. The paper does not say."""
+    views_seed: Seed = 0
+    """Seed of the crops and of the one shuffle."""
+    train_depth: Literal["raw", "filled"] = "raw"
+    """Depth trained on: `raw` is the sensor's, with holes left out (paper, 4.2)."""
+    validation_frames: Count = 100
+    """Frames of the train split drawn for validation and for the CRF search (paper, 4.1: 100)."""
+    validation_seed: Seed = 0
+    """Seed of that draw."""
+    train_on_validation: bool = False
+    """Keep the validation frames in training. Only the `paper` preset does: its 4770 views are all 795 frames."""
+
+    @model_validator(mode="after")
+    def _ordered_scales(self) -> Self:
+        if self.crop_scale_min > self.crop_scale_max:
+            raise ValueError(f"crop_scale_min is {self.crop_scale_min}; allowed: up to crop_scale_max = {self.crop_scale_max}")
+        return self
+
+
+class LossConfig(Settings):
+    """The joint loss, Eq 1: L = lambda L_sem + L_depth."""
+
+    lambda_semantic: float = Field(1e-6, gt=0)
+    """lambda, the weight of the summed semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+
+
+class StageConfig(Settings):
+    """One training stage (paper, 4.1)."""
+
+    iterations: Count = 10_000
+    """Optimiser steps."""
+    batch_size: Count = 1
+    """Images a step on each worker; 1 in the paper."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` with coupled decay is Caffe's; `adamw` needs far fewer steps from random weights."""
+    loss_unit: Literal["sum", "joint", "mean"] = "sum"
+    """What the rates are quoted on: `sum` L' = L_sem + L_depth / lambda, `joint` L = lambda L', `mean` L' / pixels."""
+    lr: float = Field(1e-10, gt=0)
+    """Learning rate of the network."""
+    crf_lr: float = Field(1e-13, gt=0)
+    """Learning rate of the CRF's weights and compatibility (stage 3)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`constant` is the paper's; `cosine` falls from the rate to 0."""
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Momentum of `sgd`; the first beta of `adamw`."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay, in the same unit as the rate; biases have none."""
+    bias_lr_multiplier: float = Field(2.0, gt=0)
+    """Rate of biases over that of weights (DeepLab)."""
+    head_lr_multiplier: float = Field(10.0, gt=0)
+    """Rate of the score layers over that of the trunk (DeepLab)."""
+
+
+class TrainingConfig(Settings):
+    """How training runs: workers, reports and checkpoints."""
+
+    num_workers: Count = 1
+    """Ray Train workers, one process each."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU for each worker where the cluster has them."""
+    cpus_per_worker: Count = 1
+    """CPUs asked of Ray for each worker, and the threads it uses."""
+    log_every: Count = 10
+    """Steps between reports of the losses."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints; the last step always writes one."""
+    validate_every: Count = 500
+    """Steps between validations on a few validation frames; the last step always has one."""
+    keep_checkpoints: Count = 2
+    """Checkpoints kept of each stage."""
+
+
+class SearchConfig(Settings):
+    """The search of CRF settings on the validation subset (paper, 4.1)."""
+
+    space: str = "crf"
+    """A file of tune_spaces/: `crf_weights`, `crf_bandwidths` or `crf` (both)."""
+    trials: Count = 40
+    """Trials, the paper's point included as trial 0."""
+    concurrency: Count = 2
+    """Trials at once, one CPU each. At 1 the list of trials is the same from run to run."""
+    startup_trials: int = Field(10, ge=0)
+    """Random trials before TPE starts to model."""
+    seed: Seed = 0
+    """Seed of the sampler."""
+
+
+class EvaluationConfig(Settings):
+    """The switches of Tables 2 and 3 that the paper leaves open."""
+
+    crop: Literal["none", "eigen", "gupta"] = "none"
+    """Part of the 480 x 640 frame that is scored."""
+    absent_classes: Literal["ignore", "zero", "gt_present"] = "ignore"
+    """Classes without a pixel: left out (`ignore`, as FCN), counted as 0 (`zero`), or only those in the truth scored."""
+    depth_pooling: Literal["pixels", "images"] = "pixels"
+    """Depth metrics over all pixels pooled, or averaged over images."""
+    depth_truth: Literal["filled", "raw"] = "filled"
+    """Depth scored against: filled in, or the sensor's valid pixels alone."""
+    num_figures: int = Field(6, ge=0)
+    """Test frames drawn as in the paper's Fig 2."""
+
+
+class Config(Settings):
+    """Everything a run is made of. Its paths (`crf.theta_beta`) name settings everywhere: command line, search, MLflow."""
+
+    preset: str = "paper"
+    """The preset this began as; a name for people."""
+    seed: Seed = 0
+    """Seed of the weights' initialisation and of dropout."""
+    network: NetworkConfig = NetworkConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    crf: CrfSettings = CrfSettings()
+    crf_reference_size: int = Field(513, ge=1)
+    """Input size at which the CRF's position bandwidths are quoted; at another they scale with `network.input_size`."""
+    crf_train_iterations: int = Field(5, ge=0)
+    """Mean-field iterations in stage 3; `crf.num_iterations` are those of testing (CRF-as-RNN: 5 and 10)."""
+    stage1: StageConfig = StageConfig(iterations=160_000)
+    stage2: StageConfig = StageConfig()
+    stage3: StageConfig = StageConfig(lr=1e-16)
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

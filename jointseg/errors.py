@@ -1,0 +1,11 @@
+"""The one error that is the user's to mend.
+
+Not here: mistakes of ours, which are assertions and end with a traceback.
+"""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: what, where, which value, what is allowed.
+
+    The command line prints it and exits with code 2.
+    """

@@ -1,0 +1,36 @@
+"""Whole configurations, each a function. Not here: what a setting means (config.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jointseg.config import Config, DataConfig, EvaluationConfig, LossConfig, NetworkConfig, SearchConfig, StageConfig, TrainingConfig
+
+
+def paper() -> Config:
+    """The paper to the letter: 513 x 513, batch 1, 160k + 10k + 10k iterations, all 4770 views."""
+    return Config(preset="paper", data=DataConfig(train_on_validation=True))
+
+
+def demo() -> Config:
+    """Minutes on two cores: a quarter of the width at 65 x 65, hundreds of steps, rates that suit random weights."""
+    size = 65
+    stage = StageConfig(
+        iterations=400, batch_size=8, optimizer="adamw", loss_unit="mean", lr=1e-3, crf_lr=1e-2, schedule="cosine",
+        momentum=0.9, weight_decay=1e-4, bias_lr_multiplier=1.0, head_lr_multiplier=1.0,
+    )  # fmt: skip
+    return Config(
+        preset="demo",
+        network=NetworkConfig(width=0.25, input_size=size, dropout=0.1),
+        data=DataConfig(rooms_train=60, rooms_test=20, validation_frames=12),
+        loss=LossConfig(lambda_semantic=1.0 / size**2),
+        stage1=stage,
+        stage2=stage.model_copy(update={"iterations": 200}),
+        stage3=stage.model_copy(update={"iterations": 40, "batch_size": 2, "lr": 1e-4}),
+        training=TrainingConfig(cpus_per_worker=2, checkpoint_every=200, validate_every=200),
+        search=SearchConfig(trials=24, startup_trials=8),
+        evaluation=EvaluationConfig(num_figures=4),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {"demo": demo, "paper": paper}
