@@ -1,0 +1,93 @@
+"""Mean-field inference for the fully connected CRF (Kraehenbuehl & Koltun 2011, Algorithm 1; the paper's Eq 5-7).
+
+Not here: how messages are filtered (filters/), which kernels the paper uses (kernels.py).
+"""
+
+# B images, C classes, P pixels (H*W, row-major), K kernels
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jointseg.crf.filters import GaussianFilter, blend
+
+
+def pairwise_matrices(weights_KCC: Tensor, compatibility_CC: Tensor, *, form: Literal["crfrnn", "hadamard"]) -> Tensor:
+    """A_k (K, C, C) such that the pairwise term is sum_k A_k message_k.
+
+    `crfrnn`: A_k = M W_k, matrices multiplied (CRF-as-RNN). `hadamard`: A_k = mu * w(k), entry by entry (Eq 6-7 to the letter).
+    """
+    return compatibility_CC @ weights_KCC if form == "crfrnn" else compatibility_CC * weights_KCC
+
+
+def mean_field(
+    unary_logits_BCP: Tensor, filters: Sequence[GaussianFilter], *, matrices_KCC: Tensor, num_iterations: int
+) -> Tensor:
+    """Run parallel updates from q = softmax(unary logits). Returns logits (B, C, P); softmax over C gives the last q."""
+    filters, matrices_KCC = merge_terms(filters, matrices_KCC)
+    logits_BCP = unary_logits_BCP
+    for _ in range(num_iterations):
+        logits_BCP = mean_field_step(logits_BCP.softmax(1), unary_logits_BCP, filters, matrices_KCC=matrices_KCC)
+    return logits_BCP
+
+
+def mean_field_step(
+    q_BCP: Tensor, unary_logits_BCP: Tensor, filters: Sequence[GaussianFilter], *, matrices_KCC: Tensor
+) -> Tensor:
+    """One parallel update: U - sum_k A_k message_k. Returns logits; softmax over C gives the next q.
+
+    A_k mixes classes and a filter mixes pixels, so A_k message_k(q) = message_k(A_k q). Mixing first, autograd has
+    only q to keep: the messages are in no derivative.
+    """
+    logits_BCP = unary_logits_BCP
+    for gaussian, matrix_CC in zip(filters, matrices_KCC, strict=True):
+        mixed_BCP = matrix_CC.expand(len(q_BCP), -1, -1).bmm(q_BCP)  # not @: to broadcast, it keeps a copy of q
+        logits_BCP = logits_BCP - message(mixed_BCP, gaussian)
+    return logits_BCP
+
+
+def merge_terms(filters: Sequence[GaussianFilter], matrices_KCC: Tensor) -> tuple[Sequence[GaussianFilter], Tensor]:
+    """One term in place of K where every A_k is a multiple s_k of one A, as it is until weights are learned.
+
+    Then sum_k A_k message_k(q) = A (sum_k s_k message_k)(q), which a filter may be able to do at once. It is left as it is
+    where weights are being learned, and off the CPU: there looking at A_k would wait for the device.
+    """
+    learning = torch.is_grad_enabled() and matrices_KCC.requires_grad
+    if learning or len(filters) < 2 or matrices_KCC.device.type != "cpu":
+        return filters, matrices_KCC
+    peaks_K = matrices_KCC.flatten(1).abs().amax(1)
+    reference_CC = matrices_KCC[peaks_K.argmax()]
+    at = int(reference_CC.abs().argmax())
+    scales_K = matrices_KCC.flatten(1)[:, at] / reference_CC.flatten()[at]
+    rounding_K = 4 * torch.finfo(matrices_KCC.dtype).eps * peaks_K
+    misfit_KCC = (matrices_KCC - scales_K[:, None, None] * reference_CC).abs()
+    if not bool((misfit_KCC.flatten(1).amax(1) <= rounding_K).all()):
+        return filters, matrices_KCC
+    blended = blend(filters, scales_K.tolist())
+    return (filters, matrices_KCC) if blended is None else ([blended], reference_CC[None])
+
+
+def message(values_BCP: Tensor, gaussian: GaussianFilter) -> Tensor:
+    """filter(v) / filter(1), self included. Differentiable by the values through the filter's own transpose."""
+    filtered_BCP: Tensor = _Filtered.apply(values_BCP, gaussian, False)  # type: ignore[no-untyped-call]
+    return filtered_BCP / gaussian.row_sums[:, None, :]
+
+
+class _Filtered(torch.autograd.Function):
+    """A filter as a linear map: its backward pass is the transposed map, whose own is the map again."""
+
+    @staticmethod
+    def forward(values_BCP: Tensor, gaussian: GaussianFilter, transposed: bool) -> Tensor:
+        return gaussian.apply_transposed(values_BCP) if transposed else gaussian.apply(values_BCP)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, GaussianFilter, bool], output: Tensor) -> None:  # noqa: ARG004
+        _, ctx.gaussian, ctx.transposed = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, None, None]:
+        return _Filtered.apply(grad_BCP, ctx.gaussian, not ctx.transposed), None, None  # type: ignore[no-untyped-call]

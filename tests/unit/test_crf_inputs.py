@@ -1,0 +1,101 @@
+"""What the CRF refuses, each in one line. Not here: what it does with what it takes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.errors import InputError
+
+H, W = 4, 6
+nan, inf = float("nan"), float("inf")
+
+
+def inputs(**changes: Tensor | None) -> dict[str, Tensor | None]:
+    draw = torch.Generator().manual_seed(0)
+    good = {
+        "logits": torch.randn(2, 3, H, W, generator=draw),
+        "image": 255 * torch.rand(2, 3, H, W, generator=draw),
+        "depth": 5 * torch.rand(2, H, W, generator=draw),
+    }
+    return good | changes
+
+
+def spoiled(name: str, value: float) -> dict[str, Tensor | None]:
+    given = inputs()
+    given[name].view(-1)[7] = value
+    return given
+
+
+BAD = {
+    "logits without a batch": (inputs(logits=torch.zeros(3, H, W)), r"logits have shape \(3, 4, 6\)"),
+    "another class count": (inputs(logits=torch.zeros(2, 4, H, W)), r"logits have shape .* allowed: \(B, 3, H, W\)"),
+    "empty logits": (inputs(logits=torch.zeros(0, 3, H, W)), "not empty"),
+    "integer logits": (inputs(logits=torch.zeros(2, 3, H, W, dtype=torch.int64)), "logits are torch.int64"),
+    "float16 logits": (inputs(logits=torch.zeros(2, 3, H, W).half()), "logits are torch.float16"),
+    "bfloat16 logits": (inputs(logits=torch.zeros(2, 3, H, W).bfloat16()), "logits are torch.bfloat16"),
+    "float64 logits, float32 weights": (inputs(logits=torch.zeros(2, 3, H, W).double()), "weights are torch.float32"),
+    "logits elsewhere": (inputs(logits=torch.zeros(2, 3, H, W, device="meta")), "logits are on meta"),
+    "image of another size": (inputs(image=torch.zeros(2, 3, W, H)), r"image has shape \(2, 3, 6, 4\)"),
+    "image of another batch": (inputs(image=torch.zeros(1, 3, H, W)), "image has shape"),
+    "channels last": (inputs(image=torch.zeros(2, H, W, 3)), "image has shape"),
+    "grey image": (inputs(image=torch.zeros(2, 1, H, W)), "image has shape"),
+    "float64 image": (inputs(image=torch.zeros(2, 3, H, W).double()), "image is torch.float64"),
+    "int64 image": (inputs(image=torch.zeros(2, 3, H, W).long()), "image is torch.int64"),
+    "image elsewhere": (inputs(image=torch.zeros(2, 3, H, W, device="meta")), "image is on meta"),
+    "depth with a channel": (inputs(depth=torch.ones(2, 1, H, W)), "depth has shape"),
+    "depth of another size": (inputs(depth=torch.ones(2, W, H)), "depth has shape"),
+    "depth in millimetres as integers": (inputs(depth=torch.ones(2, H, W, dtype=torch.int32)), "depth is torch.int32"),
+    "depth elsewhere": (inputs(depth=torch.ones(2, H, W, device="meta")), "depth is on meta"),
+    "NaN logits": (spoiled("logits", nan), "logits: 1 of 144 values are NaN or infinite"),
+    "infinite logits": (spoiled("logits", -inf), "logits: 1 of 144"),
+    "NaN image": (spoiled("image", nan), "image: 1 of 144"),
+    "image above 255": (spoiled("image", 256.0), r"image has values in .*\.\.256; allowed: RGB levels 0..255"),
+    "image with its mean taken off": (inputs(image=inputs()["image"] - 116), "not normalised"),
+    "image in 0..1": (inputs(image=inputs()["image"] / 255), "as if scaled to 0..1"),
+    "NaN depth": (spoiled("depth", nan), "depth: 1 of 48"),
+    "infinite depth": (spoiled("depth", inf), "depth: 1 of 48"),
+    "negative depth": (spoiled("depth", -0.5), "depth has values in -0.5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_in_one_line(name):
+    given, message = BAD[name]
+    with pytest.raises(InputError, match=message) as caught:
+        DenseCRF(3)(given.pop("logits"), **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("image", torch.zeros(2, 3, H, W)), ("image", torch.ones(2, 3, H, W)), ("depth", torch.zeros(2, H, W)), ("depth", None)],
+    ids=["black image", "nearly black image", "depth of 0 m", "no depth"],
+)
+def test_unusual_but_sound_input_is_taken(change, value):
+    given = inputs(**{change: value})
+    assert DenseCRF(3)(given.pop("logits"), **given).isfinite().all()
+
+
+def test_values_go_unseen_where_checks_are_off():
+    given = inputs(image=inputs()["image"] / 255)
+    assert DenseCRF(3, check_inputs=False)(given.pop("logits"), **given).isfinite().all()
+
+
+def test_shapes_are_checked_where_value_checks_are_off():
+    given = inputs(depth=torch.ones(2, W, H))
+    with pytest.raises(InputError, match="depth has shape"):
+        DenseCRF(3, check_inputs=False)(given.pop("logits"), **given)
+
+
+def test_an_unknown_filter_lists_the_known_ones():
+    with pytest.raises(InputError, match="filter: 'lattice' is unknown; allowed: 'auto', 'exact'"):
+        DenseCRF(3, filter="lattice")
+
+
+def test_no_classes_and_negative_iterations_are_refused():
+    with pytest.raises(InputError, match="num_classes is 0"):
+        DenseCRF(0)
+    given = inputs()
+    with pytest.raises(InputError, match="num_iterations is -1"):
+        DenseCRF(3, CrfSettings())(given.pop("logits"), **given, num_iterations=-1)
