@@ -1,0 +1,282 @@
+"""The reader of NYU Depth v2's own folder: nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat.
+
+Not here: the memory-mapped copy that training reads from (store.py).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
+from jointseg.errors import InputError
+from jointseg.labels import NUM_CLASSES, NUM_NYU_CLASSES, VOID, class_table
+
+FRAMES_FILE = "nyu_depth_v2_labeled.mat"
+SPLITS_FILE = "splits.mat"
+MAPPING_FILE = "classMapping40.mat"
+
+Progress = Callable[[int, int], None]
+"""Called after each frame with the frames done and the frames in all."""
+
+# MATLAB stores columns first: a frame as h5py sees it is the transpose of the picture.
+_LAYOUT: dict[str, tuple[tuple[int, ...], str]] = {
+    "images": ((3, FRAME_WIDTH, FRAME_HEIGHT), "uint8"),
+    "labels": ((FRAME_WIDTH, FRAME_HEIGHT), "uint16"),
+    "rawDepths": ((FRAME_WIDTH, FRAME_HEIGHT), "float32"),
+    "depths": ((FRAME_WIDTH, FRAME_HEIGHT), "float32"),
+}
+# MATLAB may pack dozens of frames into one compressed chunk. A cache that holds a row of such chunks of each dataset
+# unpacks every chunk once where frames are read in order. HDF5 asks for a prime number of slots.
+_CHUNK_CACHE = {"rdcc_nbytes": 96 * 2**20, "rdcc_nslots": 40_009}
+# What a damaged file makes h5py and scipy raise; scipy's reader runs into variables it never set.
+_H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError)
+_SCIPY_ERRORS = (
+    OSError, MatReadError, zlib.error, struct.error, ValueError, TypeError, LookupError, ArithmeticError,
+    AttributeError, NameError, NotImplementedError, MemoryError,
+)  # fmt: skip
+
+
+class NyuFolder:
+    """An open NYU folder: which frames there are, and any one of them; pixels stay on disk until asked for."""
+
+    def __init__(self, folder: Path, mat: h5py.File) -> None:
+        self._mat = mat
+        self.path = folder
+        self.num_frames = _count_frames(folder / FRAMES_FILE, mat)
+        self._table = _read_mapping(folder / MAPPING_FILE)
+        self.train, self.test = _read_splits(folder / SPLITS_FILE, self.num_frames)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a folder and check all but the pixels.
+
+        Raises:
+            InputError: a file is missing or damaged, a dataset is missing or not in NYU's layout, or the splits or the
+                class mapping are not what they should be.
+        """
+        for name in (FRAMES_FILE, SPLITS_FILE, MAPPING_FILE):
+            if not (folder / name).is_file():
+                problem = f"no {name} in it" if folder.is_dir() else "no such folder"
+                raise InputError(f"{folder}: {problem}; needed: {FRAMES_FILE}, {SPLITS_FILE} and {MAPPING_FILE}")
+        path = folder / FRAMES_FILE
+        try:
+            mat = h5py.File(path, "r", **_CHUNK_CACHE)
+        except OSError as error:
+            problem = _one_line(error) if h5py.is_hdf5(path) else "not an HDF5 (MATLAB 7.3) file"
+            raise InputError(f"{path}: cannot be opened: {problem}") from None
+        try:
+            return cls(folder, mat)
+        except BaseException:
+            mat.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._mat.close()
+
+    def read(self, number: int) -> Frame:
+        """The frame with this 1-based number, its labels mapped to 0..39 and VOID.
+
+        Raises:
+            InputError: there is no such frame, it cannot be read, a label is above 894, or a depth is not finite or
+                below 0; the message says which frame and pixel.
+        """
+        if not 1 <= number <= self.num_frames:
+            raise InputError(f"{self.path / FRAMES_FILE}: no frame {number}; allowed: 1..{self.num_frames}")
+        labels = self._pixels("labels", number)
+        if labels.max() > NUM_NYU_CLASSES:
+            raise self._wrong_pixel("labels", number, labels, labels > NUM_NYU_CLASSES, f"0..{NUM_NYU_CLASSES}")
+        return Frame(
+            number=number,
+            image=self._pixels("images", number),
+            labels=self._table[labels],
+            raw_depth=self._depth("rawDepths", number),
+            filled_depth=self._depth("depths", number),
+        )
+
+    def _depth(self, name: str, number: int) -> NDArray[Any]:
+        depth = self._pixels(name, number)
+        known = valid_depth(depth)
+        if not known.all():
+            wrong = ~(known | (depth == 0))
+            if wrong.any():
+                raise self._wrong_pixel(name, number, depth, wrong, "metres, finite, 0 = missing")
+        return depth
+
+    def _pixels(self, name: str, number: int) -> NDArray[Any]:
+        try:
+            stored: NDArray[Any] = self._mat[name][number - 1]
+        except _H5PY_ERRORS as error:
+            raise InputError(f"{self.path / FRAMES_FILE}: {name}, frame {number}: unreadable: {_one_line(error)}") from None
+        return np.ascontiguousarray(stored.T)
+
+    def _wrong_pixel(self, name: str, number: int, values: NDArray[Any], wrong: NDArray[np.bool_], allowed: str) -> InputError:
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        where = f"{self.path / FRAMES_FILE}: {name}, frame {number}, row {row}, column {column}"
+        count = int(wrong.sum())
+        others = f" (and {count - 1} more pixels of this frame)" if count > 1 else ""
+        return InputError(f"{where}: {values[row, column].item()}; allowed: {allowed}{others}")
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What a whole set of frames holds."""
+
+    num_frames: int
+    num_train: int
+    num_test: int
+    class_pixels: tuple[int, ...]
+    """Pixels of each of the 40 classes, over all frames."""
+    void_share: float
+    """Share of pixels without a class."""
+    min_depth: float
+    """Nearest valid depth, filled in, metres; 0 where there is none."""
+    max_depth: float
+    """Farthest valid depth, filled in, metres; 0 where there is none."""
+    hole_share: float
+    """Share of pixels without a raw depth."""
+
+    @property
+    def classes_present(self) -> tuple[int, ...]:
+        """The classes 0..39 with at least one pixel."""
+        return tuple(c for c, count in enumerate(self.class_pixels) if count)
+
+
+class FrameTally:
+    """Sums over frames, taken while they pass by, from which a FolderReport is made."""
+
+    def __init__(self) -> None:
+        self._labels = np.zeros(256, np.int64)
+        self._num_frames = self._raw_valid = self._pixels = 0
+        self._min_depth, self._max_depth = np.inf, 0.0
+
+    def add(self, frame: Frame) -> None:
+        """Count one frame."""
+        self._num_frames += 1
+        self._pixels += frame.labels.size
+        self._labels += np.bincount(frame.labels.ravel(), minlength=256)
+        self._raw_valid += int(np.count_nonzero(valid_depth(frame.raw_depth)))
+        depth = frame.filled_depth
+        self._min_depth = min(self._min_depth, float(depth.min(where=valid_depth(depth), initial=np.inf)))
+        self._max_depth = max(self._max_depth, float(depth.max()))
+
+    def report(self, *, num_train: int, num_test: int) -> FolderReport:
+        """The sums so far. At least one frame must have been added."""
+        assert self._num_frames
+        return FolderReport(
+            num_frames=self._num_frames,
+            num_train=num_train,
+            num_test=num_test,
+            class_pixels=tuple(self._labels[:NUM_CLASSES].tolist()),
+            void_share=float(self._labels[VOID] / self._pixels),
+            min_depth=self._min_depth if self._max_depth else 0.0,
+            max_depth=self._max_depth,
+            hole_share=1 - self._raw_valid / self._pixels,
+        )
+
+
+def check(folder: Path, *, progress: Progress | None = None) -> FolderReport:
+    """Read every frame of a NYU folder once, and say what it holds.
+
+    Raises:
+        InputError: anything at all is wrong with it; see NyuFolder.open and NyuFolder.read.
+    """
+    tally = FrameTally()
+    with NyuFolder.open(folder) as nyu:
+        for number in range(1, nyu.num_frames + 1):
+            tally.add(nyu.read(number))
+            if progress is not None:
+                progress(number, nyu.num_frames)
+        return tally.report(num_train=len(nyu.train), num_test=len(nyu.test))
+
+
+def _count_frames(path: Path, mat: h5py.File) -> int:
+    """How many frames all four datasets hold, each in NYU's layout."""
+    counts: dict[str, int] = {}
+    for name, (frame_shape, dtype) in _LAYOUT.items():
+        try:
+            dataset = mat.get(name)
+        except _H5PY_ERRORS as error:
+            raise InputError(f"{path}: {name}: unreadable: {_one_line(error)}") from None
+        if not isinstance(dataset, h5py.Dataset):
+            raise InputError(f"{path}: no dataset {name}; needed: {', '.join(_LAYOUT)}")
+        if len(dataset.shape) != len(frame_shape) + 1 or dataset.shape[1:] != frame_shape:
+            allowed = ", ".join(map(str, ("frames", *frame_shape)))
+            raise InputError(f"{path}: {name} has shape {dataset.shape}; allowed: ({allowed}), as MATLAB stores it")
+        if dataset.dtype != dtype:
+            raise InputError(f"{path}: {name} holds {dataset.dtype}; allowed: {dtype}")
+        counts[name] = dataset.shape[0]
+    if len(set(counts.values())) > 1:
+        raise InputError(f"{path}: the datasets hold different numbers of frames: {counts}")
+    if not counts["images"]:
+        raise InputError(f"{path}: holds no frames")
+    return counts["images"]
+
+
+def _read_mapping(path: Path) -> NDArray[np.uint8]:
+    try:
+        return class_table(_read_small_mat(path, ["mapClass"])[0])
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _read_splits(path: Path, num_frames: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The 1-based numbers of the train and the test frames, ascending, with no frame twice."""
+    names = ["trainNdxs", "testNdxs"]
+    splits: list[tuple[int, ...]] = []
+    for name, given in zip(names, _read_small_mat(path, names), strict=True):
+        values = given.ravel()
+        if not values.size:
+            raise InputError(f"{path}: {name} is empty")
+        wrong = values[~np.isin(values, np.arange(1, num_frames + 1))]
+        if wrong.size:
+            raise InputError(f"{path}: {name} has frame {wrong[0].item()}; allowed: whole numbers 1..{num_frames}")
+        numbers, counts = np.unique(values.astype(np.int64), return_counts=True)
+        if counts.max() > 1:
+            raise InputError(f"{path}: {name} has frame {numbers[counts.argmax()]} more than once")
+        splits.append(tuple(numbers.tolist()))
+    train, test = splits
+    both = sorted({*train} & {*test})
+    if both:
+        raise InputError(f"{path}: frame {both[0]} is in both trainNdxs and testNdxs ({len(both)} such)")
+    return train, test
+
+
+def _read_small_mat(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
+    """Named numeric variables of a small .mat file, of MATLAB 5 or 7.3."""
+    try:
+        if h5py.is_hdf5(path):
+            with h5py.File(path, "r") as mat:
+                found = {name: np.asarray(mat[name]) for name in names if isinstance(mat.get(name), h5py.Dataset)}
+        else:
+            found = loadmat(path, appendmat=False, variable_names=names)
+    except _SCIPY_ERRORS as error:
+        raise InputError(f"{path}: not a MATLAB file that can be read: {_one_line(error)}") from None
+    for name in names:
+        if name not in found:
+            raise InputError(f"{path}: no variable {name}; needed: {', '.join(names)}")
+        if not isinstance(found[name], np.ndarray) or found[name].dtype.kind not in "uif":
+            raise InputError(f"{path}: {name} does not hold plain numbers")
+    return [found[name] for name in names]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,244 @@
+"""The prepared store: a NYU folder copied once into plain .npy arrays that many processes map at the same time.
+
+Not here: how NYU's own files are read (nyu.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
+from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
+from jointseg.errors import InputError
+
+FORMAT = 1
+"""Version of the layout; raised when a store written before could be misread."""
+
+INDEX_FILE = "store.json"
+# The arrays, which are also the fields of a Frame: the shape of one frame, and what it holds.
+_ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
+    "image": ((FRAME_HEIGHT, FRAME_WIDTH, 3), "|u1"),
+    "labels": ((FRAME_HEIGHT, FRAME_WIDTH), "|u1"),
+    "raw_depth": ((FRAME_HEIGHT, FRAME_WIDTH), "<f4"),
+    "filled_depth": ((FRAME_HEIGHT, FRAME_WIDTH), "<f4"),
+}
+_BYTES_PER_FRAME = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in _ARRAYS.values())
+_BYTES_BESIDE_FRAMES = 2**20  # headers and store.json, with room to spare
+# Full, over quota or too large; or another process was first.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT}
+
+
+class Store:
+    """A prepared store, open for reading. Pickles as its path, so that each process maps the files itself."""
+
+    def __init__(self, path: Path, index: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.source: str = index["source"]
+        """Name of the NYU folder it was made from."""
+        self.train: tuple[int, ...] = tuple(index["train"])
+        """1-based numbers of the train frames, ascending."""
+        self.test: tuple[int, ...] = tuple(index["test"])
+        """1-based numbers of the test frames, ascending."""
+        self.digest: str = index["digest"]
+        """SHA-256 of all frames and both splits, in hexadecimal."""
+        self.info: FolderReport = index["report"]
+        """What the frames hold."""
+        self._arrays = arrays
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in the store, train and test."""
+        return self.info.num_frames
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a store and check its files' kinds and sizes; no pixel is read.
+
+        Raises:
+            InputError: it is no store, of another format, or one of its files is missing or cut short.
+        """
+        index = _read_index(path / INDEX_FILE)
+        return cls(path, index, {name: _map(path, name, index["report"].num_frames) for name in _ARRAYS})
+
+    def __reduce__(self) -> tuple[Callable[[Path], Store], tuple[Path]]:
+        return type(self).open, (self.path,)
+
+    def frame(self, number: int) -> Frame:
+        """The frame with this 1-based number, its arrays copied from disk.
+
+        Raises:
+            InputError: there is no such frame.
+        """
+        if not 1 <= number <= self.num_frames:
+            raise InputError(f"{self.path}: no frame {number}; allowed: 1..{self.num_frames}")
+        return Frame(number=number, **{name: np.array(array[number - 1]) for name, array in self._arrays.items()})
+
+    def verify(self, *, progress: Progress | None = None) -> None:
+        """Read every frame again and compare with the digest.
+
+        Raises:
+            InputError: the contents are not those that were written.
+        """
+        digest = hashlib.sha256()
+        for number in range(1, self.num_frames + 1):
+            _add_frame(digest, self.frame(number))
+            if progress is not None:
+                progress(number, self.num_frames)
+        _add_splits(digest, self.train, self.test)
+        if digest.hexdigest() != self.digest:
+            raise InputError(f"{self.path}: its contents were changed after it was made: their digest is not {self.digest}")
+
+
+def prepare(folder: Path, store: Path, *, progress: Progress | None = None) -> Store:
+    """Copy a NYU folder into a new store in one pass that also checks every pixel.
+
+    The store appears whole, by one rename, or not at all; what an interrupted attempt left is cleared by the next.
+
+    Raises:
+        InputError: the folder is wrong (see nyu.NyuFolder), the store exists already or is being made by another
+            process, or the disk has too little room.
+    """
+    with NyuFolder.open(folder) as nyu:
+        if store.exists():
+            raise InputError(f"{store}: exists already; remove it to make it again, or name another")
+        check_space(store, needed=nyu.num_frames * _BYTES_PER_FRAME + _BYTES_BESIDE_FRAMES)
+        with _appearing_whole(store) as partial:
+            index = _write_arrays(nyu, partial, progress)
+            (partial / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+    return Store.open(store)
+
+
+def check_space(path: Path, *, needed: int) -> None:
+    """See that the disk on which `path` is to be made has `needed` bytes free.
+
+    Raises:
+        InputError: it has not; the message holds both sizes.
+    """
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
+
+
+@contextlib.contextmanager
+def _appearing_whole(path: Path) -> Iterator[Path]:
+    """A locked folder beside `path` to write into, renamed to `path` at the end; gone if anything goes wrong."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{partial}: cannot be made: {error.strerror}") from None
+    try:
+        _lock_or_refuse(lock, path)
+        for left_over in partial.iterdir():
+            left_over.unlink()
+        try:
+            yield partial
+            partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        os.close(lock)
+
+
+def _lock_or_refuse(folder: int, path: Path) -> None:
+    # The lock goes with the process that holds it: an unlocked folder is left over from an interrupted attempt.
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{path}: another process is making this store") from None
+
+
+def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> dict[str, Any]:
+    """Append frame after frame to each array (a writable map would count as memory in use); return the index."""
+    tally, digest = FrameTally(), hashlib.sha256()
+    with contextlib.ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for name, (shape, dtype) in _ARRAYS.items():
+            files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+            header = {"descr": dtype, "fortran_order": False, "shape": (nyu.num_frames, *shape)}
+            np.lib.format.write_array_header_1_0(files[name], header)
+        for number in range(1, nyu.num_frames + 1):
+            frame = nyu.read(number)
+            tally.add(frame)
+            _add_frame(digest, frame)
+            for name, file in files.items():
+                file.write(memoryview(getattr(frame, name)))
+            if progress is not None:
+                progress(number, nyu.num_frames)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())  # the rename must not reach the disk before the arrays
+    _add_splits(digest, nyu.train, nyu.test)
+    report = tally.report(num_train=len(nyu.train), num_test=len(nyu.test))
+    return {
+        "format": FORMAT,
+        "source": nyu.path.absolute().name,
+        "digest": digest.hexdigest(),
+        "report": dataclasses.asdict(report),
+        "train": nyu.train,
+        "test": nyu.test,
+    }
+
+
+def _add_frame(digest: hashlib._Hash, frame: Frame) -> None:
+    for name in _ARRAYS:
+        digest.update(memoryview(getattr(frame, name)))
+
+
+def _add_splits(digest: hashlib._Hash, train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    digest.update(json.dumps({"train": train, "test": test}).encode())
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent}: not a prepared store: no {INDEX_FILE} in it")
+    try:
+        index = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: damaged: {error}") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else None
+        raise InputError(f"{path}: format is {found!r}; allowed: {FORMAT}; prepare the store again")
+    try:
+        report = index["report"]
+        index["report"] = FolderReport(**{**report, "class_pixels": tuple(report["class_pixels"])})
+        return {name: index[name] for name in ("source", "digest", "report", "train", "test")}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged: {error}; prepare the store again") from None
+
+
+def _map(folder: Path, name: str, num_frames: int) -> NDArray[Any]:
+    """One array, mapped read-only, of exactly the kind, shape and file size it should have."""
+    path = folder / f"{name}.npy"
+    shape, dtype = _ARRAYS[name]
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; prepare the store again") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path}: cut short or damaged, {path.stat().st_size} bytes: {error}; prepare the store again"
+        ) from None
+    if array.shape != (num_frames, *shape) or array.dtype != dtype:
+        raise InputError(f"{path}: holds {array.dtype} {array.shape}; allowed: {np.dtype(dtype)} {(num_frames, *shape)}")
+    return array
