@@ -5,6 +5,7 @@ Not here: the memory-mapped copy that training reads from (store.py).
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -37,9 +38,7 @@ _LAYOUT: dict[str, tuple[tuple[int, ...], str]] = {
     "rawDepths": ((FRAME_WIDTH, FRAME_HEIGHT), "float32"),
     "depths": ((FRAME_WIDTH, FRAME_HEIGHT), "float32"),
 }
-# MATLAB may pack dozens of frames into one compressed chunk. A cache that holds a row of such chunks of each dataset
-# unpacks every chunk once where frames are read in order. HDF5 asks for a prime number of slots.
-_CHUNK_CACHE = {"rdcc_nbytes": 96 * 2**20, "rdcc_nslots": 40_009}
+_LARGEST_CHUNK_CACHE = 256 * 2**20  # bytes, for each dataset
 # What a damaged file makes h5py and scipy raise; scipy's reader runs into variables it never set.
 _H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError)
 _SCIPY_ERRORS = (
@@ -54,7 +53,8 @@ class NyuFolder:
     def __init__(self, folder: Path, mat: h5py.File) -> None:
         self._mat = mat
         self.path = folder
-        self.num_frames = _count_frames(folder / FRAMES_FILE, mat)
+        self._datasets = _open_datasets(folder / FRAMES_FILE, mat)
+        self.num_frames = len(self._datasets["images"])
         self._table = _read_mapping(folder / MAPPING_FILE)
         self.train, self.test = _read_splits(folder / SPLITS_FILE, self.num_frames)
 
@@ -72,7 +72,7 @@ class NyuFolder:
                 raise InputError(f"{folder}: {problem}; needed: {FRAMES_FILE}, {SPLITS_FILE} and {MAPPING_FILE}")
         path = folder / FRAMES_FILE
         try:
-            mat = h5py.File(path, "r", **_CHUNK_CACHE)
+            mat = h5py.File(path, "r")
         except OSError as error:
             problem = _one_line(error) if h5py.is_hdf5(path) else "not an HDF5 (MATLAB 7.3) file"
             raise InputError(f"{path}: cannot be opened: {problem}") from None
@@ -123,7 +123,7 @@ class NyuFolder:
 
     def _pixels(self, name: str, number: int) -> NDArray[Any]:
         try:
-            stored: NDArray[Any] = self._mat[name][number - 1]
+            stored: NDArray[Any] = self._datasets[name][number - 1]
         except _H5PY_ERRORS as error:
             raise InputError(f"{self.path / FRAMES_FILE}: {name}, frame {number}: unreadable: {_one_line(error)}") from None
         return np.ascontiguousarray(stored.T)
@@ -208,9 +208,9 @@ def check(folder: Path, *, progress: Progress | None = None) -> FolderReport:
         return tally.report(num_train=len(nyu.train), num_test=len(nyu.test))
 
 
-def _count_frames(path: Path, mat: h5py.File) -> int:
-    """How many frames all four datasets hold, each in NYU's layout."""
-    counts: dict[str, int] = {}
+def _open_datasets(path: Path, mat: h5py.File) -> dict[str, h5py.Dataset]:
+    """The four datasets, each in NYU's layout, and all of as many frames."""
+    datasets: dict[str, h5py.Dataset] = {}
     for name, (frame_shape, dtype) in _LAYOUT.items():
         try:
             dataset = mat.get(name)
@@ -223,12 +223,26 @@ def _count_frames(path: Path, mat: h5py.File) -> int:
             raise InputError(f"{path}: {name} has shape {dataset.shape}; allowed: ({allowed}), as MATLAB stores it")
         if dataset.dtype != dtype:
             raise InputError(f"{path}: {name} holds {dataset.dtype}; allowed: {dtype}")
-        counts[name] = dataset.shape[0]
+        dataset = None  # closed, as one that is open keeps its cache
+        datasets[name] = _with_row_of_chunks_cached(mat, name)
+    counts = {name: len(dataset) for name, dataset in datasets.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"{path}: the datasets hold different numbers of frames: {counts}")
     if not counts["images"]:
         raise InputError(f"{path}: holds no frames")
-    return counts["images"]
+    return datasets
+
+
+def _with_row_of_chunks_cached(mat: h5py.File, name: str) -> h5py.Dataset:
+    """Open a dataset so that frames read in order unpack each chunk once; MATLAB may pack dozens of frames into one."""
+    dataset = mat[name]
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    if dataset.chunks is not None and dataset.chunks[0] > 1:
+        tiles = [-(-size // chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+        row = math.prod(tiles) * math.prod(dataset.chunks) * dataset.dtype.itemsize
+        access.set_chunk_cache(100 * math.prod(tiles) + 1, min(row, _LARGEST_CHUNK_CACHE), 1.0)
+    del dataset
+    return h5py.Dataset(h5py.h5d.open(mat.id, name.encode(), access))
 
 
 def _read_mapping(path: Path) -> NDArray[np.uint8]:
