@@ -1,0 +1,196 @@
+"""The joint network: rows of a table made into modules, and scores of every branch summed at the image's size.
+
+Not here: the rows (table.py), starting weights (pretrained.py), the CRF behind the network (crf/).
+"""
+
+# B images, C classes, N depth bins, S side of the square input
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from jointseg.config import NetworkConfig
+from jointseg.errors import InputError
+from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool
+
+CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
+"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab)."""
+
+SCORE_STD = 0.01
+"""Standard deviation of new score layers (DeepLab)."""
+
+IMAGE_CHANNELS = 3
+
+IMAGE_RMS = 64.0
+"""About the root mean square of an image less its mean, in levels."""
+
+
+class NetworkOutput(NamedTuple):
+    """What the network says of a batch."""
+
+    logits: Tensor
+    """(B, C, S, S), class scores; higher is likelier."""
+    depth_logits: Tensor | None
+    """(B, N, S, S), scores of the depth bins; None where depth was not asked for."""
+
+
+class JointNetwork(nn.Module):
+    """Class and depth-bin scores of an image, from features that both share (paper, 3.1).
+
+    A table's layers are its submodules by their own names, so parameters go by Caffe's: `conv1_1.weight`, `fc6.bias`;
+    score layers are `heads.BRANCH.segmentation` and `heads.BRANCH.depth`.
+
+    Attributes:
+        branches: the table it was built from.
+    """
+
+    def __init__(self, branches: Sequence[Branch], *, num_classes: int, num_depth_bins: int, width: float, dropout: float):
+        """Builds the modules, uninitialised as far as the paper is concerned; `build_network` also draws the weights."""
+        super().__init__()
+        self.branches = tuple(branches)
+        self._tapped = {branch.reads for branch in self.branches}
+        self.heads = nn.ModuleDict()
+        self._mean: Tensor
+        self.register_buffer("_mean", torch.tensor(CAFFE_MEAN_BGR).view(1, 3, 1, 1), persistent=False)
+
+        channels = {DATA: IMAGE_CHANNELS}
+        for branch in self.branches:
+            last = channels[branch.reads]
+            for layer in branch.layers:
+                module = _module(layer, in_channels=last, width=width, dropout=dropout)
+                self.add_module(layer.name, module)
+                last = module.out_channels if isinstance(module, ConvReLU) else last
+                channels[layer.name] = last
+            head = {"segmentation": nn.Conv2d(last, num_classes, 1), "depth": nn.Conv2d(last, num_depth_bins, 1)}
+            self.heads[branch.name] = nn.ModuleDict(head)
+
+    def forward(self, image: Tensor, *, with_depth: bool = True) -> NetworkOutput:
+        """Scores of every pixel.
+
+        Args:
+            image: (B, 3, S, S), RGB, 0..255, uint8 or floating; S = 8k + 1.
+            with_depth: False leaves the depth heads out (stage 1).
+
+        Raises:
+            InputError: the image has another shape.
+        """
+        _check_shape(image)
+        tasks = ["segmentation", "depth"] if with_depth else ["segmentation"]
+        scores: dict[str, dict[int, Tensor]] = {task: {} for task in tasks}
+        features = {DATA: image.flip(1).to(self._mean.dtype) - self._mean}
+        for branch in self.branches:
+            x = features[branch.reads]
+            for layer in branch.layers:
+                x = self.get_submodule(layer.name)(x)
+                if layer.name in self._tapped:
+                    features[layer.name] = x
+            assert (x.shape[-1] - 1) * branch.upsample + 1 == image.shape[-1], f"{branch.name} does not reach the image"
+            head = cast(nn.ModuleDict, self.heads[branch.name])
+            for task in tasks:
+                score = head[task](x)
+                at = scores[task]
+                at[branch.upsample] = at[branch.upsample] + score if branch.upsample in at else score
+        depth_logits = _sum_at_full_size(scores["depth"]) if with_depth else None
+        return NetworkOutput(_sum_at_full_size(scores["segmentation"]), depth_logits)
+
+    def score_parameters(self) -> list[nn.Parameter]:
+        """The new score layers, of classes and of depth; DeepLab trains them at 10 times the rate."""
+        return list(self.heads.parameters())
+
+    def depth_parameters(self) -> list[nn.Parameter]:
+        """The depth heads, of which stage 1 has none (paper, 4.1)."""
+        return [parameter for name, parameter in self.heads.named_parameters() if name.split(".")[1] == "depth"]
+
+    def starting_names(self) -> dict[str, str]:
+        """For each parameter the Caffe parameter that it starts from, in files of pretrained weights."""
+        convs = (layer for branch in self.branches for layer in branch.layers if isinstance(layer, Conv))
+        layers = {layer.name: layer.starts_from or layer.name for layer in convs}
+        names = {}
+        for name, _ in self.named_parameters():
+            layer, _, leaf = name.rpartition(".")
+            names[name] = f"{layers.get(layer, layer)}.{leaf}"
+        return names
+
+
+class ConvReLU(nn.Conv2d):
+    """A convolution and its ReLU in one module, so that the parameter is `conv1_1.weight` and nothing longer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels in, H, W) to (B, channels out, H', W'), not negative."""
+        return super().forward(x).relu_()
+
+
+def build_network(config: NetworkConfig, *, seed: int) -> JointNetwork:
+    """The network of `config` with weights drawn from `seed`; the global random state is left as it was.
+
+    Score layers are N(0, 0.01), hidden layers He's over the inputs, biases 0. He's keeps the scale of what comes in, and the
+    score layers expect a scale near 1, so layers that read the image also divide by IMAGE_RMS: the semantic loss then
+    starts at log C and not at ten times that. `config.weights` is not read here.
+    """
+    with torch.random.fork_rng(devices=[]):  # torch draws weights of its own when a layer is made
+        network = JointNetwork(
+            VARIANTS[config.variant],
+            num_classes=config.num_classes,
+            num_depth_bins=config.num_depth_bins,
+            width=config.width,
+            dropout=config.dropout,
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            if isinstance(module, ConvReLU):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                if module.in_channels == IMAGE_CHANNELS:
+                    with torch.no_grad():
+                        module.weight.div_(IMAGE_RMS)
+            else:
+                nn.init.normal_(module.weight, std=SCORE_STD, generator=generator)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def _module(layer: Layer, *, in_channels: int, width: float, dropout: float) -> nn.Module:
+    match layer:
+        case Conv():
+            return ConvReLU(
+                in_channels,
+                max(8, 8 * round(layer.channels * width / 8)),  # whole multiples of 8 run fast
+                layer.kernel,
+                stride=layer.stride,
+                padding=layer.dilation * (layer.kernel // 2),
+                dilation=layer.dilation,
+            )
+        case MaxPool():
+            return nn.MaxPool2d(3, stride=layer.stride, padding=1)
+        case AvgPool():
+            return nn.AvgPool2d(3, stride=1, padding=1)
+        case Dropout():
+            return nn.Dropout(dropout)
+
+
+def _sum_at_full_size(scores: dict[int, Tensor]) -> Tensor:
+    """Sum of score maps, each upsampled by its factor; bilinear, corners aligned.
+
+    Goes from the coarsest to the finest and upsamples the sum so far. On grids that share corners and divide each other,
+    bilinear steps make up the whole bilinear step, so this is the sum of the upsampled maps with one large map in memory.
+    """
+    coarse, *finer = sorted({*scores, 1}, reverse=True)
+    total = scores[coarse]
+    for factor in finer:
+        side = (total.shape[-1] - 1) * (coarse // factor) + 1
+        total = interpolate(total, size=(side, side), mode="bilinear", align_corners=True)
+        total = total.add_(scores[factor]) if factor in scores else total
+        coarse = factor
+    return total
+
+
+def _check_shape(image: Tensor) -> None:
+    shape = tuple(image.shape)
+    if len(shape) != 4 or shape[1] != IMAGE_CHANNELS or shape[2] != shape[3] or shape[2] % 8 != 1:
+        raise InputError(f"image: shape {shape} is not allowed; allowed: (B, 3, S, S) with S = 8k + 1, such as 65 or 513")
