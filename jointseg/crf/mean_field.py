@@ -28,7 +28,8 @@ def mean_field(
     unary_logits_BCP: Tensor, filters: Sequence[GaussianFilter], *, matrices_KCC: Tensor, num_iterations: int
 ) -> Tensor:
     """Run parallel updates from q = softmax(unary logits). Returns logits (B, C, P); softmax over C gives the last q."""
-    filters, matrices_KCC = merge_terms(filters, matrices_KCC)
+    if num_iterations > 1:
+        filters, matrices_KCC = merge_terms(filters, matrices_KCC)
     logits_BCP = unary_logits_BCP
     for _ in range(num_iterations):
         logits_BCP = mean_field_step(logits_BCP.softmax(1), unary_logits_BCP, filters, matrices_KCC=matrices_KCC)
