@@ -58,7 +58,7 @@ class SegmentationSums:
     @classmethod
     def from_labels(cls, prediction: Array, truth: Array, num_classes: int) -> Self:
         """Counts of labels of equal shape, any number of images; `prediction` 0..C-1, `truth` 0..C-1 or VOID."""
-        predicted, true = torch.as_tensor(prediction), torch.as_tensor(truth)
+        predicted, true = _tensor(prediction), _tensor(truth)
         assert predicted.shape == true.shape, f"prediction is {tuple(predicted.shape)} but truth is {tuple(true.shape)}"
         valid = true != VOID
         rows, columns = torch.where(valid, true.int(), 0), torch.where(valid, predicted.int(), 0)
@@ -136,7 +136,7 @@ class DepthSums:
 
         Where `truth` is not a valid depth nothing is counted; `prediction` is a valid depth wherever `truth` is.
         """
-        predicted, true = torch.as_tensor(prediction), torch.as_tensor(truth)
+        predicted, true = _tensor(prediction), _tensor(truth)
         assert predicted.shape == true.shape, f"prediction is {tuple(predicted.shape)} but truth is {tuple(true.shape)}"
         if true.ndim < 3:
             predicted, true = predicted[None], true[None]
@@ -224,6 +224,10 @@ def _metrics_of(row: NDArray[np.float64]) -> dict[str, float]:
         "si_log_var": variance,
         "log10": mean["log_abs"] / math.log(10),
     }
+
+
+def _tensor(array: Array) -> Tensor:
+    return array if isinstance(array, Tensor) else torch.from_numpy(array.copy())  # copied: mirrored and read-only ones too
 
 
 def _divide(sums: Any, counts: Any) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ class JointNetwork(nn.Module):
         """
         _check_shape(image)
         tasks = ["segmentation", "depth"] if with_depth else ["segmentation"]
-        scores: dict[str, dict[int, Tensor]] = {task: {} for task in tasks}
+        scores: dict[str, list[tuple[int, Tensor]]] = {task: [] for task in tasks}
         features = {DATA: image.flip(1).to(self._mean.dtype) - self._mean}
         for branch in self.branches:
             x = features[branch.reads]
@@ -92,9 +92,7 @@ class JointNetwork(nn.Module):
             assert (x.shape[-1] - 1) * branch.upsample + 1 == image.shape[-1], f"{branch.name} does not reach the image"
             head = cast(nn.ModuleDict, self.heads[branch.name])
             for task in tasks:
-                score = head[task](x)
-                at = scores[task]
-                at[branch.upsample] = at[branch.upsample] + score if branch.upsample in at else score
+                scores[task].append((branch.upsample, head[task](x)))
         depth_logits = _sum_at_full_size(scores["depth"]) if with_depth else None
         return NetworkOutput(_sum_at_full_size(scores["segmentation"]), depth_logits)
 
@@ -174,20 +172,23 @@ def _module(layer: Layer, *, in_channels: int, width: float, dropout: float) -> 
             return nn.Dropout(dropout)
 
 
-def _sum_at_full_size(scores: dict[int, Tensor]) -> Tensor:
-    """Sum of score maps, each upsampled by its factor; bilinear, corners aligned.
+def _sum_at_full_size(scores: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Sum of score maps, each upsampled by the factor beside it.
 
     Goes from the coarsest to the finest and upsamples the sum so far. On grids that share corners and divide each other,
     bilinear steps make up the whole bilinear step, so this is the sum of the upsampled maps with one large map in memory.
     """
-    coarse, *finer = sorted({*scores, 1}, reverse=True)
-    total = scores[coarse]
-    for factor in finer:
-        side = (total.shape[-1] - 1) * (coarse // factor) + 1
-        total = interpolate(total, size=(side, side), mode="bilinear", align_corners=True)
-        total = total.add_(scores[factor]) if factor in scores else total
-        coarse = factor
-    return total
+    (factor, total), *others = sorted(scores, key=lambda pair: pair[0], reverse=True)
+    for finer, score in others:
+        total = _upsample(total, factor // finer) + score
+        factor = finer
+    return _upsample(total, factor)
+
+
+def _upsample(x: Tensor, factor: int) -> Tensor:
+    """Bilinear, corners aligned: (B, K, h, h) to (B, K, f(h - 1) + 1, f(h - 1) + 1)."""
+    side = (x.shape[-1] - 1) * factor + 1
+    return x if factor == 1 else interpolate(x, size=(side, side), mode="bilinear", align_corners=True)
 
 
 def _check_shape(image: Tensor) -> None:

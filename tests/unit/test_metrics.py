@@ -165,6 +165,15 @@ def test_a_prediction_that_is_no_depth_is_our_mistake():
 # Both
 
 
+def test_mirrored_and_read_only_arrays_are_scored_like_any():
+    labels, depths = TRUTH[:, ::-1].copy(), TRUE_DEPTH[:, ::-1].copy()
+    labels.flags.writeable = depths.flags.writeable = False
+    one, two = (SegmentationSums.from_labels(PREDICTION, truth, 5) for truth in (TRUTH[:, ::-1], labels))
+    assert np.array_equal(one.confusion, two.confusion)
+    three, four = (DepthSums.from_depth(DEPTH, truth) for truth in (TRUE_DEPTH[:, ::-1], depths))
+    assert np.array_equal(three.images, four.images)
+
+
 def test_sums_survive_json():
     prediction, truth, depth, true_depth = random_frames()
     labels, depths = SegmentationSums.from_labels(prediction, truth, 5), DepthSums.from_depth(depth, true_depth)
