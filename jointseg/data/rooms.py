@@ -1,0 +1,215 @@
+"""Synthetic rooms in NYU Depth v2's own layout on disk: nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat.
+
+Not here: what is in a room and how it is drawn (synthetic/), how such files are read (nyu.py).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import savemat
+
+from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS
+from jointseg.data.synthetic.light import picture
+from jointseg.data.synthetic.ray_cast import HEIGHT, SHELL, WIDTH, Floats, cast, patches
+from jointseg.data.synthetic.room_plan import plan_room, room_kind, shell_label
+from jointseg.data.synthetic.sensor import sensed_depth, unlabelled, white_border, widen
+from jointseg.errors import InputError
+from jointseg.labels import CLASS_NAMES
+
+LABELED_MAT, SPLITS_MAT, MAPPING_MAT = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
+MAT_HEADER = b"MATLAB 7.3 MAT-file, synthetic rooms in the layout of NYU Depth v2".ljust(124) + b"\x00\x02IM"
+USERBLOCK = 512
+
+
+@dataclass(frozen=True)
+class Room:
+    """One frame, as NYU Depth v2 has it.
+
+    Attributes:
+        image: (480, 640, 3) uint8, RGB; its border is white.
+        labels: (480, 640) uint16, fine classes 1..894, 0 = unlabelled.
+        instances: (480, 640) uint8, counts the things of each fine class from 1; 0 = unlabelled.
+        depth: (480, 640) float32, true z-depth in metres, no holes.
+        raw_depth: (480, 640) float32, what the sensor measured, metres, 0 = missing.
+        scene_type: NYU's name of the kind of room.
+        tilt: roll, yaw, pitch of the camera and its tilt from the level, radians.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint16]
+    instances: NDArray[np.uint8]
+    depth: Floats
+    raw_depth: Floats
+    scene_type: str
+    tilt: tuple[float, float, float, float]
+
+
+def render_room(seed: int, index: int) -> Room:
+    """The room with this number. The same (seed, index) gives the same room, whatever else is rendered."""
+    rng = np.random.default_rng([seed, index])
+    kind = room_kind(seed, index)
+    plan = plan_room(rng, kind=kind)
+    solids = [part.solid for part in plan.parts]
+    hits = cast(solids, plan.camera, room=plan.room)
+    image = picture(plan, patches(hits, solids, plan.camera, room=plan.room), rng)
+
+    label_of_part = np.array([shell_label(face) for face in range(len(SHELL))] + [part.label for part in plan.parts], np.uint16)
+    thing_of_part = np.array([-1 - face for face in range(len(SHELL))] + [part.thing for part in plan.parts], np.int32)
+    glossy_of_part = np.array([False] * len(SHELL) + [part.paint.look.glossy for part in plan.parts])
+    labels, things = label_of_part[hits.part], thing_of_part[hits.part]
+    instances = _count_instances(label_of_part, thing_of_part)[hits.part]
+
+    raw_depth = sensed_depth(hits.depth, glossy=glossy_of_part[hits.part], rng=rng)
+    border = white_border(rng)
+    void = unlabelled(labels, things, rng) | widen(border, 2)
+    labels[void] = 0
+    instances[void] = 0
+    image[border] = 255
+    roll, yaw, pitch = plan.tilt
+    tilt = (roll, yaw, pitch, float(np.hypot(roll, pitch)))
+    return Room(image, labels, instances, hits.depth, raw_depth, kind, tilt)
+
+
+def _count_instances(labels: NDArray[np.uint16], things: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Numbers the things of each fine class from 1, part by part; 0 where the part is unlabelled."""
+    seen: dict[int, dict[int, int]] = {}
+    numbers = np.zeros(len(labels), np.uint8)
+    for part, (label, thing) in enumerate(zip(labels.tolist(), things.tolist(), strict=True)):
+        of_label = seen.setdefault(label, {})
+        numbers[part] = of_label.setdefault(thing, len(of_label) + 1) if label else 0
+    return numbers
+
+
+def write_rooms(
+    out: Path,
+    *,
+    num_train: int,
+    num_test: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+    num_processes: int = 1,
+) -> None:
+    """Renders rooms and writes them to `out` as the three files of NYU Depth v2 and its NYUv2-40 task.
+
+    The files are made beside `out` and moved in at the end, the frames last: an interrupted call leaves none of them.
+    Frame i is `render_room(seed, i)`; train and test frames are interleaved, drawn by `seed`. A frame takes 5 MB.
+
+    Args:
+        out: folder, made if missing.
+        num_train: frames of the train split.
+        num_test: frames of the test split.
+        seed: of the rooms and of the split.
+        progress: called with the number of frames written so far, after each.
+        num_processes: processes that render.
+
+    Raises:
+        InputError: a number is out of range, or `out` is a file or holds one of the three files already.
+    """
+    for name, value, least in (
+        ("num_train", num_train, 1),
+        ("num_test", num_test, 1),
+        ("seed", seed, 0),
+        ("num_processes", num_processes, 1),
+    ):
+        if value < least:
+            raise InputError(f"{name} is {value}; allowed: {least} or more")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; allowed: a folder, or a path where one can be made")
+    for name in (LABELED_MAT, SPLITS_MAT, MAPPING_MAT):
+        if (out / name).exists():
+            raise InputError(f"{out} holds {name} already; allowed: a folder without it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
+        folder = Path(unfinished)
+        with _rendered(seed, num_train + num_test, num_processes) as rooms:
+            _write_frames(folder / LABELED_MAT, rooms, num_train + num_test, progress or (lambda _: None))
+        _write_splits(folder / SPLITS_MAT, num_train, num_test, seed)
+        _write_mapping(folder / MAPPING_MAT)
+        out.mkdir(exist_ok=True)
+        for name in (SPLITS_MAT, MAPPING_MAT, LABELED_MAT):
+            (folder / name).replace(out / name)
+
+
+@contextmanager
+def _rendered(seed: int, num_rooms: int, num_processes: int) -> Iterator[Iterator[Room]]:
+    """The rooms in order; no process outlives the block, however it ends."""
+    if num_processes == 1:
+        yield (render_room(seed, index) for index in range(num_rooms))
+        return
+    pool = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool.map(render_room, [seed] * num_rooms, range(num_rooms))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_frames(path: Path, rooms: Iterator[Room], num_rooms: int, progress: Callable[[int], None]) -> None:
+    """The labelled dataset: HDF5 behind a MATLAB 7.3 header, every array transposed as MATLAB stores it."""
+    width_height = (WIDTH, HEIGHT)
+    texts: dict[str, list[str]] = {name: [] for name in ("scenes", "sceneTypes", "rawRgbFilenames", "rawDepthFilenames")}
+    with h5py.File(path, "w", userblock_size=USERBLOCK) as mat:
+        images = _array(mat, "images", (num_rooms, 3, *width_height), "u1")
+        depths = _array(mat, "depths", (num_rooms, *width_height), "f4")
+        raw_depths = _array(mat, "rawDepths", (num_rooms, *width_height), "f4")
+        labels = _array(mat, "labels", (num_rooms, *width_height), "u2")
+        instances = _array(mat, "instances", (num_rooms, *width_height), "u1")
+        tilts = mat.create_dataset("accelData", (4, num_rooms), "f4")
+        tilts.attrs["MATLAB_class"] = np.bytes_("single")
+        for row, room in enumerate(rooms):
+            images[row] = room.image.transpose(2, 1, 0)
+            depths[row], raw_depths[row] = room.depth.T, room.raw_depth.T
+            labels[row], instances[row] = room.labels.T, room.instances.T
+            tilts[:, row] = room.tilt
+            scene = f"{room.scene_type}_{row + 1:04d}"
+            texts["scenes"].append(scene)
+            texts["sceneTypes"].append(room.scene_type)
+            texts["rawRgbFilenames"].append(f"{scene}/r-{row + 1}.ppm")
+            texts["rawDepthFilenames"].append(f"{scene}/d-{row + 1}.pgm")
+            progress(row + 1)
+        _write_cells(mat, "names", list(FINE_NAMES))
+        for name, values in texts.items():
+            _write_cells(mat, name, values)
+    with path.open("r+b") as file:
+        file.write(MAT_HEADER)
+
+
+def _array(mat: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    dataset = mat.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]))
+    dataset.attrs["MATLAB_class"] = np.bytes_({"u1": "uint8", "u2": "uint16", "f4": "single"}[dtype])
+    return dataset
+
+
+def _write_cells(mat: Any, name: str, texts: list[str]) -> None:
+    """A MATLAB cell of texts: (1, n) references to (k, 1) character codes."""
+    cells = mat.create_dataset(name, (1, len(texts)), h5py.ref_dtype)
+    cells.attrs["MATLAB_class"] = np.bytes_("cell")
+    for i, text in enumerate(texts):
+        codes = mat.create_dataset(f"#refs#/{name}{i}", data=np.array([[ord(c)] for c in text], np.uint16))
+        codes.attrs["MATLAB_class"] = np.bytes_("char")
+        codes.attrs["MATLAB_int_decode"] = np.int32(2)
+        cells[0, i] = codes.ref
+
+
+def _write_splits(path: Path, num_train: int, num_test: int, seed: int) -> None:
+    numbers = np.random.default_rng([seed, num_train, num_test]).permutation(num_train + num_test) + 1
+    train, test = np.sort(numbers[:num_train]), np.sort(numbers[num_train:])
+    savemat(path, {"trainNdxs": train.astype(np.uint16)[:, None], "testNdxs": test.astype(np.uint16)[:, None]})
+
+
+def _write_mapping(path: Path) -> None:
+    def cells(names: tuple[str, ...]) -> NDArray[np.object_]:
+        return np.array([[*names]], object)
+
+    savemat(path, {"mapClass": MAP_CLASS[None], "className": cells(CLASS_NAMES), "allClassName": cells(FINE_NAMES)})
