@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jointseg.crf.settings import CrfSettings
 from jointseg.labels import NUM_CLASSES
@@ -49,11 +49,12 @@ class NetworkConfig(Settings):
         """The farthest depth the bins can say, metres; 7 m in the paper."""
         return self.num_depth_bins * self.depth_bin
 
-    @model_validator(mode="after")
-    def _whole_steps(self) -> Self:
-        if self.input_size % 8 != 1:
-            raise ValueError(f"input_size is {self.input_size}; allowed: 8k + 1, such as 65, 129, 257, 513")
-        return self
+    @field_validator("input_size")
+    @classmethod
+    def _whole_steps(cls, size: int) -> int:
+        if size % 8 != 1:
+            raise ValueError(f"{size} is not allowed; allowed: 8k + 1, such as 65, 129, 257, 513")
+        return size
 
 
 class DataConfig(Settings):
@@ -140,6 +141,10 @@ class TrainingConfig(Settings):
     """Steps between checkpoints; the last step always writes one."""
     validate_every: Count = 500
     """Steps between validations on a few validation frames; the last step always has one."""
+    loader_workers: int = Field(0, ge=0)
+    """Processes that cut views for each worker; 0 cuts them in the training process."""
+    max_failures: int = Field(0, ge=0)
+    """Lost workers or nodes that a stage gets over by itself; beyond them it stops, and `run` again goes on."""
     keep_checkpoints: Count = 2
     """Checkpoints kept of each stage."""
 

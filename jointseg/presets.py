@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jointseg.config import Config, DataConfig, EvaluationConfig, LossConfig, NetworkConfig, SearchConfig, StageConfig, TrainingConfig
+from jointseg.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    NetworkConfig,
+    SearchConfig,
+    StageConfig,
+    TrainingConfig,
+)
 
 
 def paper() -> Config:

@@ -44,6 +44,7 @@ class SettingsError(InputError):
 
     @classmethod
     def from_validation(cls, error: ValidationError, owner: type[BaseModel]) -> SettingsError:
+        """The first thing that pydantic found wrong, in our words."""
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":

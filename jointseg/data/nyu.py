@@ -6,6 +6,7 @@ Not here: the memory-mapped copy that training reads from (store.py).
 from __future__ import annotations
 
 import math
+import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from jointseg.labels import NUM_CLASSES, NUM_NYU_CLASSES, VOID, class_table
 FRAMES_FILE = "nyu_depth_v2_labeled.mat"
 SPLITS_FILE = "splits.mat"
 MAPPING_FILE = "classMapping40.mat"
+_NYU_MAP_SHA256 = "9c75cdc1ff39748751966fe8d8493b1d2ca3acda9ec861b2f70f52221d65a7bd"  # of mapClass, 894 bytes
 
 Progress = Callable[[int, int], None]
 """Called after each frame with the frames done and the frames in all."""
@@ -56,6 +58,8 @@ class NyuFolder:
         self._datasets = _open_datasets(folder / FRAMES_FILE, mat)
         self.num_frames = len(self._datasets["images"])
         self._table = _read_mapping(folder / MAPPING_FILE)
+        self.real = hashlib.sha256((self._table[1:] + 1).tobytes()).hexdigest() == _NYU_MAP_SHA256
+        """Whether classes are mapped by NYU's own classMapping40.mat, as only its own frames are."""
         self.train, self.test = _read_splits(folder / SPLITS_FILE, self.num_frames)
 
     @classmethod
@@ -143,6 +147,8 @@ class FolderReport:
     num_frames: int
     num_train: int
     num_test: int
+    real: bool
+    """Whether these are NYU's own frames, going by the class mapping beside them."""
     class_pixels: tuple[int, ...]
     """Pixels of each of the 40 classes, over all frames."""
     void_share: float
@@ -178,13 +184,14 @@ class FrameTally:
         self._min_depth = min(self._min_depth, float(depth.min(where=valid_depth(depth), initial=np.inf)))
         self._max_depth = max(self._max_depth, float(depth.max()))
 
-    def report(self, *, num_train: int, num_test: int) -> FolderReport:
-        """The sums so far. At least one frame must have been added."""
+    def report(self, nyu: NyuFolder) -> FolderReport:
+        """The sums so far over frames of `nyu`. At least one frame must have been added."""
         assert self._num_frames
         return FolderReport(
             num_frames=self._num_frames,
-            num_train=num_train,
-            num_test=num_test,
+            num_train=len(nyu.train),
+            num_test=len(nyu.test),
+            real=nyu.real,
             class_pixels=tuple(self._labels[:NUM_CLASSES].tolist()),
             void_share=float(self._labels[VOID] / self._pixels),
             min_depth=self._min_depth if self._max_depth else 0.0,
@@ -205,7 +212,7 @@ def check(folder: Path, *, progress: Progress | None = None) -> FolderReport:
             tally.add(nyu.read(number))
             if progress is not None:
                 progress(number, nyu.num_frames)
-        return tally.report(num_train=len(nyu.train), num_test=len(nyu.test))
+        return tally.report(nyu)
 
 
 def _open_datasets(path: Path, mat: h5py.File) -> dict[str, h5py.Dataset]:

@@ -189,7 +189,7 @@ def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> di
             file.flush()
             os.fsync(file.fileno())  # the rename must not reach the disk before the arrays
     _add_splits(digest, nyu.train, nyu.test)
-    report = tally.report(num_train=len(nyu.train), num_test=len(nyu.test))
+    report = tally.report(nyu)
     return {
         "format": FORMAT,
         "source": nyu.path.absolute().name,

@@ -20,7 +20,7 @@ CLEARANCE = 0.6
 """Nothing stands nearer to the camera than this, metres."""
 VIEW = 0.45
 """Half the angle in which places are looked for first, radians."""
-TRIES = 30
+TRIES = 36
 FLAT = 0.03
 """Things lower than this (rugs, papers) may lie under or on others, metres."""
 
@@ -97,7 +97,7 @@ class Furnisher:
         for attempt in range(TRIES):
             place = self._propose(step, size, by, turn_taken)
             beside_parent = None if by is None else by.place.bounds()
-            if self._is_free(place, beside_parent) and (attempt > 2 * TRIES / 3 or self._in_view(place)):
+            if self._is_free(place, beside_parent) and (attempt > 5 * TRIES / 6 or self._in_view(place)):
                 return place
         return None
 

@@ -16,7 +16,7 @@ class Step(NamedTuple):
     """Put `what` somewhere.
 
     `how`: against a `wall`; `hang` on one; `free` on the floor; on the `ceiling`. Or by the last thing called `of`:
-    `beside` it at the wall, in `front` facing it, `around` it, `on` top, `over` it at the wall, `cover` it, at its two `flank`s.
+    `beside` it at the wall, in `front` facing it, `around` it, `on` top, `over` it at the wall, `cover` it, at both `flank`s.
     `height` is that of the lower edge, metres, for what hangs; with `over` it counts from the top of `of`.
     """
 

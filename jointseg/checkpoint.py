@@ -1,0 +1,147 @@
+"""Checkpoints: weights, optimiser, step, random states and the whole config in one folder, each file digested.
+
+Not here: when one is written and how many are kept (training.py, pipeline/train.py), weights made elsewhere
+(network/pretrained.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jointseg.config import Config
+from jointseg.errors import InputError
+from jointseg.settings import differences
+
+FORMAT = 1
+DESCRIPTION = "checkpoint.json"
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.pt"
+RANDOM = "random.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One read checkpoint. `random_states` has one entry a rank: {"cpu": state, "cuda": state or None}."""
+
+    stage: str
+    step: int
+    config: Config
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    random_states: list[dict[str, Tensor | None]]
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` into `folder`, its description last: a folder without one is not a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}, folder / WEIGHTS)
+    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
+    torch.save(checkpoint.random_states, folder / RANDOM)
+    description = {
+        "format": FORMAT,
+        "stage": checkpoint.stage,
+        "step": checkpoint.step,
+        "sha256": {name: digest(folder / name) for name in (WEIGHTS, OPTIMIZER, RANDOM)},
+        "config": checkpoint.config.model_dump(mode="json"),
+    }
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
+
+
+def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
+    """Read a checkpoint back, for going on with the same stage under the same config.
+
+    Raises:
+        InputError: a file is missing or altered, or the checkpoint is of another stage or config; the message names
+            the file, or the fields that differ with both values.
+    """
+    description = _read_description(folder)
+    for name, expected in description["sha256"].items():
+        if not (folder / name).is_file() or digest(folder / name) != expected:
+            raise InputError(f"{folder / name}: missing or altered since it was written; remove {folder} to go on without it")
+    if description["stage"] != stage:
+        raise InputError(f"{folder}: is a checkpoint of {description['stage']!r}; needed: {stage!r}")
+    refuse_other_config(Config(**description["config"]), config, place=folder)
+    return Checkpoint(
+        stage=stage,
+        step=description["step"],
+        config=config,
+        weights=load_file(folder / WEIGHTS),
+        optimizer=torch.load(folder / OPTIMIZER, weights_only=True),
+        random_states=torch.load(folder / RANDOM, weights_only=True),
+    )
+
+
+def refuse_other_config(there: Config, given: Config, *, place: Path) -> None:
+    """Raise InputError, naming every field that differs, unless the two configs are equal."""
+    different = differences(there, given)
+    if different:
+        fields = "; ".join(f"{path} is {old!r} there and {new!r} here" for path, (old, new) in different.items())
+        raise InputError(f"{place}: was made with another config: {fields}")
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; {folder} holds no whole checkpoint") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise InputError(f"{path}: not a checkpoint of format {FORMAT}")
+    return description
+
+
+def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any]) -> None:
+    """Make `folder` (a stage's `final/`) from the checkpoint `source`: its weights and what they are, all or nothing."""
+    description = _read_description(source)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
+    final = {key: description[key] for key in ("format", "stage", "step", "config")}
+    final["sha256"] = {WEIGHTS: digest(partial / WEIGHTS)}
+    (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1))
+    partial.replace(folder)
+
+
+def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """The weights of a finished stage's `final/` and their digest.
+
+    Raises:
+        InputError: the stage has not finished, or the file is damaged.
+    """
+    description = _read_description(folder)
+    path = folder / WEIGHTS
+    found = digest(path) if path.is_file() else "nothing"
+    if found != description["sha256"][WEIGHTS]:
+        raise InputError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
+    try:
+        return load_file(path), found
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from None

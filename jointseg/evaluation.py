@@ -1,0 +1,126 @@
+"""Predictions at full resolution, and the sums that Tables 2 and 3 are divided from.
+
+Not here: the metrics themselves (metrics.py), which rows are evaluated and where (pipeline/evaluate.py).
+"""
+
+# C classes, h x w the part of the network's input that shows the frame, H x W the frame
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from jointseg.config import Config, EvaluationConfig
+from jointseg.crf import DenseCRF
+from jointseg.data.frame import Frame
+from jointseg.data.views import render_input
+from jointseg.labels import NUM_CLASSES
+from jointseg.metrics import DepthSums, SegmentationSums, crop
+from jointseg.model import FRAME_SIZE, JointModel
+from jointseg.stages import Kernels
+
+
+class Prediction(NamedTuple):
+    """What a model says of one frame, at the frame's own size."""
+
+    labels: NDArray[np.uint8]
+    """(H, W), 0..C-1."""
+    depth: NDArray[np.float32] | None
+    """(H, W), metres; None where the depth heads did not run."""
+
+
+class Sums(NamedTuple):
+    """Sums over any set of frames; sets add."""
+
+    segmentation: SegmentationSums
+    depth: DepthSums | None
+
+    def plus(self, other: Sums) -> Sums:
+        """The sums over both sets."""
+        assert (self.depth is None) == (other.depth is None)
+        depth = None if self.depth is None or other.depth is None else self.depth + other.depth
+        return Sums(self.segmentation + other.segmentation, depth)
+
+
+class Unaries(NamedTuple):
+    """What the CRF starts from, for one frame, on the h x w part of the input that shows it."""
+
+    image: Tensor
+    """(3, h, w), uint8 RGB."""
+    logits: Tensor
+    """(C, h, w)."""
+    depth: Tensor
+    """(h, w), metres, estimated."""
+
+
+def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
+    """The likeliest class of each pixel of the frame: (C, h, w) logits, upsampled bilinearly, to (H, W) labels."""
+    full = interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+    labels: NDArray[np.uint8] = full.argmax(0).to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def depth_at_full_size(depth: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.float32]:
+    """(h, w) metres to (H, W) metres, bilinearly."""
+    full: NDArray[np.float32] = (
+        interpolate(depth[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+    )
+    return full
+
+
+@torch.no_grad()
+def predict(
+    model: JointModel, frames: Iterable[Frame], config: Config, *, kernels: Kernels, with_depth: bool, device: torch.device
+) -> Iterator[tuple[Frame, Prediction]]:
+    """Each frame with the model's prediction for it, one at a time."""
+    model.eval()
+    h, w = model.content
+    for frame in frames:
+        image = render_input(frame.image, network=config.network).to(device)
+        output = model(image[None], kernels=kernels, with_depth=with_depth)
+        depth = None if output.depth is None else depth_at_full_size(output.depth[0, :h, :w])
+        yield frame, Prediction(labels_at_full_size(output.logits[0, :, :h, :w]), depth)
+
+
+@torch.no_grad()
+def compute_unaries(model: JointModel, frame: Frame, config: Config, *, device: torch.device) -> Unaries:
+    """The network's logits and depth for one frame: what a trial of the search runs its CRF on."""
+    model.eval()
+    h, w = model.content
+    image = render_input(frame.image, network=config.network)
+    output = model(image[None].to(device))
+    assert output.depth is not None
+    return Unaries(image[:, :h, :w], output.logits[0, :, :h, :w].cpu(), output.depth[0, :h, :w].cpu())
+
+
+def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) -> Sums:
+    """The sums of one frame, on the part of it that `evaluation.crop` names, against the depth it names."""
+    truth = frame.filled_depth if evaluation.depth_truth == "filled" else frame.raw_depth
+    segmentation = SegmentationSums.from_labels(
+        crop(prediction.labels, evaluation.crop), crop(frame.labels, evaluation.crop), NUM_CLASSES
+    )
+    depth = None
+    if prediction.depth is not None:
+        depth = DepthSums.from_depth(crop(prediction.depth, evaluation.crop), crop(truth, evaluation.crop))
+    return Sums(segmentation, depth)
+
+
+@torch.no_grad()
+def score_settings(
+    unaries: Iterable[tuple[Unaries, NDArray[np.uint8]]], crf: DenseCRF, evaluation: EvaluationConfig
+) -> SegmentationSums:
+    """The sums of the CRF alone over frames' unaries and true labels (H, W): what a trial of the search is scored by."""
+    total: SegmentationSums | None = None
+    for frame, labels in unaries:
+        logits = crf(frame.logits[None], image=frame.image[None], depth=frame.depth[None])[0]
+        predicted = labels_at_full_size(logits, (labels.shape[0], labels.shape[1]))
+        sums = SegmentationSums.from_labels(crop(predicted, evaluation.crop), crop(labels, evaluation.crop), NUM_CLASSES)
+        total = sums if total is None else total + sums
+    assert total is not None
+    return total

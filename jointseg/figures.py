@@ -1,0 +1,254 @@
+"""The paper's figures 2 and 3 and the history of a search, as matplotlib figures. Needs matplotlib.
+
+Not here: which frames are drawn and where the files go (pipeline/report.py), the colours of classes (labels.py).
+"""
+
+# H x W a frame; sizes on the sheet are inches, (0, 0) its lower left corner
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from jointseg.data.frame import Frame, valid_depth
+from jointseg.evaluation import Prediction
+from jointseg.labels import CLASS_NAMES, PALETTE, VOID, colourise
+
+Draw: TypeAlias = Callable[[Axes, Frame], object]
+Labels: TypeAlias = NDArray[np.uint8]
+Depth: TypeAlias = NDArray[np.float32]
+
+DPI = 150
+PANEL_WIDTH, GAP, MARGIN = 2.5, 0.07, 0.3
+NAME_SIZE = 6.5  # points
+LEGEND_CELL, LEGEND_LINE, BAR_ROOM = 1.4, 0.21, 0.75
+INK, FAINT, OURS, PAPERS = "#1b1b1b", "#9a9a9a", "#2b6cb0", "#c0392b"
+
+
+def qualitative(frames: Sequence[Frame], predictions: Mapping[int, Prediction], *, title: str = "") -> Figure:
+    """The paper's Fig 2: a frame a line; image, true and predicted classes, raw and estimated depth.
+
+    Depths share one colour scale; missing depth and unlabelled pixels are black. Predictions without depth leave out its
+    two columns.
+
+    Args:
+        frames: at least one, of one size.
+        predictions: by frame number.
+        title: stands above the columns' names.
+    """
+    predicted = [predictions[frame.number] for frame in frames]
+    columns: dict[str, Draw] = {
+        "image": lambda axes, frame: axes.imshow(frame.image),
+        "true classes": lambda axes, frame: _draw_classes(axes, frame.labels),
+        "predicted classes": lambda axes, frame: _draw_classes(axes, predictions[frame.number].labels),
+    }
+    shown = [frame.labels for frame in frames] + [prediction.labels for prediction in predicted]
+    estimated = [prediction.depth for prediction in predicted if prediction.depth is not None]
+    if len(estimated) < len(frames):
+        return _sheet(frames, columns, shown, title=title)
+    scale = _depth_scale([frame.raw_depth for frame in frames] + estimated)
+    columns["raw depth"] = lambda axes, frame: _draw_depth(axes, frame.raw_depth, scale)
+    columns["estimated depth"] = lambda axes, frame: _draw_depth(axes, predictions[frame.number].depth, scale)
+    return _sheet(frames, columns, shown, title=title, scale=scale)
+
+
+def with_and_without_crf(
+    frames: Sequence[Frame], with_crf: Mapping[int, Prediction], without_crf: Mapping[int, Prediction], *, title: str = ""
+) -> Figure:
+    """The paper's Fig 3: a frame a line; image, true classes, classes with the CRF, classes without it.
+
+    Args:
+        frames: at least one, of one size.
+        with_crf: predictions by frame number.
+        without_crf: predictions by frame number.
+        title: stands above the columns' names.
+    """
+    columns: dict[str, Draw] = {
+        "image": lambda axes, frame: axes.imshow(frame.image),
+        "true classes": lambda axes, frame: _draw_classes(axes, frame.labels),
+        "with CRF": lambda axes, frame: _draw_classes(axes, with_crf[frame.number].labels),
+        "without CRF": lambda axes, frame: _draw_classes(axes, without_crf[frame.number].labels),
+    }
+    shown = [frame.labels for frame in frames]
+    shown += [predictions[frame.number].labels for predictions in (with_crf, without_crf) for frame in frames]
+    return _sheet(frames, columns, shown, title=title)
+
+
+def search_history(scores: Sequence[float | None], *, paper_trial: int = 0, title: str = "") -> Figure:
+    """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point.
+
+    Args:
+        scores: shares of 1; None or NaN for a trial that failed, which is a cross on the lower edge.
+        paper_trial: the trial that is the paper's point.
+        title: stands above the plot.
+    """
+    values = np.array([math.nan if score is None else score for score in scores], dtype=np.float64)
+    trials, scored = np.arange(len(values)), np.isfinite(values)
+    figure = Figure(figsize=(8.0, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(trials[scored], values[scored], "o", color=OURS, alpha=0.45, markersize=5, markeredgewidth=0, label="trial")
+    axes.step(trials, np.fmax.accumulate(values), where="post", color=OURS, linewidth=1.8, label="best so far")
+    if scored.any():
+        best = int(np.nanargmax(values))
+        axes.plot(best, values[best], "o", color=OURS, markersize=9, markeredgecolor="white", label=f"best: {values[best]:.2%}")
+    if len(values) > paper_trial and scored[paper_trial]:
+        score = values[paper_trial]
+        axes.axhline(score, color=PAPERS, linewidth=1, linestyle=(0, (5, 3)), alpha=0.7)
+        axes.plot(
+            paper_trial, score, "D", color=PAPERS, markersize=7, markeredgecolor="white", label=f"paper's point: {score:.2%}"
+        )
+    if not scored.all():
+        edge = axes.get_xaxis_transform()
+        axes.plot(trials[~scored], np.zeros((~scored).sum()), "x", color=FAINT, label="failed", clip_on=False, transform=edge)
+    axes.set_xlim(-0.5, max(len(values) - 0.5, 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    axes.set_xlabel("trial")
+    axes.set_ylabel("mean IoU on the validation subset")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure so that `path` holds a whole PNG or what it held before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sheet(
+    frames: Sequence[Frame],
+    columns: Mapping[str, Draw],
+    labels: Sequence[Labels],
+    *,
+    title: str,
+    scale: ScalarMappable | None = None,
+) -> Figure:
+    """Panels of one size, a frame a line, above a legend of the classes in `labels`; `scale` gets a colour bar."""
+    assert frames, "no frame to draw"
+    height, width = frames[0].labels.shape
+    across, down = PANEL_WIDTH + GAP, PANEL_WIDTH * height / width + GAP
+    sheet_width = MARGIN + len(columns) * across + (BAR_ROOM if scale is not None else GAP)
+    entries = _legend_entries(labels)
+    cells = max(1, int(sheet_width / LEGEND_CELL))
+    legend_height = 0.2 + LEGEND_LINE * math.ceil(len(entries) / cells)
+    top = 0.6 if title else 0.3
+    sheet_height = legend_height + len(frames) * down + top
+    figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
+
+    def place(left: float, bottom: float, wide: float, high: float) -> Axes:
+        return figure.add_axes((left / sheet_width, bottom / sheet_height, wide / sheet_width, high / sheet_height))
+
+    for line, frame in enumerate(frames):
+        bottom = sheet_height - top - (line + 1) * down + GAP
+        for column, (name, draw) in enumerate(columns.items()):
+            axes = place(MARGIN + column * across, bottom, PANEL_WIDTH, down - GAP)
+            draw(axes, frame)
+            axes.set_axis_off()
+            axes.set_aspect("auto")
+            if line == 0:
+                axes.set_title(f"({'abcdefgh'[column]}) {name}", fontsize=10, color=INK, pad=5)
+        figure.text(
+            0.5 * MARGIN / sheet_width, (bottom + (down - GAP) / 2) / sheet_height, f"frame {frame.number}",
+            rotation=90, ha="center", va="center", fontsize=8, color=INK,
+        )  # fmt: skip
+    if title:
+        figure.text(MARGIN / sheet_width, 1 - 0.12 / sheet_height, title, ha="left", va="top", fontsize=12, color=INK)
+    if scale is not None:
+        bar = place(sheet_width - BAR_ROOM + 0.02, legend_height + GAP, 0.13, len(frames) * down - GAP)
+        figure.colorbar(scale, cax=bar).set_label("depth, m (black: missing)", fontsize=8.5, color=INK)
+        bar.invert_yaxis()
+        bar.tick_params(labelsize=8, length=2)
+    figure.legend(
+        handles=entries, loc="upper center", bbox_to_anchor=(0.5, (legend_height - 0.05) / sheet_height), ncols=cells,
+        frameon=False, fontsize=8, handlelength=1.3, handleheight=1.0, columnspacing=1.2, borderaxespad=0,
+    )  # fmt: skip
+    return figure
+
+
+def _legend_entries(labels: Sequence[Labels]) -> list[Patch]:
+    counts = sum(np.bincount(one.ravel(), minlength=VOID + 1) for one in labels)
+    classes = np.flatnonzero(np.atleast_1d(counts)[: len(CLASS_NAMES)]).tolist()
+    entries = [Patch(facecolor=PALETTE[c] / 255, edgecolor="#555555", linewidth=0.4, label=CLASS_NAMES[c]) for c in classes]
+    if any((one == VOID).any() for one in labels):
+        entries.append(Patch(facecolor="black", label="unlabelled"))
+    return entries
+
+
+def _draw_classes(axes: Axes, labels: Labels) -> None:
+    """The class map, its larger regions named: forty colours are too many to look up."""
+    axes.imshow(colourise(labels), interpolation="nearest")
+    for name, column, row in _names_on(labels):
+        axes.text(
+            column, row, name, color="white", fontsize=NAME_SIZE, ha="center", va="center",
+            path_effects=[withStroke(linewidth=1.6, foreground="#00000099")],
+        )  # fmt: skip
+
+
+def _names_on(labels: Labels) -> list[tuple[str, float, float]]:
+    """Names of classes that have room for one, with its centre in pixels (column, row): where the class is widest."""
+    step = max(1, labels.shape[1] // 160)
+    small = labels[step // 2 :: step, step // 2 :: step]
+    pixels_per_point = labels.shape[1] / (72 * PANEL_WIDTH)
+    counts = np.bincount(small[small != VOID], minlength=len(CLASS_NAMES))
+    placed: list[tuple[str, float, float]] = []
+    for label in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts > 0.02 * small.size)].tolist():
+        room = distance_transform_edt(np.pad(small == label, 1))
+        row, column = np.unravel_index(int(room.argmax()), room.shape)
+        if room[row, column] * step < 0.6 * NAME_SIZE * pixels_per_point:
+            continue
+        name = CLASS_NAMES[label]
+        half = _half_width(name) * pixels_per_point
+        x = min(max((column - 0.5) * step, half), labels.shape[1] - half)
+        y = (row - 0.5) * step
+        clear = 1.2 * NAME_SIZE * pixels_per_point
+        if all(abs(y - v) > clear or abs(x - u) > half + _half_width(other) * pixels_per_point for other, u, v in placed):
+            placed.append((name, x, y))
+    return placed
+
+
+def _half_width(name: str) -> float:
+    """Half the width of a name on the sheet, in points, with a little room."""
+    return 0.3 * NAME_SIZE * (len(name) + 1)
+
+
+def _depth_scale(depths: Sequence[Depth]) -> ScalarMappable:
+    """One scale over all valid depths, its ends on half metres."""
+    valid = np.concatenate([depth[valid_depth(depth)] for depth in depths])
+    nearest, farthest = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
+    low, high = math.floor(nearest * 2) / 2, math.ceil(farthest * 2) / 2
+    return ScalarMappable(Normalize(low, max(high, low + 0.5)), _depth_colours())
+
+
+def _depth_colours() -> Colormap:
+    # The dark end is cut off, so that far is not taken for missing.
+    return ListedColormap(colormaps["viridis_r"](np.linspace(0.0, 0.92, 256)), name="depth").with_extremes(bad="black")
+
+
+def _draw_depth(axes: Axes, depth: Any, scale: ScalarMappable) -> None:
+    picture = np.ma.masked_where(~valid_depth(depth), depth)
+    (low, high), colours = scale.get_clim(), scale.get_cmap()
+    axes.imshow(picture, cmap=colours, vmin=low, vmax=high, interpolation="nearest")

@@ -1,0 +1,80 @@
+"""The joint model: the network, and the CRF over its logits and its estimated depth.
+
+Not here: the network's layers (network/), the CRF's inference (crf/), what is trained when (stages.py).
+"""
+
+# B images, C classes, D depth bins, S side of the square input, h x w the part of it that shows the frame
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from jointseg.config import Config
+from jointseg.crf import DenseCRF
+from jointseg.data.views import content_size
+from jointseg.labels import NUM_CLASSES
+from jointseg.losses import expected_depth
+from jointseg.network.network import JointNetwork, build_network
+from jointseg.stages import Kernels
+
+FRAME_SIZE = (480, 640)
+
+
+class JointOutput(NamedTuple):
+    """What the model says of a batch."""
+
+    logits: Tensor
+    """(B, C, S, S), after the CRF where it ran."""
+    depth_logits: Tensor | None
+    """(B, D, S, S); None where the depth heads did not run."""
+    depth: Tensor | None
+    """(B, S, S), metres, Eq 3; None where the depth heads did not run."""
+
+
+class JointModel(nn.Module):
+    """The network and its CRF. The CRF sees the part of the input that shows the frame, never the padding."""
+
+    def __init__(self, network: JointNetwork, crf: DenseCRF, *, content: tuple[int, int], depth_bin: float) -> None:
+        super().__init__()
+        self.network = network
+        self.crf = crf
+        self.content = content
+        self.depth_bin = depth_bin
+
+    def forward(
+        self, image: Tensor, *, kernels: Kernels = Kernels.NONE, with_depth: bool = True, num_iterations: int | None = None
+    ) -> JointOutput:
+        """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255."""
+        output = self.network(image, with_depth=with_depth)
+        depth = None if output.depth_logits is None else expected_depth(output.depth_logits, depth_bin=self.depth_bin)
+        logits = output.logits
+        if kernels is not Kernels.NONE:
+            logits = self._refine(logits, image, depth if kernels is Kernels.SEM_CRF_PLUS else None, num_iterations)
+        return JointOutput(logits, output.depth_logits, depth)
+
+    def _refine(self, logits: Tensor, image: Tensor, depth: Tensor | None, num_iterations: int | None) -> Tensor:
+        h, w = self.content
+        exact = self.crf.compatibility.dtype  # the network may run in half precision, the CRF does not
+        refined = self.crf(
+            logits[..., :h, :w].to(exact),
+            image=image[..., :h, :w],
+            depth=None if depth is None else depth[..., :h, :w].to(exact),
+            num_iterations=num_iterations,
+        )
+        whole = logits.to(exact, copy=True)
+        whole[..., :h, :w] = refined
+        return whole
+
+
+def build_crf(config: Config) -> DenseCRF:
+    """The CRF with its initial weights; position bandwidths scaled from `crf_reference_size` to the network's input."""
+    return DenseCRF(NUM_CLASSES, config.crf.scaled(config.network.input_size / config.crf_reference_size))
+
+
+def build_model(config: Config) -> JointModel:
+    """Network and CRF as `config` says; the same weights for the same `config.seed`."""
+    network = build_network(config.network, seed=config.seed)
+    content = content_size(*FRAME_SIZE, config.network.input_size, config.network.resize)
+    return JointModel(network, build_crf(config), content=content, depth_bin=config.network.depth_bin)

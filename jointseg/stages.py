@@ -1,0 +1,58 @@
+"""The four trainings of the paper as data: what each starts from, and what it trains.
+
+Not here: the loop (training.py), rates and iterations (config.py: stage1, stage2, stage3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from jointseg.config import Config, StageConfig
+from jointseg.errors import InputError
+
+
+class Kernels(Enum):
+    """Which kernels of Eq 7 the CRF has."""
+
+    NONE = "none"
+    """No CRF: the network's own logits."""
+    SEM_CRF = "sem_crf"
+    """Appearance and smoothness (kernels 1 and 3)."""
+    SEM_CRF_PLUS = "sem_crf_plus"
+    """All three, the second on the estimated depth."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training. `row` is the row of Table 3 that its weights stand for."""
+
+    name: str
+    row: str
+    settings: str
+    starts_from: str | None
+    with_depth: bool
+    kernels: Kernels
+
+    def config(self, config: Config) -> StageConfig:
+        """This stage's rates and iterations in `config`."""
+        stage: StageConfig = getattr(config, self.settings)
+        return stage
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("stage1", "unary_sem", "stage1", None, with_depth=False, kernels=Kernels.NONE),
+        Stage("stage2", "unary_sem_depth", "stage2", "stage1", with_depth=True, kernels=Kernels.NONE),
+        Stage("stage3_sem_crf", "sem_crf", "stage3", "stage2", with_depth=True, kernels=Kernels.SEM_CRF),
+        Stage("stage3", "sem_crf_plus", "stage3", "stage2", with_depth=True, kernels=Kernels.SEM_CRF_PLUS),
+    )
+}
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of that name; InputError lists the known ones."""
+    if name not in STAGES:
+        raise InputError(f"stage: {name!r} is not a stage; allowed: {', '.join(STAGES)}")
+    return STAGES[name]

@@ -1,0 +1,41 @@
+"""The `jointseg` command's way in: settings that Ray reads when it is imported, then the command line.
+
+Not here: the commands (cli.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+RAY_ENVIRONMENT = {
+    # Half the start-up of a worker group, measured: poll the new workers ten times a second, without metrics agents.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Quiet: no usage question, no advice about deprecated names, no retained copies of Tune's own logs.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def main() -> None:
+    """Run the command line; a plain message where the `pipeline` extra is not installed."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        from pipeline.cli import run_command_line
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in {"jointseg", "pipeline", "tune_spaces"}:
+            raise
+        sys.exit(
+            f"jointseg: the command line needs the package {error.name!r}; install it with: pip install 'jointseg[pipeline]'"
+        )
+    sys.exit(run_command_line())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The `jointseg` command: its commands, their options, and what is printed.
+
+Not here: the phases (run.py), exit codes of Ray's own commands.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jointseg.config import Config
+from jointseg.data.nyu import FolderReport, check
+from jointseg.data.rooms import write_rooms
+from jointseg.data.store import prepare as prepare_store
+from jointseg.errors import InputError
+from jointseg.labels import CLASS_NAMES
+from jointseg.presets import PRESETS
+from jointseg.settings import parse_override, with_overrides
+from jointseg.stages import STAGES
+from pipeline.workspace import PHASES, Workspace
+
+app = typer.Typer(
+    name="jointseg",
+    help="Joint semantic segmentation and depth with a fully connected CRF (Mousavian et al. 2016), on Ray and MLflow.\n\n"
+    "Begin with: jointseg run --preset demo --out runs/demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; on a cluster, one that every node sees.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help=f"Where the settings begin: {', '.join(PRESETS)}. In a folder with a config: that config."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat. Without: rooms."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a setting by its path, such as crf.theta_beta=4. Repeatable."),
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's and Optuna's own logs too.")]
+
+
+class Terminal:
+    """Progress bars and lines on a terminal; lines alone where output is not one."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar; call what it gives with the number done, the new total if it changed, and a note."""
+        columns = (
+            TextColumn("{task.description:>15}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(title, total=total, note="")
+
+            def update(done: int, total: int | None = None, *, note: str = "") -> None:
+                progress.update(task, completed=done, total=total, note=note)
+
+            yield update
+
+
+@data_app.command("rooms")
+def data_rooms(
+    out: Annotated[Path, typer.Option("--out", help="New folder for the three files.")],
+    frames: Annotated[int, typer.Option("--frames", min=2, help="Rooms; three quarters go to the train split.")] = 80,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Write synthetic rooms in NYU's own layout: the .mat file, the splits and the class mapping."""
+    num_test = max(1, frames // 4)
+    with Terminal().bar("rooms", frames) as progress:
+        write_rooms(out, num_train=frames - num_test, num_test=num_test, seed=seed, progress=progress)
+    typer.echo(f"{out}: {frames - num_test} train and {num_test} test rooms")
+
+
+@data_app.command("check")
+def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files.")]) -> None:
+    """Open such a folder, check every frame, and print what is in it."""
+    terminal = Terminal()
+    with terminal.bar("check", 1) as progress:
+        report = check(folder, progress=progress)
+    terminal.console.print(_data_table(folder, report))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    folder: Annotated[Path, typer.Argument(help="Folder with the three files.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the store.")],
+) -> None:
+    """Copy such a folder into the memory-mapped store that training reads, checking every frame on the way."""
+    terminal = Terminal()
+    with terminal.bar("prepare", 1) as progress:
+        store = prepare_store(folder, out, progress=progress)
+    terminal.say(f"{out}: {store.num_frames} frames, digest {store.digest}")
+
+
+def _data_table(folder: Path, report: FolderReport) -> Table:
+    table = Table(title=str(folder), show_header=False)
+    common = sorted(report.classes_present, key=lambda label: -report.class_pixels[label])[:3]
+    table.add_row("frames", f"{report.num_frames}: {report.num_train} train, {report.num_test} test")
+    table.add_row("kind", "NYU Depth v2" if report.real else "not NYU's own frames, going by classMapping40.mat")
+    table.add_row("classes", f"{len(report.classes_present)} of 40; most common: {', '.join(CLASS_NAMES[c] for c in common)}")
+    table.add_row("void", f"{report.void_share:.1%} of pixels")
+    table.add_row(
+        "depth", f"{report.min_depth:.2f} .. {report.max_depth:.2f} m filled in; {report.hole_share:.1%} of raw missing"
+    )
+    return table
+
+
+@app.command()
+def run(
+    out: OutOption,
+    preset: PresetOption = None,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Everything: stages 1 and 2, the search, stage 3, evaluation, report. Run again to go on after an interruption."""
+    _run(out, preset, data, overrides, PHASES, verbose=verbose)
+    from pipeline.report import summary
+
+    Terminal().console.print(summary(Workspace(out.resolve())))
+
+
+@app.command()
+def train(
+    out: OutOption,
+    stage: Annotated[str, typer.Option("--stage", help="1, 2, 3, or 3_sem_crf: stage 3 without the depth kernel.")],
+    preset: PresetOption = None,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """One training stage, from its last checkpoint or from the stage before it."""
+    name = stage if stage.startswith("stage") else f"stage{stage}"
+    if name not in STAGES:
+        allowed = ", ".join(known.removeprefix("stage") for known in STAGES)
+        raise InputError(f"--stage: {stage!r} is not a stage; allowed: {allowed}")
+    _run(out, preset, data, overrides, ("data", name), verbose=verbose)
+
+
+@app.command()
+def search(out: OutOption, preset: PresetOption = None, overrides: SetOption = None, verbose: VerboseOption = False) -> None:
+    """The search of CRF settings on the validation subset, from the stage-2 weights in --out."""
+    _run(out, preset, None, overrides, ("search",), verbose=verbose)
+
+
+@app.command()
+def evaluate(out: OutOption, overrides: SetOption = None, verbose: VerboseOption = False) -> None:
+    """The four rows of the paper on the test split, and the report."""
+    _run(out, None, None, overrides, ("evaluate", "report"), verbose=verbose)
+    from pipeline.report import summary
+
+    Terminal().console.print(summary(Workspace(out.resolve())))
+
+
+@app.command()
+def ui(
+    out: OutOption,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+) -> None:
+    """Start MLflow's own UI on the folder's store, until interrupted."""
+    from pipeline.tracking import Tracker, tracking_uri
+
+    place = Workspace(out.resolve())
+    if place.load_config() is None:
+        raise InputError(f"{place.config}: not found; {place.out} is not the folder of a run")
+    uri = tracking_uri(place.out)
+    experiment = Tracker.open(place.out).experiment_id
+    typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _run(
+    out: Path, preset: str | None, data: Path | None, overrides: list[str] | None, phases: tuple[str, ...], *, verbose: bool
+) -> None:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
+        raise InputError(
+            f"--out: {out} is relative, and a job's working directory is a copy that goes away; give an absolute path"
+        )
+    place = Workspace(out.resolve())
+    config = _config(place, preset, data, overrides)
+    from pipeline.run import run_phases
+
+    run_phases(config, place, phases, screen=Terminal(), verbose=verbose)
+
+
+def _config(place: Workspace, preset: str | None, data: Path | None, overrides: list[str] | None) -> Config:
+    """The preset's settings, else those of the folder, else the demo's; with the overrides on top."""
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"--preset: {preset!r} is not a preset; allowed: {', '.join(PRESETS)}")
+    there = place.load_config() if preset is None else None
+    config = there or PRESETS[preset or "demo"]()
+    changes = dict(parse_override(text) for text in overrides or [])
+    if data is not None:
+        if not data.is_dir():
+            raise InputError(f"--data: {data} is not a folder")
+        changes["data.source"] = str(data.resolve())
+    return with_overrides(config, changes)
+
+
+def run_command_line() -> int:
+    """Run the command: 0 is success, 2 the user's mistake in one line, 1 (with a traceback) ours, 130 an interruption."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        return 2
+    return 0

@@ -1,0 +1,118 @@
+"""The four rows of the paper on the test split: each a finished stage's weights, its frames shared out over Ray.
+
+Not here: predictions and sums (jointseg/evaluation.py), metrics (jointseg/metrics.py), tables (report.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from jointseg.checkpoint import load_final
+from jointseg.config import Config
+from jointseg.data.store import Store
+from jointseg.evaluation import Prediction, Sums, predict, score
+from jointseg.metrics import depth_metrics, segmentation_metrics
+from jointseg.model import build_model
+from jointseg.stages import STAGES, Stage
+from pipeline.cluster import uses_gpu
+
+
+@dataclass(frozen=True)
+class RowJob:
+    """One row of the tables; paths are absolute and readable on every node."""
+
+    config: Config
+    stage: str
+    store: Path
+    weights: Path
+
+
+def evaluate_rows(
+    jobs: dict[Stage, RowJob], numbers: tuple[int, ...], *, drawn: tuple[int, ...], progress: Callable[[int], None]
+) -> tuple[dict[str, Sums], dict[str, dict[int, Prediction]]]:
+    """The sums of every row over the frames `numbers`, and its predictions for the frames in `drawn`."""
+    gpu = uses_gpu(next(iter(jobs.values())).config)
+    shards = max(1, min(int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)), len(numbers)))
+    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_evaluate)
+    pending = {
+        task.remote(job, numbers[first::shards], drawn, "cuda" if gpu else "cpu"): (stage, first)
+        for stage, job in jobs.items()
+        for first in range(shards)
+    }
+    parts: dict[tuple[Stage, int], tuple[Sums, dict[int, Prediction]]] = {}
+    waiting = list(pending)
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        parts[pending[ready[0]]] = ray.get(ready[0])
+        progress(sum(len(numbers[first::shards]) for _, first in parts))
+    sums: dict[str, Sums] = {}
+    predictions: dict[str, dict[int, Prediction]] = {}
+    for stage in jobs:
+        own = [parts[stage, first] for first in range(shards)]
+        total = own[0][0]
+        for part, _ in own[1:]:
+            total = total.plus(part)
+        sums[stage.row] = total
+        predictions[stage.row] = {number: prediction for _, found in own for number, prediction in found.items()}
+    return sums, predictions
+
+
+def _evaluate(job: RowJob, numbers: tuple[int, ...], drawn: tuple[int, ...], device: str) -> tuple[Sums, dict[int, Prediction]]:
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    stage = STAGES[job.stage]
+    model = build_model(job.config).to(where)
+    weights, _ = load_final(job.weights)
+    model.load_state_dict(weights)
+    store = Store.open(job.store)
+    frames = (store.frame(number) for number in numbers)
+    total: Sums | None = None
+    predictions: dict[int, Prediction] = {}
+    for frame, prediction in predict(
+        model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=where
+    ):
+        sums = score(frame, prediction, job.config.evaluation)
+        total = sums if total is None else total.plus(sums)
+        if frame.number in drawn:
+            predictions[frame.number] = prediction
+    assert total is not None
+    return total, predictions
+
+
+def floors(store: Store, config: Config) -> dict[str, float]:
+    """What no model may fall below, on the test split: the most common training class everywhere, and one depth.
+
+    The class and the depth (the mean over the training frames) are the train split's; the test split only scores them.
+    """
+    evaluation = config.evaluation
+    counts = np.zeros(config.network.num_classes, np.int64)
+    depth_sum, depth_count = 0.0, 0
+    for number in store.train:
+        frame = store.frame(number)
+        counts += np.bincount(frame.labels.ravel(), minlength=256)[: len(counts)]
+        truth = frame.filled_depth if evaluation.depth_truth == "filled" else frame.raw_depth
+        depth_sum += float(truth[truth > 0].sum(dtype=np.float64))
+        depth_count += int((truth > 0).sum())
+    label, depth = int(counts.argmax()), depth_sum / max(depth_count, 1)
+    total: Sums | None = None
+    for number in store.test:
+        frame = store.frame(number)
+        guess = Prediction(np.full(frame.labels.shape, label, np.uint8), np.full(frame.labels.shape, depth, np.float32))
+        sums = score(frame, guess, evaluation)
+        total = sums if total is None else total.plus(sums)
+    assert total is not None
+    return {**metrics_of(total, config), "class": float(label), "depth": depth}
+
+
+def metrics_of(sums: Sums, config: Config) -> dict[str, float]:
+    """The metrics of Tables 3 and 2 from sums, by the config's switches."""
+    metrics = segmentation_metrics(sums.segmentation, absent=config.evaluation.absent_classes)
+    if sums.depth is not None:
+        metrics |= depth_metrics(sums.depth, pooling=config.evaluation.depth_pooling)
+    return metrics

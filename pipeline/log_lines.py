@@ -1,0 +1,62 @@
+"""Logs of one JSON line a report: written where the work is (a controller, a scheduler), followed from the driver.
+
+Not here: what the lines say (train.py, search.py), where they are logged to in the end (tracking.py).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def append_line(path: Path, line: Line) -> None:
+    """Add one line to a log."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a log; none where there is no such file.
+
+    A process that is killed may leave half a line, which is left out, and joined to it the next one's, which a rerun of
+    the same work writes again.
+    """
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+@contextmanager
+def following(read: Callable[[], list[Line]], tell: Callable[[Line], None], *, every: float = 0.5) -> Iterator[None]:
+    """Call `tell` with each new line that `read` gives, from a thread, until the block ends and the last is told."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        told = 0
+        while True:
+            last_look = ended.wait(every)
+            lines = read()
+            for line in lines[told:]:
+                tell(line)
+            told = len(lines)
+            if last_look:
+                return
+
+    with ThreadPoolExecutor(1, thread_name_prefix="log") as threads:
+        follower = threads.submit(follow)
+        try:
+            yield
+        finally:
+            ended.set()
+        follower.result()  # what went wrong in telling goes wrong here

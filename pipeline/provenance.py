@@ -1,0 +1,131 @@
+"""What a run's numbers come from: the code's commit, versions, hardware, seeds, config, and the command to run it again.
+
+Not here: the numbers (report.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+import jointseg
+from jointseg.config import Config
+from jointseg.presets import PRESETS, paper
+from jointseg.settings import differences, flatten
+
+PACKAGES = ("jointseg", "torch", "ray", "optuna", "mlflow", "numpy")
+SOURCES = ("jointseg", "pipeline", "tune_spaces")
+
+
+def provenance(config: Config, out: Path) -> dict[str, Any]:
+    """Everything to trace a run's numbers by, as plain JSON values.
+
+    Args:
+        config: the run's whole config.
+        out: the run's folder; its name goes into the command.
+    """
+    flat = flatten(config)
+    return {
+        "commit": commit(),
+        "command": shlex.join(command(config, out=f"{out.name}-again")),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": hardware(),
+        "seeds": {path: value for path, value in flat.items() if path.rpartition(".")[2].endswith("seed")},
+        "config": flat,
+    }
+
+
+def command(config: Config, *, out: str) -> list[str]:
+    """The `jointseg run` that makes `config` out of its preset."""
+    base = PRESETS.get(config.preset, paper)()
+    words = ["jointseg", "run", "--preset", base.preset]
+    changed = {path: value for path, (_, value) in differences(base, config).items()}
+    source = changed.pop("data.source", None)
+    if source is not None:
+        words += ["--data", str(source)]
+    for path, value in changed.items():
+        words += ["--set", f"{path}={value if _is_plain(value) else json.dumps(value)}"]
+    return [*words, "--out", out]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is text that `--set` reads as itself: JSON it would take apart."""
+    if not isinstance(value, str):
+        return False
+    try:
+        json.loads(value)
+    except json.JSONDecodeError:
+        return value == value.strip()
+    return False
+
+
+def commit(package: Path | None = None) -> str | None:
+    """The git commit of the packages' source, with `-dirty` where it was changed since; None where git does not have it.
+
+    Args:
+        package: folder of the `jointseg` package; None: the imported one.
+    """
+    assert jointseg.__file__ is not None
+    package = package or Path(jointseg.__file__).parent
+    # An installed package may lie in a repository that does not hold it: ask for one of its own files.
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    head = _git(package, "rev-parse", "HEAD")
+    if head is None:
+        return None
+    changed = _git(package.parent, "status", "--porcelain", "--", *SOURCES)
+    return f"{head}-dirty" if changed else head
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    program = shutil.which("git")
+    if program is None:
+        return None
+    # Inside a git hook these would point at the hook's repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run([program, "-C", folder, *arguments], capture_output=True, text=True, env=environment, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """The machine this runs on, and the Ray cluster it is connected to (None where it is to none)."""
+    cluster = None
+    if ray.is_initialized():
+        there = ray.cluster_resources()
+        accelerators = sorted(name.removeprefix("accelerator_type:") for name in there if name.startswith("accelerator_type:"))
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        cluster = {"nodes": nodes, "cpus": there.get("CPU", 0), "gpus": there.get("GPU", 0), "accelerators": accelerators}
+    return {
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cluster": cluster,
+    }
+
+
+def _cpu_model() -> str:
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        for line in described.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

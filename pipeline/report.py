@@ -1,0 +1,214 @@
+"""The run's results as files: the evaluation's sums and predictions, then report.json, report.md and figures/.
+
+Not here: the metrics (jointseg/metrics.py), the pictures (jointseg/figures.py), what the page says (report_tables.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import RenderableType
+
+from jointseg.checkpoint import write_atomically
+from jointseg.config import Config
+from jointseg.crf.settings import CrfSettings
+from jointseg.data.store import Store
+from jointseg.errors import InputError
+from jointseg.evaluation import Prediction, Sums
+from jointseg.figures import qualitative, save_png, search_history, with_and_without_crf
+from jointseg.labels import CLASS_NAMES
+from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
+from jointseg.settings import flatten
+from pipeline import report_page
+from pipeline.provenance import provenance
+from pipeline.workspace import Workspace
+
+METRICS, SUMS = "metrics.json", "sums.json"
+WITH_CRF, WITHOUT_CRF = "sem_crf_plus", "unary_sem_depth"
+
+
+def save_evaluation(
+    place: Workspace,
+    *,
+    rows: Mapping[str, Mapping[str, float]],
+    floors: Mapping[str, float],
+    sums: Mapping[str, Sums],
+    predictions: Mapping[str, Mapping[int, Prediction]],
+) -> None:
+    """Write the evaluation's folder, all or nothing, in place of an earlier one.
+
+    metrics.json: rows and floors, NaN as null. sums.json: what they were divided from. confusion_ROW.parquet: true class by
+    predicted class. predictions_ROW.npz: `labels_N` and `depth_N` of each frame N that is drawn.
+
+    Args:
+        place: the run's folder.
+        rows: metrics of each row.
+        floors: metrics of the floors, with the `class` and the `depth` that they give every pixel.
+        sums: of each row.
+        predictions: of each row, by frame number.
+    """
+    with _replacing(place.evaluation) as folder:
+        _write_json(folder / METRICS, {"rows": rows, "floors": floors})
+        _write_json(
+            folder / SUMS,
+            {
+                row: {"segmentation": total.segmentation.to_dict(), "depth": total.depth and total.depth.to_dict()}
+                for row, total in sums.items()
+            },
+        )
+        for row, total in sums.items():
+            confusion = dict(zip(CLASS_NAMES, total.segmentation.confusion.T, strict=True))
+            pq.write_table(pa.table({"truth": CLASS_NAMES, **confusion}), folder / f"confusion_{row}.parquet")
+        for row, drawn in predictions.items():
+            arrays: dict[str, Any] = {}
+            for number, prediction in drawn.items():
+                arrays[f"labels_{number}"] = prediction.labels
+                if prediction.depth is not None:
+                    arrays[f"depth_{number}"] = prediction.depth
+            np.savez_compressed(folder / f"predictions_{row}.npz", **arrays)
+
+
+def load_predictions(place: Workspace, row: str) -> dict[int, Prediction]:
+    """The predictions that `save_evaluation` wrote for a row, by frame number, ascending."""
+    with np.load(place.evaluation / f"predictions_{row}.npz") as arrays:
+        numbers = sorted(int(name.removeprefix("labels_")) for name in arrays if name.startswith("labels_"))
+        return {number: Prediction(arrays[f"labels_{number}"], arrays.get(f"depth_{number}")) for number in numbers}
+
+
+def write(config: Config, place: Workspace, store: Store) -> None:
+    """Write figures/, report.json and report.md from what the evaluation and the search left; again, the same."""
+    captions = _draw(place, store)
+    report = _report(config, place, store)
+    _write_json(place.out / "report.json", report)
+    page = report_page.markdown(_read(place.out / "report.json"), name=place.out.name, figures=captions)
+    write_atomically(place.out / "report.md", page)
+
+
+def summary(place: Workspace) -> RenderableType:
+    """What the command line prints at the end, from report.json alone.
+
+    Raises:
+        InputError: there is no report yet.
+    """
+    path = place.out / "report.json"
+    if not path.is_file():
+        raise InputError(f"{path}: not found; the report is written after evaluation")
+    here = Path.cwd()
+    out = place.out.relative_to(here) if place.out.is_relative_to(here) else place.out
+    return report_page.terminal(_read(path), out=str(out))
+
+
+def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
+    metrics = _read(place.evaluation / METRICS)
+    rows = {row: metrics["rows"][row] for row in ROW_NAMES if row in metrics["rows"]}
+    data = _data(place, store)
+    return {
+        "table2": {row: _only(own, TABLE2_METRICS) for row, own in rows.items() if "rmse" in own},
+        "table3": {row: _only(own, TABLE3_METRICS) for row, own in rows.items()},
+        "floors": metrics["floors"],
+        "paper": {"table2": TABLE2, "table3": TABLE3} if data["real"] else None,
+        "search": _search(config, place),
+        "data": data,
+        "provenance": provenance(config, place.out),
+        # The report's own time is known only after it is written.
+        "seconds": {phase: seconds for phase, seconds in place.seconds().items() if phase != "report"},
+    }
+
+
+def _only(metrics: Mapping[str, float | None], names: tuple[str, ...]) -> dict[str, float | None]:
+    return {name: metrics.get(name) for name in names}
+
+
+def _data(place: Workspace, store: Store) -> dict[str, Any]:
+    validation = _read(place.validation)
+    info = dataclasses.asdict(store.info)
+    return {
+        **info,  # the counts, and whether they are real
+        "source": store.source,
+        "digest": store.digest,
+        "class_pixels": dict(zip(CLASS_NAMES, info["class_pixels"], strict=True)),
+        "validation": {
+            "frames": len(validation["frames"]),
+            "seed": validation["seed"],
+            "digest": validation["digest"],
+        },
+    }
+
+
+def _search(config: Config, place: Workspace) -> dict[str, Any]:
+    result, trials = _read(place.crf_settings), pq.read_table(place.trials)
+    searched = [name for name in trials.column_names if name not in {"trial", "state", "score"}]
+    held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
+    papers = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
+    return {
+        "best": {"score": result["score"], "settings": result["settings"]},
+        # Trial 0: the paper's values of what is searched, the run's own of the rest.
+        "paper": {"score": result["paper_score"], "settings": {**held, **{path: papers[path] for path in searched}}},
+        "trials": trials.num_rows,
+        "failed": trials["score"].null_count,
+        "searched": searched,
+    }
+
+
+def _draw(place: Workspace, store: Store) -> dict[str, str]:
+    """Draw all figures; returns their captions by path from the run's folder."""
+    predictions = load_predictions(place, WITH_CRF)
+    frames = [store.frame(number) for number in predictions]
+    scores = pq.read_table(place.trials).sort_by("trial")["score"].to_pylist()
+    captions = {}
+    with _replacing(place.figures) as folder:
+        title = f"CRF settings: {len(scores)} trials"
+        save_png(search_history(scores, title=title), folder / "search.png")
+        captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
+        if frames:
+            with_crf, without = ROW_NAMES[WITH_CRF], ROW_NAMES[WITHOUT_CRF]
+            figure = qualitative(frames, predictions, title=f"{with_crf} on test frames")
+            save_png(figure, folder / "qualitative.png")
+            captions["qualitative.png"] = (
+                f"{with_crf} (the paper's Fig 2), the first {len(frames)} test frames: image, true and predicted classes, raw "
+                "and estimated depth."
+            )
+            figure = with_and_without_crf(
+                frames, predictions, load_predictions(place, WITHOUT_CRF), title=f"{with_crf} and {without} on test frames"
+            )
+            save_png(figure, folder / "with_and_without_crf.png")
+            captions["with_and_without_crf.png"] = f"With the CRF: {with_crf}. Without: {without} (the paper's Fig 3)."
+    return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` at the end of the block."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """The same tree with NaN as None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,155 @@
+"""The report as a Markdown page, and as what the command line prints at the end.
+
+Not here: what it says (report_tables.py), the files (report.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from jointseg.published import ROW_NAMES
+from pipeline.report_tables import (
+    Report,
+    Table,
+    crf_table,
+    data_line,
+    depth_table,
+    findings,
+    protocol,
+    segmentation_table,
+)
+
+ROWS = (
+    ("unary_sem", "the network alone, stage 1: classes only"),
+    ("unary_sem_depth", "the network alone, stage 2: classes and depth"),
+    ("sem_crf", "with the CRF on colour and position, its own stage 3"),
+    ("sem_crf_plus", "with the CRF on colour, position and estimated depth, its own stage 3"),
+)
+
+
+def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
+    """The page, ending in a newline.
+
+    Args:
+        report: the contents of report.json.
+        name: of the run, for the title.
+        figures: caption of each picture, by its path from the page.
+    """
+    rows = "; ".join(f"**{ROW_NAMES[row]}** {meaning}" for row, meaning in ROWS if row in report["table3"])
+    sections = [
+        f"# Results of `{name}`",
+        data_line(report),
+        *_section("Table 3: semantic segmentation, %", _grid(segmentation_table(report, rivals=True))),
+        f"{rows}.",
+        *_section("Table 2: depth", _grid(depth_table(report, rivals=True))),
+        "↑ higher, ↓ lower is better.",
+        *_section("How they were taken", _bullets(protocol(report))),
+        *_section("What the numbers say", _bullets(_marked(report))),
+        *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
+        _search_note(report),
+        *(part for path, caption in figures.items() for part in (f"![{caption}]({path})", f"*{caption}*")),
+        *_section("Seconds", _grid(_seconds(report))),
+        *_section("Where it comes from", _provenance(report)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def terminal(report: Report, *, out: str) -> RenderableType:
+    """The two tables with their floors, the CRF settings, what speaks against them, and where to look next.
+
+    Args:
+        report: the contents of report.json.
+        out: the run's folder, as the reader would type it.
+    """
+    parts: list[RenderableType] = [Text(data_line(report).replace("`", ""), style="dim")]
+    parts += [_rich(segmentation_table(report)), _rich(depth_table(report)), _rich(crf_table(report), text_columns=3)]
+    for finding in findings(report):
+        parts.append(Text(f"{'!' if finding.against else '·'} {finding.text}", style="yellow" if finding.against else ""))
+    look = Text("\nWhere to look next\n", style="bold")
+    for place, what in (
+        (f"{out}/report.md", "these tables with all notes and pictures"),
+        (f"{out}/figures/", "predictions beside the truth, and the search"),
+        (f"jointseg ui --out {out}", "every curve, trial and file, in MLflow"),
+    ):
+        look.append(f"  {place}", style="cyan").append(f"  {what}\n", style="")
+    return Group(*parts, look)
+
+
+def _section(title: str, body: str) -> tuple[str, str]:
+    return f"## {title}", body
+
+
+def _grid(table: Table, *, text_columns: int = 1) -> str:
+    rule = ["---" if column < text_columns else "---:" for column in range(len(table.header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (table.header, rule, *table.rows))
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _marked(report: Report) -> list[str]:
+    return [f"**{finding.text}**" if finding.against else finding.text for finding in findings(report)]
+
+
+def _search_note(report: Report) -> str:
+    search, validation = report["search"], report["data"]["validation"]
+    config = report["provenance"]["config"]
+    reference, size = config["crf_reference_size"], config["network.input_size"]
+    settings = search["best"]["settings"]
+    held = " “(held)”: not searched." if len(search["searched"]) < 8 else ""
+    return (
+        f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) of the CRF alone on "
+        f"stage 2's output, {search['trials']} trials (space `{config['search.space']}`, seed {config['search.seed']}), "
+        f"{search['failed']} failed; "
+        f"{settings['crf.num_iterations']} mean-field iterations, pairwise form `{settings['crf.pairwise']}`.{held} "
+        f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
+        f"× {size / reference:.3g}."
+    )
+
+
+def _seconds(report: Report) -> Table:
+    seconds = report["seconds"]
+    rows = [(phase, f"{value:.1f}") for phase, value in seconds.items()]
+    return Table("Seconds", ("phase", "s"), (*rows, ("together", f"{sum(seconds.values()):.1f}")))
+
+
+def _provenance(report: Report) -> str:
+    found: Mapping[str, Any] = report["provenance"]
+    machine = found["hardware"]
+    lines = {
+        "commit": f"`{found['commit']}`" if found["commit"] else "not known (the code does not lie in its git repository)",
+        "versions": ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items()),
+        "hardware": ", ".join(_hardware(machine)),
+        "seeds": ", ".join(f"{path} {seed}" for path, seed in found["seeds"].items()),
+        "data": f"`{report['data']['digest']}`",
+        "config": "`config.json` beside this page",
+    }
+    return f"{_bullets([f'{name}: {text}' for name, text in lines.items()])}\n\nAgain:\n\n```\n{found['command']}\n```"
+
+
+def _hardware(machine: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{machine['cpu']} × {machine['cpus']}"
+    yield f"{machine['memory_gb']:g} GB"
+    yield " + ".join(machine["gpus"]) or "no GPU"
+    if machine["cluster"]:
+        there = machine["cluster"]
+        kinds = f" ({', '.join(there['accelerators'])})" if there["accelerators"] else ""
+        yield f"Ray with {there['nodes']} node(s), {there['cpus']:g} CPUs, {there['gpus']:g} GPUs{kinds}"
+
+
+def _rich(table: Table, *, text_columns: int = 1) -> RenderableType:
+    grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, title in enumerate(table.header):
+        papers = title == "paper"
+        grid.add_column(title, justify="left" if column < text_columns else "right", style="dim" if papers else "")
+    for cells in table.rows:
+        grid.add_row(*cells, style="dim" if cells[0].startswith("floor") else "")
+    return Padding(grid, (1, 0, 0, 0))

@@ -1,0 +1,276 @@
+"""What a report says, as tables and sentences of plain text, drawn from the contents of report.json alone.
+
+Not here: how report.json comes about (report.py), how a page or a terminal shows it (report_page.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH
+from jointseg.labels import CLASS_NAMES
+from jointseg.metrics import CROPS
+from jointseg.published import (
+    HIGHER_IS_BETTER,
+    NUM_TEST_FRAMES,
+    ROW_NAMES,
+    TABLE2_METRICS,
+    TABLE2_RIVALS,
+    TABLE3_METRICS,
+    TABLE3_RIVALS,
+)
+
+Report: TypeAlias = Mapping[str, Any]
+Number: TypeAlias = float | None
+NONE = "–"
+
+METRIC_NAMES = {
+    "mean_iou": "mean IoU",
+    "mean_accuracy": "mean accuracy",
+    "pixel_accuracy": "pixel accuracy",
+    "delta1": "δ < 1.25",
+    "delta2": "δ < 1.25²",
+    "delta3": "δ < 1.25³",
+    "abs_rel": "abs rel",
+    "sq_rel": "sq rel, m",
+    "rmse": "RMSE, m",
+    "rmse_log": "RMSE log",
+    "si_log_std": "scale-invariant, std",
+    "si_log_var": "scale-invariant, variance",
+}
+CRF_SYMBOLS = {
+    "crf.w_appearance": ("w⁽¹⁾", "weight"),
+    "crf.w_depth": ("w⁽²⁾", "weight"),
+    "crf.w_smoothness": ("w⁽³⁾", "weight"),
+    "crf.theta_alpha": ("θα", "px"),
+    "crf.theta_beta": ("θβ", "RGB levels"),
+    "crf.theta_gamma": ("θγ", "px"),
+    "crf.theta_zeta": ("θζ", "m"),
+    "crf.theta_tau": ("θτ", "px"),
+}
+# Each row with the one it is read against: depth added, a CRF added, the depth kernel added.
+COMPARED = (
+    ("unary_sem_depth", "unary_sem"),
+    ("sem_crf", "unary_sem_depth"),
+    ("sem_crf_plus", "unary_sem_depth"),
+    ("sem_crf_plus", "sem_crf"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text, the first column a name, the others numbers."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence computed from the numbers; `against` where it speaks against the method or the run."""
+
+    text: str
+    against: bool = False
+
+
+def percent(share: Number, decimals: int = 1) -> str:
+    """A share of 1 in percent without the sign, as the paper prints it."""
+    return NONE if share is None or math.isnan(share) else f"{100 * share:.{decimals}f}"
+
+
+def plain(value: Number, decimals: int = 3) -> str:
+    """A number as the paper prints depth errors."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def floor_class(report: Report) -> str:
+    """Name of the class that the segmentation floor gives every pixel."""
+    return CLASS_NAMES[int(report["floors"]["class"])]
+
+
+def floor_depth(report: Report) -> str:
+    """The depth that the depth floor gives every pixel."""
+    return f"{plain(report['floors']['depth'], 2)} m"
+
+
+def segmentation_table(report: Report, *, rivals: bool = False) -> Table:
+    """Table 3: a row a model, each metric with the paper's number beside it, the floor last."""
+    published = (report["paper"] or {}).get("table3", {})
+    header = tuple(cell for name in TABLE3_METRICS for cell in (METRIC_NAMES[name], "paper"))
+
+    def row(title: str, own: Mapping[str, Number], papers: Mapping[str, Number]) -> tuple[str, ...]:
+        return (title, *(percent(of.get(name)) for name in TABLE3_METRICS for of in (own, papers)))
+
+    rows = [row(ROW_NAMES[key], metrics, published.get(key, {})) for key, metrics in report["table3"].items()]
+    if rivals and report["paper"]:
+        rows += [row(name, {}, metrics) for name, metrics in TABLE3_RIVALS.items()]
+    rows.append(row(f"floor: all “{floor_class(report)}”", report["floors"], {}))
+    return Table("Table 3: semantic segmentation, %", ("", *header), tuple(rows))
+
+
+def depth_table(report: Report, *, rivals: bool = False) -> Table:
+    """Table 2, upright as in the paper: a row a metric; the paper's one column stands beside its final model."""
+    published = (report["paper"] or {}).get("table2", {})
+    columns: list[tuple[str, Mapping[str, Number]]] = []
+    for key, metrics in report["table2"].items():
+        columns.append((ROW_NAMES[key], metrics))
+        if key == "sem_crf_plus":
+            columns.append(("paper", published.get(key, {})))
+    if rivals and report["paper"]:
+        columns += TABLE2_RIVALS.items()
+    columns.append((f"floor: constant {floor_depth(report)}", report["floors"]))
+    rows = tuple(
+        (f"{METRIC_NAMES[name]} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *(plain(of.get(name)) for _, of in columns))
+        for name in TABLE2_METRICS
+    )
+    return Table("Table 2: depth (↑ higher, ↓ lower is better)", ("", *(title for title, _ in columns)), rows)
+
+
+def crf_table(report: Report) -> Table:
+    """The CRF settings that the search found beside the paper's, and what each scores on the subset."""
+    search = report["search"]
+    best, papers = search["best"], search["paper"]
+    rows = [
+        (
+            path.removeprefix("crf."),
+            symbol,
+            unit,
+            f"{best['settings'][path]:.4g}" + ("" if path in search["searched"] else " (held)"),
+            f"{papers['settings'][path]:.4g}",
+        )
+        for path, (symbol, unit) in CRF_SYMBOLS.items()
+    ]
+    rows.append(("score", "mean IoU", "%", percent(best["score"], 2), percent(papers["score"], 2)))
+    return Table("CRF settings", ("setting", "symbol", "unit", "found", "paper"), tuple(rows))
+
+
+def data_line(report: Report) -> str:
+    """One line that says what data this is."""
+    data, config = report["data"], report["provenance"]["config"]
+    if data["real"]:
+        kind = f"Real NYU Depth v2 frames (`{data['source']}`)"
+    elif config["data.source"] is None:
+        kind = f"Synthetic rooms, seed {config['data.rooms_seed']} (no real frame)"
+    else:
+        kind = f"Frames of `{data['source']}` (not NYU Depth v2's own)"
+    held = "also trained on" if config["data.train_on_validation"] else "left out of training"
+    present = sum(pixels > 0 for pixels in data["class_pixels"].values())
+    return (
+        f"{kind}: {data['num_train']} train and {data['num_test']} test frames of {FRAME_WIDTH} × {FRAME_HEIGHT}; "
+        f"{data['validation']['frames']} of the train frames for validation and the search, {held}; "
+        f"{present} of {len(CLASS_NAMES)} classes; {percent(data['void_share'])} % of pixels unlabelled; "
+        f"depth {plain(data['min_depth'], 2)} to {plain(data['max_depth'], 2)} m, "
+        f"raw depth missing at {percent(data['hole_share'])} % of pixels; digest `{data['digest'][:16]}`."
+    )
+
+
+ABSENT_RULE = {
+    "ignore": "classes in neither truth nor prediction are left out of means (FCN's rule)",
+    "zero": "classes without a pixel count as 0 in means",
+    "gt_present": "means are over the classes of the truth alone",
+}
+POOLING_RULE = {"pixels": "pooled over all pixels of all frames", "images": "taken of each frame and averaged over frames"}
+TRUTH = {"filled": "the depth with its holes filled in", "raw": "the sensor's valid depth alone"}
+
+
+def protocol(report: Report) -> list[str]:
+    """How the numbers were taken: what the paper leaves open, and what stands beside what."""
+    config, num_test = report["provenance"]["config"], report["data"]["num_test"]
+    absent, pooling = ABSENT_RULE[config["evaluation.absent_classes"]], POOLING_RULE[config["evaluation.depth_pooling"]]
+    floors = f"every pixel “{floor_class(report)}”, the train split's commonest class, at {floor_depth(report)}, its mean depth"
+    lines = [
+        f"Both tables: {num_test} test frames at {FRAME_WIDTH} × {FRAME_HEIGHT}, {_scored_part(config['evaluation.crop'])}.",
+        f"Table 3: one confusion matrix over all frames, unlabelled pixels left out; {absent}.",
+        f"Table 2: against {TRUTH[config['evaluation.depth_truth']]}; {pooling}. "
+        f"{ROW_NAMES['unary_sem']} has no depth: stage 1 trains none.",
+        f"Floors: {floors}. A model below them is broken.",
+    ]
+    if not report["paper"]:
+        return [*lines, f"The paper's columns are empty ({NONE}): its numbers are of NYU Depth v2, and this is other data."]
+    lines.append(
+        "The paper prints one depth column and does not say of which row: it stands beside Sem-CRF+, its final model. Its "
+        "scale-invariant 0.061 can only be a variance, and Eigen & Fergus's 0.171 only a standard deviation: "
+        "the two do not compare."
+    )
+    if num_test != NUM_TEST_FRAMES:
+        lines.append(
+            f"The paper's numbers are over all {NUM_TEST_FRAMES} test frames, these over {num_test}: they do not compare."
+        )
+    return lines
+
+
+def _scored_part(crop: str) -> str:
+    if crop == "none":
+        return "the whole frame (no crop)"
+    rows, columns = CROPS[crop]
+    return f"the {crop} crop (rows {rows.start}–{rows.stop - 1}, columns {columns.start}–{columns.stop - 1})"
+
+
+def findings(report: Report) -> list[Finding]:
+    """What the numbers say, computed: each row against the one before it, the floors, the search."""
+    found = [_comparison(report, *pair) for pair in COMPARED if set(pair) <= set(report["table3"])]
+    return [*found, *_floor_findings(report), _search_finding(report)]
+
+
+def _comparison(report: Report, row: str, other: str) -> Finding:
+    groups: dict[str, list[str]] = {"below": [], "equal to": [], "above": []}
+    for name in TABLE3_METRICS:
+        one, two = report["table3"][row].get(name), report["table3"][other].get(name)
+        if one is not None and two is not None:
+            sign = "below" if one < two else "equal to" if one == two else "above"
+            groups[sign].append(f"{METRIC_NAMES[name]} ({percent(one, 2)} to {percent(two, 2)} %)")
+    parts = [f"{sign} {ROW_NAMES[other]} in {_and(names)}" for sign, names in groups.items() if names]
+    if not parts:
+        return Finding(f"{ROW_NAMES[row]} and {ROW_NAMES[other]} cannot be compared: there is no number.", against=True)
+    return Finding(f"{ROW_NAMES[row]} is {'; '.join(parts)}.", against=bool(groups["below"]))
+
+
+def _floor_findings(report: Report) -> list[Finding]:
+    found = []
+    for table, name, floor in (
+        ("table3", "mean_iou", f"all “{floor_class(report)}”"),
+        ("table2", "rmse", f"constant {floor_depth(report)}"),
+    ):
+        bound, scale = report["floors"].get(name), percent if name == "mean_iou" else plain
+        if bound is None:
+            continue
+        broken = [
+            f"{ROW_NAMES[row]} ({scale(metrics[name])})"
+            for row, metrics in report[table].items()
+            if metrics.get(name) is not None
+            and (metrics[name] <= bound if name in HIGHER_IS_BETTER else metrics[name] >= bound)
+        ]
+        against = f"the floor of {floor} ({scale(bound)}) in {METRIC_NAMES[name]}"
+        if broken:
+            found.append(Finding(f"No better than {against}: {_and(broken)}.", against=True))
+        else:
+            found.append(Finding(f"Every row with a number is better than {against}."))
+    return found
+
+
+def _search_finding(report: Report) -> Finding:
+    search = report["search"]
+    best, papers = search["best"]["score"], search["paper"]["score"]
+    asked = f"{search['trials']} trials" + (f", {search['failed']} of them failed" if search["failed"] else "")
+    where = f"on the {report['data']['validation']['frames']} validation frames"
+    if papers is None:
+        return Finding(
+            f"The paper's CRF settings have no score {where}; the best of {asked} has {percent(best, 2)} %.", against=True
+        )
+    if best <= papers:
+        return Finding(
+            f"The search found nothing better than the paper's CRF settings: {percent(papers, 2)} % mean IoU {where}, {asked}.",
+            against=True,
+        )
+    return Finding(
+        f"The search's best has {percent(best, 2)} % mean IoU {where}, the paper's CRF settings {percent(papers, 2)} % "
+        f"({asked}). It was chosen on those very frames; the tables are of the test split."
+    )
+
+
+def _and(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

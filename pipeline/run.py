@@ -1,0 +1,241 @@
+"""The pipeline: its phases in order, each leaving its result in `--out` before the next begins.
+
+Not here: what a phase does inside (train.py, search.py, evaluate.py, report.py), the command line (cli.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from jointseg.checkpoint import write_atomically
+from jointseg.config import Config
+from jointseg.data.manifest import write_manifest
+from jointseg.data.rooms import write_rooms
+from jointseg.data.store import Store, prepare
+from jointseg.data.views import draw_validation, make_views, subset_digest
+from jointseg.settings import flatten
+from jointseg.stages import STAGES, Stage
+from pipeline import evaluate, report, search, unaries
+from pipeline.cluster import connected, require_resources
+from pipeline.log_lines import Line
+from pipeline.tracking import Tracker
+from pipeline.train import train_stage
+from pipeline.workspace import PHASES, Workspace
+
+
+class Screen(Protocol):
+    """Where a run tells how far it is."""
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        """A progress bar; call what it gives with the number done, and a note if there is one."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A run in its folder: everything a phase is given."""
+
+    config: Config
+    place: Workspace
+    tracker: Tracker
+    parent: str
+    screen: Screen
+    verbose: bool
+
+    @property
+    def store(self) -> Store:
+        """The prepared frames."""
+        return Store.open(self.place.store)
+
+    @property
+    def validation(self) -> tuple[int, ...]:
+        """The frames of the validation subset."""
+        return tuple(json.loads(self.place.validation.read_text())["frames"])
+
+    def stage_config(self, stage: Stage) -> Config:
+        """The config a stage trains and is evaluated with: stage 3 takes the CRF settings that the search found."""
+        if stage.settings != "stage3":
+            return self.config
+        return search.load_settings(self.place.crf_settings, self.config)
+
+
+def prepare_data(pipeline: Pipeline) -> None:
+    """Rooms where no data was given, the prepared store, the validation subset and the manifest of views."""
+    config, place, screen = pipeline.config, pipeline.place, pipeline.screen
+    data = config.data
+    source = data.source
+    if source is None:
+        source = place.rooms
+        if not (source / "nyu_depth_v2_labeled.mat").is_file():
+            with screen.bar("rooms", data.rooms_train + data.rooms_test) as progress:
+                write_rooms(
+                    source, num_train=data.rooms_train, num_test=data.rooms_test, seed=data.rooms_seed, progress=progress
+                )
+    if not place.store.is_dir():
+        with screen.bar("prepare", 1) as progress:
+            prepare(source, place.store, progress=progress)
+    store = pipeline.store
+    subset = draw_validation(store.train, num_frames=data.validation_frames, seed=data.validation_seed)
+    description = {
+        "frames": subset,
+        "seed": data.validation_seed,
+        "digest": subset_digest(subset, data.validation_seed, store.digest),
+        "in_training": data.train_on_validation,
+    }
+    write_atomically(place.validation, json.dumps(description, indent=1))
+    trained = [number for number in store.train if data.train_on_validation or number not in set(subset)]
+    views = make_views(trained, data)
+    seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
+    write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
+    screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(subset)} for validation; {len(views)} views")
+
+
+def train(pipeline: Pipeline, stage: Stage) -> None:
+    """One training stage on Ray Train, its reports going to MLflow and the screen as they come."""
+    config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
+    iterations = stage.config(config).iterations
+    with (
+        tracker.run(stage.name, parent=pipeline.parent) as run,
+        pipeline.screen.bar(stage.name, iterations) as progress,
+    ):
+        tracker.log_params(run, flatten(config))
+        last = tracker.last_step(run, "loss/total")
+
+        def tell(row: dict[str, float]) -> None:
+            step = int(row["step"])
+            if step > last:
+                tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
+            progress(step, note=f"loss {row['loss/total']:.4g}")
+
+        train_stage(config, stage, place, validation=pipeline.validation, tell=tell)
+        tracker.log_artifact(run, place.final(stage), "checkpoint")
+
+
+def search_settings(pipeline: Pipeline) -> None:
+    """The search on the validation subset, from the stage-2 weights."""
+    config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
+    start = place.final(STAGES["stage2"])
+    subset = json.loads(place.validation.read_text())
+    with tracker.run("search", parent=pipeline.parent) as run:
+        tracker.log_params(run, flatten(config))
+        with screen.bar("unaries", len(subset["frames"])) as progress:
+            cache = unaries.cached_unaries(
+                config, place.store, start, place.search / "unaries", frames=pipeline.validation, progress=progress
+            )
+        with screen.bar("search", config.search.trials) as progress:
+            seen: list[float] = []
+
+            def tell(trial: Line) -> None:
+                seen.append(-math.inf if trial["score"] is None else trial["score"])
+                tracker.log_metrics(run, {"trial_mean_iou": seen[-1], "best_so_far": max(seen)}, step=len(seen))
+                progress(len(seen), note=f"best {max(seen):.4f}")
+
+            rows = search.search(config, place.store, cache, place.search, tell=tell, verbose=pipeline.verbose)
+        result = search.save_result(
+            rows, config, trials=place.trials, settings=place.crf_settings, start=start, subset=subset["digest"]
+        )
+        tracker.log_trials(run, rows)
+        tracker.log_metrics(run, {"best_mean_iou": result["score"], "paper_mean_iou": result["paper_score"]})
+        tracker.log_artifact(run, place.crf_settings)
+        tracker.log_artifact(run, place.trials)
+    best, paper = result["score"], result["paper_score"]
+    screen.say(f"best mean IoU {best:.4f} (trial {result['trial']}); at the paper's point {paper:.4f}")
+
+
+def evaluate_test(pipeline: Pipeline) -> None:
+    """The four rows on the test split, with the floors beside them."""
+    config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
+    store = pipeline.store
+    jobs = {
+        stage: evaluate.RowJob(pipeline.stage_config(stage), stage.name, place.store, place.final(stage))
+        for stage in STAGES.values()
+    }
+    drawn = store.test[: config.evaluation.num_figures]
+    with tracker.run("evaluation", parent=pipeline.parent) as run:
+        with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
+            sums, predictions = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
+        rows = {row: evaluate.metrics_of(total, config) for row, total in sums.items()}
+        floor = evaluate.floors(store, config)
+        report.save_evaluation(place, rows=rows, floors=floor, sums=sums, predictions=predictions)
+        for row, metrics in rows.items():
+            tracker.log_metrics(run, {f"{row}/{name}": value for name, value in metrics.items()})
+        tracker.log_metrics(run, {f"floor/{name}": value for name, value in floor.items()})
+        tracker.log_artifact(run, place.evaluation, "evaluation")
+
+
+def write_report(pipeline: Pipeline) -> None:
+    """report.json, report.md and figures/, logged on the parent run."""
+    report.write(pipeline.config, pipeline.place, pipeline.store)
+    for path in (pipeline.place.out / "report.json", pipeline.place.out / "report.md"):
+        pipeline.tracker.log_artifact(pipeline.parent, path)
+    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.figures, "figures")
+
+
+WORK: dict[str, Callable[[Pipeline], None]] = {
+    "data": prepare_data,
+    **{name: partial(train, stage=stage) for name, stage in STAGES.items()},
+    "search": search_settings,
+    "evaluate": evaluate_test,
+    "report": write_report,
+}
+NEEDS = {
+    "data": (),
+    "stage1": ("data",),
+    "stage2": ("stage1",),
+    "search": ("stage2",),
+    "stage3_sem_crf": ("search",),
+    "stage3": ("search",),
+    "evaluate": ("stage1", "stage2", "stage3_sem_crf", "stage3"),
+    "report": ("evaluate", "search"),
+}
+
+
+def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, screen: Screen, verbose: bool) -> None:
+    """Run those of `phases` that have not finished in this folder, in the pipeline's order.
+
+    Raises:
+        InputError: the folder has another config, an earlier phase is missing, or Ray lacks the resources asked for.
+    """
+    place.adopt_config(config)
+    search.load_space(config)
+    due = [phase for phase in PHASES if phase in phases and not place.finished(phase)]
+    if not due:
+        screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
+        return
+    for phase in due:
+        for needed in NEEDS[phase]:
+            if needed not in due[: due.index(phase)]:
+                place.require(needed, wanted=phase)
+    tracker = Tracker.open(place.out)
+    with connected(verbose=verbose), tracker.run(place.out.name, key="pipeline") as parent:
+        require_resources(config)
+        tracker.log_params(parent, flatten(config))
+        pipeline = Pipeline(config, place, tracker, parent, screen, verbose)
+        for phase in due:
+            started = time.perf_counter()
+            WORK[phase](pipeline)
+            seconds = time.perf_counter() - started
+            place.finish(phase, seconds=seconds)
+            screen.say(f"{phase}: finished in {seconds:.0f} s")
+            if phase == "data":
+                _log_data(pipeline)
+
+
+def _log_data(pipeline: Pipeline) -> None:
+    store, place = pipeline.store, pipeline.place
+    source = pipeline.config.data.source
+    name = source.name if source else "synthetic rooms"
+    pipeline.tracker.log_dataset(
+        pipeline.parent, name=name, digest=store.digest, source=str(source or place.rooms), context="training and testing"
+    )
+    pipeline.tracker.log_artifact(pipeline.parent, place.views)
+    pipeline.tracker.log_artifact(pipeline.parent, place.validation)

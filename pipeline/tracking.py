@@ -1,0 +1,164 @@
+"""Everything that goes to MLflow, and the only file that imports it. Used by the driver alone, with explicit run ids.
+
+Not here: what is worth logging (run.py and the file of each phase).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jointseg.errors import InputError
+
+# mlflow and alembic announce every table they create; set before the import, which configures them.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+from mlflow import MlflowClient, entities
+from mlflow.exceptions import MlflowException
+
+PHASE_TAG = "jointseg.phase"
+KEY_TAG = "jointseg.key"
+PARENT_TAG = "mlflow.parentRunId"
+MAX_PARAM_LENGTH = 6000
+
+
+def tracking_uri(out: Path) -> str:
+    """`MLFLOW_TRACKING_URI` where it is set, else the SQLite store in `out`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
+
+
+def experiment_name(out: Path) -> str:
+    """One experiment for each folder: its name, and a short digest of where it is."""
+    return f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One experiment of one store."""
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+    @classmethod
+    def open(cls, out: Path) -> Tracker:
+        """The experiment of `out`, created with its store where they are not there yet.
+
+        Raises:
+            InputError: the store cannot be reached.
+        """
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        uri = tracking_uri(out)
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            name = experiment_name(out)
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                local = uri.startswith("sqlite:")
+                location = (out / "mlartifacts").as_uri() if local else None
+                return cls(client, uri, client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            raise InputError(f"MLFLOW_TRACKING_URI: {uri} cannot be used: {str(error).splitlines()[0]}") from None
+        return cls(client, uri, experiment.experiment_id)
+
+    @contextmanager
+    def run(self, name: str, *, parent: str | None = None, key: str | None = None) -> Iterator[str]:
+        """The id of the run called `name` under `parent`, found or created, so that a restart goes on with it.
+
+        It is RUNNING inside the block, and FINISHED, FAILED or KILLED after it. `key` tells apart runs of one name.
+        """
+        run_id = self._find(name, key or name, parent) or self._create(name, key or name, parent)
+        self.client.update_run(run_id, status="RUNNING")
+        try:
+            yield run_id
+        except KeyboardInterrupt:
+            self.client.set_terminated(run_id, status="KILLED")
+            raise
+        except BaseException:
+            self.client.set_terminated(run_id, status="FAILED")
+            raise
+        self.client.set_terminated(run_id, status="FINISHED")
+
+    def _find(self, name: str, key: str, parent: str | None) -> str | None:
+        # MLflow cannot filter on a missing tag, so the top run is told apart by a key of its own.
+        of_parent = f" and tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{PHASE_TAG}` = '{name}' and tags.`{KEY_TAG}` = '{key}'{of_parent}", max_results=1
+        )
+        return found[0].info.run_id if found else None
+
+    def _create(self, name: str, key: str, parent: str | None) -> str:
+        tags = {PHASE_TAG: name, KEY_TAG: key, **({PARENT_TAG: parent} if parent else {})}
+        run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        return run_id
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Parameters under their config paths; those already there with the same value are left alone."""
+        there = self.client.get_run(run_id).data.params
+        new = [
+            entities.Param(name, str(value)[:MAX_PARAM_LENGTH])
+            for name, value in params.items()
+            if there.get(name) != str(value)[:MAX_PARAM_LENGTH]
+        ]
+        for first in range(0, len(new), 100):
+            self.client.log_batch(run_id, params=new[first : first + 100])
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Finite values at `step`; a point that is there already, logged before a restart, is not added again.
+
+        MLflow drops a point equal to one it has in key, value, step and time; so the time is a function of the step.
+        """
+        time = self.client.get_run(run_id).info.start_time + step
+        points = [entities.Metric(name, float(value), time, step) for name, value in metrics.items() if math.isfinite(value)]
+        if points:
+            self.client.log_batch(run_id, metrics=points)
+
+    def last_step(self, run_id: str, metric: str) -> int:
+        """The last step at which `metric` was logged, -1 if it never was."""
+        history = self.client.get_metric_history(run_id, metric)
+        return max((point.step for point in history), default=-1)
+
+    def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """A file, or everything in a folder."""
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), folder)
+        else:
+            self.client.log_artifact(run_id, str(path), folder)
+
+    def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, context: str) -> None:
+        """The data as an input of the run. MLflow's digests hold 36 characters: the first of ours."""
+        if self.client.get_run(run_id).inputs.dataset_inputs:
+            return
+        dataset = entities.Dataset(name=name, digest=digest[:36], source_type="local", source=source)
+        tag = entities.InputTag(key="mlflow.data.context", value=context)
+        self.client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset=dataset, tags=[tag])])
+
+    def log_trials(self, run_id: str, trials: Sequence[Mapping[str, Any]]) -> None:
+        """One child run a trial, told apart by its number; those already there are left alone."""
+        there = {
+            run.data.tags.get(KEY_TAG)
+            for run in self.client.search_runs([self.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'", max_results=50_000)
+            if run.info.status == "FINISHED"
+        }
+        for trial in trials:
+            name = f"trial-{trial['trial']:04d}"
+            if name in there:
+                continue
+            with self.run(name, parent=run_id) as child:
+                params = {path: value for path, value in trial.items() if path not in {"trial", "state", "score"}}
+                self.log_params(child, params)
+                if trial["score"] is not None:
+                    self.log_metrics(child, {"mean_iou": trial["score"]})
+
+    def where_to_look(self, out: Path) -> str:
+        """What to do to see the runs."""
+        if self.uri.startswith("sqlite:"):
+            return f"jointseg ui --out {out}"
+        return f"{self.uri}/#/experiments/{self.experiment_id}?workflowType=machine_learning"

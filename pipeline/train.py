@@ -1,0 +1,103 @@
+"""The driver of a training stage: one TorchTrainer, its log followed into MLflow and onto the screen.
+
+Not here: what a worker does (worker.py), the loop (jointseg/training.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from jointseg.checkpoint import load_final, save_final
+from jointseg.config import Config
+from jointseg.errors import InputError
+from jointseg.stages import STAGES, Stage
+from pipeline.cluster import uses_gpu
+from pipeline.log_lines import Line, append_line, following, read_lines
+from pipeline.worker import TrainJob, train_worker
+from pipeline.workspace import Workspace
+
+
+class TrainingLog(ray.train.UserCallback):  # type: ignore[misc]
+    """Writes what the ranks report as one JSON line a report. Runs in Ray Train's controller."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        """Append the mean over ranks: losses are means over equal shares, the rest is the same on every rank."""
+        row = {name: sum(rank[name] for rank in metrics) / len(metrics) for name in metrics[0]}
+        append_line(self.path, row)
+
+
+def read_log(path: Path) -> list[Line]:
+    """The reports of a stage in step order. A stage that was resumed repeats some steps: the first stands."""
+    rows: dict[float, Line] = {}
+    for row in read_lines(path):
+        rows.setdefault(row["step"], row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def train_stage(
+    config: Config, stage: Stage, place: Workspace, *, validation: tuple[int, ...], tell: Callable[[Line], None]
+) -> None:
+    """Train `stage` on Ray to its end, going on from its last checkpoint if it has one; leaves `final/`.
+
+    Args:
+        config: the whole config, with the CRF settings that this stage starts from.
+        stage: the stage.
+        place: the run's folder, absolute and seen by every node.
+        validation: frames to validate on.
+        tell: called with each new report.
+
+    Raises:
+        InputError: a worker stopped on a mistake of the user's, such as rates that make the loss infinite.
+    """
+    start = None
+    if stage.starts_from is not None:
+        start = place.final(STAGES[stage.starts_from])
+        load_final(start)
+    folder = place.stage(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.jsonl"
+    gpu = uses_gpu(config)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": TrainJob(config, stage.name, place.store, place.views, validation, start)},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.training.num_workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": config.training.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=stage.name,
+            storage_path=str(place.out),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
+            callbacks=[TrainingLog(log)],
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with following(lambda: read_log(log), tell):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _users_mistake(error) or error from None
+    last = read_log(log)[-1]
+    save_final(place.final(stage), Path(result.checkpoint.path), extra={"metrics": last})
+
+
+def _users_mistake(error: ray.train.TrainingFailedError) -> InputError | None:
+    """The InputError that a worker stopped on, if it was one."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, InputError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return None

@@ -1,0 +1,98 @@
+"""The unaries of the validation subset: computed once on Ray, kept in memory-mapped files, shared by every trial.
+
+Not here: the trials (search.py), the network's forward pass (jointseg/evaluation.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from jointseg.checkpoint import load_final
+from jointseg.config import Config
+from jointseg.data.store import Store
+from jointseg.errors import InputError
+from jointseg.evaluation import Unaries, compute_unaries
+from jointseg.model import build_model
+from pipeline.cluster import uses_gpu
+
+DESCRIPTION = "unaries.json"
+ARRAYS = ("image", "logits", "depth")
+
+
+@dataclass(frozen=True)
+class UnaryCache:
+    """Unaries of the subset on disk, one array a kind, one row a frame, read through memory maps."""
+
+    folder: Path
+    frames: tuple[int, ...]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The memory maps: image (n, 3, h, w) uint8, logits (n, C, h, w) float32, depth (n, h, w) float32 metres."""
+        return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+
+
+def row_of(arrays: dict[str, NDArray[Any]], row: int) -> Unaries:
+    """One frame's unaries as tensors of its own."""
+    return Unaries(*(torch.from_numpy(np.array(arrays[name][row])) for name in ARRAYS))
+
+
+def cached_unaries(
+    config: Config, store: Path, start: Path, folder: Path, *, frames: tuple[int, ...], progress: Callable[[int], None]
+) -> UnaryCache:
+    """The unaries in `folder`, computed first where they are not those of this checkpoint and these frames."""
+    _, checkpoint = load_final(start)
+    stamp = {"checkpoint": checkpoint, "frames": list(frames)}
+    description = folder / DESCRIPTION
+    if description.is_file() and json.loads(description.read_text()) == stamp:
+        return UnaryCache(folder, frames)
+    gpu = uses_gpu(config)
+    shards = [frames[first :: _num_shards(gpu)] for first in range(_num_shards(gpu))]
+    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_compute)
+    pending = [task.remote(config, store, start, shard, "cuda" if gpu else "cpu") for shard in shards if shard]
+    found: dict[int, Unaries] = {}
+    while pending:
+        ready, pending = ray.wait(pending)
+        found |= ray.get(ready[0])
+        progress(len(found))
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ARRAYS:
+        np.save(partial / f"{name}.npy", np.stack([getattr(found[number], name).numpy() for number in frames]))
+    (partial / DESCRIPTION).write_text(json.dumps(stamp))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    return UnaryCache(folder, frames)
+
+
+def _num_shards(gpu: bool) -> int:
+    return max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
+
+
+def _compute(config: Config, store: Path, start: Path, frames: tuple[int, ...], device: str) -> dict[int, Unaries]:
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    model = build_model(config).to(where)
+    weights, _ = load_final(start)
+    model.load_state_dict(weights)
+    frames_of = Store.open(store)
+    return {number: compute_unaries(model, frames_of.frame(number), config, device=where) for number in frames}
+
+
+def subset_labels(store: Path, frames: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+    """The true labels of the subset, (H, W) each, in the order of `frames`."""
+    opened = Store.open(store)
+    missing = set(frames) - set(opened.train)
+    if missing:
+        raise InputError(f"{store}: validation frames {sorted(missing)} are not in its train split")
+    return [opened.frame(number).labels for number in frames]

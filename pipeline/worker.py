@@ -1,0 +1,71 @@
+"""What each Ray Train worker runs: an adapter round `jointseg.training`.
+
+Not here: the loop (jointseg/training.py), the driver that starts the workers (train.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import ray.train
+import ray.train.torch
+import torch
+
+from jointseg.config import Config
+from jointseg.data.manifest import read_manifest
+from jointseg.data.store import Store
+from jointseg.stages import STAGES
+from jointseg.training import Place, Report, begin, resume, train
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a worker needs to know; paths are absolute and readable on every node."""
+
+    config: Config
+    stage: str
+    store: Path
+    views: Path
+    validation: tuple[int, ...]
+    start: Path | None
+
+
+def train_worker(loop_config: dict[str, TrainJob]) -> None:
+    """Train one stage on this rank, from the checkpoint that Ray has for it or from the beginning."""
+    job = loop_config["job"]
+    torch.set_num_threads(job.config.training.cpus_per_worker)
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    stage = STAGES[job.stage]
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        run = begin(job.config, stage, place=place, start=job.start)
+    else:
+        with checkpoint.as_directory() as folder:
+            run = resume(job.config, stage, Path(folder), place=place)
+    train(
+        run,
+        Store.open(job.store),
+        read_manifest(job.views),
+        place=place,
+        report=lambda report: _report(report, place),
+        validation=job.validation,
+        wrap=ray.train.torch.prepare_model,
+    )
+
+
+def _report(report: Report, place: Place) -> None:
+    """Every rank reports: it is a barrier. Rank 0 brings the checkpoint, under a name that a rerun writes over."""
+    metrics = {"step": float(report.step), **report.metrics}
+    if report.save is None:
+        ray.train.report(metrics)
+        return
+    name = f"step_{report.step:08d}"
+    if place.rank > 0:
+        ray.train.report(metrics, checkpoint_dir_name=name)
+        return
+    with TemporaryDirectory() as folder:
+        report.save(Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)

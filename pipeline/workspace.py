@@ -1,0 +1,136 @@
+"""The folder `--out`: where each part of a run lies, which phases have finished, and its config.
+
+Not here: what the phases do (run.py and the file of each).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jointseg.checkpoint import refuse_other_config, write_atomically
+from jointseg.config import Config
+from jointseg.errors import InputError
+from jointseg.stages import Stage
+
+PHASES = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths inside one `--out`, all absolute."""
+
+    out: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config, JSON."""
+        return self.out / "config.json"
+
+    @property
+    def store(self) -> Path:
+        """The prepared frames."""
+        return self.out / "data"
+
+    @property
+    def rooms(self) -> Path:
+        """Synthetic rooms in NYU's layout, where no data was given."""
+        return self.out / "rooms"
+
+    @property
+    def views(self) -> Path:
+        """The manifest of the views that are trained on."""
+        return self.out / "views.parquet"
+
+    @property
+    def validation(self) -> Path:
+        """The validation subset: its frames, seed and digest."""
+        return self.out / "validation.json"
+
+    def stage(self, stage: Stage) -> Path:
+        """A stage's checkpoints and log."""
+        return self.out / stage.name
+
+    def final(self, stage: Stage) -> Path:
+        """A finished stage's weights."""
+        return self.stage(stage) / "final"
+
+    @property
+    def search(self) -> Path:
+        """The search's unaries, trials and Ray Tune's own state."""
+        return self.out / "search"
+
+    @property
+    def trials(self) -> Path:
+        """One row a trial."""
+        return self.search / "trials.parquet"
+
+    @property
+    def crf_settings(self) -> Path:
+        """The search's result."""
+        return self.out / "crf_settings.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The sums of each row, and the predictions that figures are drawn from."""
+        return self.out / "evaluation"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures, PNG."""
+        return self.out / "figures"
+
+    @property
+    def phases(self) -> Path:
+        """Which phases have finished, and how long each took."""
+        return self.out / "phases.json"
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each finished phase, in order."""
+        if not self.phases.is_file():
+            return {}
+        found: dict[str, float] = json.loads(self.phases.read_text())
+        return {phase: found[phase] for phase in PHASES if phase in found}
+
+    def finished(self, phase: str) -> bool:
+        """Whether the phase has finished."""
+        assert phase in PHASES
+        return phase in self.seconds()
+
+    def finish(self, phase: str, *, seconds: float) -> None:
+        """Record that the phase has finished. What it leaves must be whole by now."""
+        write_atomically(self.phases, json.dumps({**self.seconds(), phase: round(seconds, 2)}, indent=1))
+
+    def require(self, phase: str, *, wanted: str) -> None:
+        """Raise InputError unless the phase has finished."""
+        if not self.finished(phase):
+            raise InputError(f"{self.out}: {wanted} needs {phase}, which has not finished there; finished: {self._list()}")
+
+    def _list(self) -> str:
+        return ", ".join(self.seconds()) or "nothing"
+
+    def load_config(self) -> Config | None:
+        """The config of this folder, or None in a new one.
+
+        Raises:
+            InputError: the file is not such a config.
+        """
+        if not self.config.is_file():
+            return None
+        try:
+            return Config(**json.loads(self.config.read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(f"{self.config}: not a config ({error})") from None
+        except InputError as error:
+            raise InputError(f"{self.config}: {error}") from None
+
+    def adopt_config(self, config: Config) -> None:
+        """Make `config` this folder's; refuse a folder that has another one, naming the fields that differ."""
+        there = self.load_config()
+        if there is not None:
+            refuse_other_config(there, config, place=self.out)
+            return
+        if self.out.is_dir() and any(self.out.iterdir()):
+            raise InputError(f"{self.out}: holds files but no config.json; give a new or empty folder as --out")
+        write_atomically(self.config, config.model_dump_json(indent=1))

@@ -1,0 +1,148 @@
+"""Laws of the figures: what is drawn is read back from the figure's own artists."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jointseg.data.frame import Frame
+from jointseg.evaluation import Prediction
+from jointseg.figures import DPI, qualitative, save_png, search_history, with_and_without_crf
+from jointseg.labels import CLASS_NAMES, VOID, colourise
+
+SIZE = (48, 64)
+WALL, SOFA, LAMP = (CLASS_NAMES.index(name) for name in ("wall", "sofa", "lamp"))
+
+
+def frame(number: int) -> Frame:
+    generator = np.random.default_rng(number)
+    labels = np.full(SIZE, WALL, np.uint8)
+    labels[24:, 32:] = SOFA
+    labels[:, 0] = VOID
+    depth = generator.uniform(1.2, 3.7, SIZE).astype(np.float32)
+    raw = depth.copy()
+    raw[:8, 8:16] = 0
+    return Frame(number, generator.integers(0, 256, (*SIZE, 3), np.uint8), labels, raw, depth)
+
+
+def predict(drawn: Frame, *, label: int = LAMP, depth: float | None = 5.2) -> Prediction:
+    labels = np.where(drawn.labels == SOFA, label, WALL).astype(np.uint8)
+    return Prediction(labels, None if depth is None else np.full(SIZE, depth, np.float32))
+
+
+FRAMES = [frame(7), frame(9)]
+PREDICTIONS = {one.number: predict(one) for one in FRAMES}
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.images]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def legend(figure: Figure) -> set[str]:
+    return {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+def test_a_frame_is_a_line_of_the_papers_figure_2() -> None:
+    figure = qualitative(FRAMES, PREDICTIONS)
+    assert titles(figure) == [
+        "(a) image", "(b) true classes", "(c) predicted classes", "(d) raw depth", "(e) estimated depth",
+    ]  # fmt: skip
+    shown = [axes.images[0].get_array() for axes in panels(figure)]
+    assert len(shown) == 2 * 5
+    for line, drawn in enumerate(FRAMES):
+        image, truth, predicted, raw, estimated = shown[5 * line : 5 * line + 5]
+        np.testing.assert_array_equal(image, drawn.image)
+        np.testing.assert_array_equal(truth, colourise(drawn.labels))
+        np.testing.assert_array_equal(predicted, colourise(PREDICTIONS[drawn.number].labels))
+        np.testing.assert_array_equal(np.ma.filled(raw, 0), drawn.raw_depth)
+        np.testing.assert_array_equal(estimated, PREDICTIONS[drawn.number].depth)
+    assert {"frame 7", "frame 9"} <= {text.get_text() for text in figure.texts}
+
+
+def test_all_depths_share_one_scale_in_metres_and_missing_depth_is_black() -> None:
+    figure = qualitative(FRAMES, PREDICTIONS)
+    depths = [axes.images[0] for axes in panels(figure) if axes.images[0].get_array().ndim == 2]
+    assert len(depths) == 4
+    assert {image.get_clim() for image in depths} == {(1.0, 5.5)}
+    assert "depth, m" in figure.axes[-1].get_ylabel()
+    raw = depths[0]
+    colours = raw.to_rgba(raw.get_array())
+    missing = FRAMES[0].raw_depth == 0
+    assert (colours[missing] == (0, 0, 0, 1)).all()
+    assert (colours[~missing][:, :3].sum(axis=1) > 0.3).all()
+
+
+def test_the_legend_lists_the_classes_that_occur_and_no_other() -> None:
+    assert legend(qualitative(FRAMES, PREDICTIONS)) == {"wall", "sofa", "lamp", "unlabelled"}
+    without_lamp = {one.number: predict(one, label=SOFA) for one in FRAMES}
+    assert legend(qualitative(FRAMES, without_lamp)) == {"wall", "sofa", "unlabelled"}
+    assert legend(with_and_without_crf(FRAMES, without_lamp, PREDICTIONS)) == {"wall", "sofa", "lamp", "unlabelled"}
+
+
+def test_predictions_without_depth_leave_out_its_columns() -> None:
+    figure = qualitative(FRAMES, {one.number: predict(one, depth=None) for one in FRAMES})
+    assert titles(figure) == ["(a) image", "(b) true classes", "(c) predicted classes"]
+    assert len(figure.axes) == 2 * 3
+
+
+def test_figure_3_shows_the_crf_before_the_network_alone() -> None:
+    without = {one.number: predict(one, label=WALL) for one in FRAMES}
+    figure = with_and_without_crf(FRAMES, PREDICTIONS, without)
+    assert titles(figure) == ["(a) image", "(b) true classes", "(c) with CRF", "(d) without CRF"]
+    shown = [axes.images[0].get_array() for axes in panels(figure)]
+    np.testing.assert_array_equal(shown[2], colourise(PREDICTIONS[7].labels))
+    np.testing.assert_array_equal(shown[3], colourise(without[7].labels))
+
+
+def test_names_on_a_class_map_lie_inside_it_on_their_own_class() -> None:
+    axes = panels(qualitative(FRAMES[:1], PREDICTIONS))[1]
+    named = {text.get_text(): text.get_position() for text in axes.texts}
+    assert set(named) == {"wall", "sofa"}
+    for name, (column, row) in named.items():
+        assert FRAMES[0].labels[round(row), round(column)] == CLASS_NAMES.index(name)
+
+
+def test_the_search_shows_each_trial_the_best_so_far_and_the_papers_point() -> None:
+    figure = search_history([0.10, 0.08, None, 0.12, math.nan, 0.11])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["trial"].get_xydata().tolist() == [[0, 0.10], [1, 0.08], [3, 0.12], [5, 0.11]]
+    assert lines["best so far"].get_ydata().tolist() == [0.10, 0.10, 0.10, 0.12, 0.12, 0.12]
+    assert lines["best: 12.00%"].get_xydata().tolist() == [[3, 0.12]]
+    assert lines["paper's point: 10.00%"].get_xydata().tolist() == [[0, 0.10]]
+    assert lines["failed"].get_xdata().tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("scores", [[], [None], [None, 0.1], [0.1]])
+def test_a_search_of_any_length_can_be_drawn(scores: list[float | None], tmp_path: Path) -> None:
+    save_png(search_history(scores), tmp_path / "search.png")
+    assert Image.open(tmp_path / "search.png").format == "PNG"
+
+
+def test_a_saved_figure_is_a_whole_png_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "figures" / "qualitative.png"
+    figure = qualitative(FRAMES, PREDICTIONS, title="a title")
+    save_png(figure, path)
+    picture = Image.open(path)
+    picture.load()
+    assert picture.size == pytest.approx(tuple(DPI * side for side in figure.get_size_inches()), abs=1)
+    assert [one.name for one in path.parent.iterdir()] == ["qualitative.png"]
+    first = path.read_bytes()
+    save_png(qualitative(FRAMES, PREDICTIONS, title="a title"), path)
+    assert path.read_bytes() == first
+
+
+def test_drawing_needs_no_pyplot() -> None:
+    code = "import sys, jointseg.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

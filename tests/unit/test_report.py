@@ -1,0 +1,359 @@
+"""Laws of the report: made from hand-made predictions on a small store, without Ray and without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from jointseg.config import Config
+from jointseg.crf.settings import CrfSettings
+from jointseg.data.store import Store, prepare
+from jointseg.errors import InputError
+from jointseg.evaluation import Prediction, Sums, score
+from jointseg.labels import CLASS_NAMES, VOID
+from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics, segmentation_metrics
+from jointseg.presets import PRESETS, demo
+from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
+from jointseg.settings import flatten, parse_override, with_overrides
+from pipeline import report
+from pipeline.provenance import command, commit
+from pipeline.workspace import Workspace
+
+# Share of pixels that each row gets wrong: the full CRF below the rows before it.
+WRONG = {"unary_sem": 0.6, "unary_sem_depth": 0.5, "sem_crf": 0.4, "sem_crf_plus": 0.55}
+SCORES = [0.105, 0.110, None, 0.120]
+
+
+@pytest.fixture(scope="module")
+def store(small_nyu: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return prepare(small_nyu, tmp_path_factory.mktemp("report") / "data")
+
+
+@pytest.fixture(scope="module")
+def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A run's folder as the evaluation and the search leave it."""
+    place = Workspace(tmp_path_factory.mktemp("runs") / "small")
+    save_search(place, SCORES)
+    place.validation.write_text(json.dumps({"frames": [1, 4], "seed": 0, "digest": "d" * 64, "in_training": False}))
+    for phase, seconds in {"data": 1.5, "stage1": 2.0, "evaluate": 3.25}.items():
+        place.finish(phase, seconds=seconds)
+    predictions = {row: guesses(store, wrong, depth=row != "unary_sem") for row, wrong in WRONG.items()}
+    sums = {row: total(store, drawn) for row, drawn in predictions.items()}
+    floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "depth": 2.534}
+    rows = {row: metrics(one) for row, one in sums.items()}
+    report.save_evaluation(place, rows=rows, floors=floors, sums=sums, predictions=predictions)
+    return place
+
+
+@pytest.fixture
+def place(evaluated: Workspace, tmp_path: Path) -> Workspace:
+    """A copy to change, without predictions: drawing is most of a report's time."""
+    place = Workspace(shutil.copytree(evaluated.out, tmp_path / "small"))
+    for row in ROW_NAMES:
+        np.savez(place.evaluation / f"predictions_{row}.npz")
+    return place
+
+
+@pytest.fixture(scope="module")
+def written(evaluated: Workspace, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same folder after the report; only read."""
+    place = Workspace(shutil.copytree(evaluated.out, tmp_path_factory.mktemp("written") / "small"))
+    report.write(demo(), place, store)
+    return place
+
+
+def guesses(store: Store, wrong: float, *, depth: bool) -> dict[int, Prediction]:
+    generator = np.random.default_rng(int(100 * wrong))
+    drawn = {}
+    for number in store.test:
+        frame = store.frame(number)
+        labels = np.where(frame.labels == VOID, 0, frame.labels)
+        missed = generator.random(labels.shape) < wrong
+        guessed = np.where(missed, (labels + 1) % len(CLASS_NAMES), labels).astype(np.uint8)
+        drawn[number] = Prediction(guessed, (frame.filled_depth * np.float32(1 + wrong / 4)) if depth else None)
+    return drawn
+
+
+def floor_guesses(store: Store) -> dict[int, Prediction]:
+    shape = store.frame(1).labels.shape
+    return {number: Prediction(np.zeros(shape, np.uint8), np.full(shape, 2.534, np.float32)) for number in store.test}
+
+
+def total(store: Store, drawn: dict[int, Prediction]) -> Sums:
+    first, *rest = (score(store.frame(number), prediction, demo().evaluation) for number, prediction in drawn.items())
+    for one in rest:
+        first = first.plus(one)
+    return first
+
+
+def metrics(sums: Sums) -> dict[str, float]:
+    return {**segmentation_metrics(sums.segmentation), **(depth_metrics(sums.depth) if sums.depth else {})}
+
+
+def save_search(place: Workspace, scores: list[float | None]) -> None:
+    finished = [one for one in scores if one is not None]
+    best = scores.index(max(finished))
+    rows = [
+        {"trial": trial, "state": "failed" if one is None else "finished", "score": one, "crf.theta_beta": 3.0 + trial}
+        for trial, one in enumerate(scores)
+    ]
+    place.search.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), place.trials)
+    settings = {f"crf.{name}": value for name, value in flatten(CrfSettings(theta_beta=3.0 + best)).items()}
+    result = {"settings": settings, "score": scores[best], "paper_score": scores[0], "seed": 0, "frames": "d" * 64}
+    place.crf_settings.write_text(json.dumps({**result, "checkpoint": "c" * 64}))
+
+
+def edit_metrics(place: Workspace, change: dict[str, Any], *, row: str) -> None:
+    path = place.evaluation / report.METRICS
+    content = json.loads(path.read_text())
+    content["rows"][row].update(change)
+    path.write_text(json.dumps(content))
+
+
+def contents(place: Workspace) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place.out / "report.json").read_text())
+    return found
+
+
+def page(place: Workspace) -> str:
+    return (place.out / "report.md").read_text()
+
+
+def cells(place: Workspace, name: str) -> list[str]:
+    """The cells of the page's first table line that begins with this name."""
+    line = next(line for line in page(place).splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def on_terminal(place: Workspace) -> str:
+    screen = io.StringIO()
+    Console(width=100, file=screen).print(report.summary(place))
+    return screen.getvalue()
+
+
+def test_the_evaluations_sums_and_predictions_come_back(evaluated: Workspace, store: Store) -> None:
+    stored = json.loads((evaluated.evaluation / report.SUMS).read_text())
+    for row, wrong in WRONG.items():
+        drawn = guesses(store, wrong, depth=row != "unary_sem")
+        expected = total(store, drawn)
+        np.testing.assert_array_equal(
+            SegmentationSums.from_dict(stored[row]["segmentation"]).confusion, expected.segmentation.confusion
+        )
+        if expected.depth is None:
+            assert stored[row]["depth"] is None
+        else:
+            np.testing.assert_array_equal(DepthSums.from_dict(stored[row]["depth"]).images, expected.depth.images)
+        for number, prediction in report.load_predictions(evaluated, row).items():
+            np.testing.assert_array_equal(prediction.labels, drawn[number].labels)
+            assert (prediction.depth is None) == (row == "unary_sem")
+            if prediction.depth is not None:
+                np.testing.assert_array_equal(prediction.depth, drawn[number].depth)
+
+
+def test_the_confusion_names_its_classes(evaluated: Workspace, store: Store) -> None:
+    table = pq.read_table(evaluated.evaluation / "confusion_sem_crf.parquet")
+    assert table["truth"].to_pylist() == list(CLASS_NAMES) == table.column_names[1:]
+    confusion = total(store, guesses(store, WRONG["sem_crf"], depth=True)).segmentation.confusion
+    assert table["floor"].to_pylist() == confusion[:, CLASS_NAMES.index("floor")].tolist()
+
+
+def test_report_json_has_every_promised_key(written: Workspace) -> None:
+    found = contents(written)
+    assert set(found) == {"table2", "table3", "search", "data", "provenance", "seconds", "floors", "paper"}
+    assert list(found["table3"]) == list(ROW_NAMES)
+    assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
+    assert all(set(metrics) == set(TABLE3_METRICS) for metrics in found["table3"].values())
+    assert all(set(metrics) == set(TABLE2_METRICS) for metrics in found["table2"].values())
+    assert found["search"]["best"] == {
+        "score": 0.120,
+        "settings": {**found["search"]["paper"]["settings"], "crf.theta_beta": 6.0},
+    }
+    assert found["search"]["paper"]["score"] == 0.105
+    assert (found["search"]["trials"], found["search"]["failed"]) == (4, 1)
+    assert found["seconds"] == {"data": 1.5, "stage1": 2.0, "evaluate": 3.25}
+
+
+def test_report_json_says_what_data_and_where_from(written: Workspace, store: Store) -> None:
+    found = contents(written)
+    data, provenance = found["data"], found["provenance"]
+    assert (data["digest"], data["num_train"], data["num_test"], data["real"]) == (store.digest, 4, 2, False)
+    assert tuple(data["class_pixels"].values()) == store.info.class_pixels
+    assert data["void_share"] == store.info.void_share
+    assert data["validation"]["frames"] == 2
+    assert set(provenance) == {"commit", "command", "versions", "hardware", "seeds", "config"}
+    assert {"python", "torch", "ray", "optuna", "mlflow", "numpy"} <= set(provenance["versions"])
+    assert {"cpu", "cpus", "memory_gb", "gpus"} <= set(provenance["hardware"])
+    assert provenance["config"] == flatten(demo())
+    assert provenance["seeds"]["data.validation_seed"] == 0
+
+
+def test_the_tables_show_the_metrics_in_the_papers_units(written: Workspace) -> None:
+    found = contents(written)
+    own = found["table3"]["sem_crf"]
+    assert cells(written, "Sem-CRF")[1::2] == [f"{100 * own[name]:.1f}" for name in TABLE3_METRICS]
+    assert cells(written, "RMSE, m ↓")[1] == f"{found['table2']['unary_sem_depth']['rmse']:.3f}"
+    assert cells(written, "theta_beta") == ["theta_beta", "θβ", "RGB levels", "6", "3"]
+    assert cells(written, "theta_alpha")[3:] == ["160 (held)", "160"]
+
+
+def test_floors_stand_beside_the_rows(written: Workspace) -> None:
+    floors = contents(written)["floors"]
+    assert cells(written, "floor: all “wall”")[1] == f"{100 * floors['mean_iou']:.1f}"
+    assert cells(written, "RMSE, m ↓")[-1] == f"{floors['rmse']:.3f}"
+    assert "floor: constant 2.53 m" in page(written)
+
+
+def test_the_papers_columns_are_empty_for_other_data(written: Workspace) -> None:
+    assert contents(written)["paper"] is None
+    for row in ROW_NAMES.values():
+        assert cells(written, row)[2::2] == ["–"] * 3
+    assert cells(written, "RMSE, m ↓")[4] == "–"
+    assert "Synthetic rooms" in page(written)
+    assert "FCN, RGB" not in page(written)
+
+
+def test_the_papers_numbers_stand_beside_real_data(place: Workspace, store: Store) -> None:
+    real = Store.open(store.path)
+    real.info = dataclasses.replace(store.info, real=True)
+    report.write(demo(), place, real)
+    assert cells(place, "Sem-CRF+")[2::2] == ["39.2", "52.3", "68.6"]
+    assert cells(place, "RMSE, m ↓")[4] == "0.816"
+    assert cells(place, "FCN, RGB") == ["FCN, RGB", "–", "29.2", "–", "42.2", "–", "60.0"]
+    assert contents(place)["paper"]["table3"]["sem_crf_plus"]["mean_iou"] == 0.392
+    assert "over all 654 test frames, these over 2" in page(place)
+    assert "39.2" in on_terminal(place)
+
+
+def test_a_crf_row_below_its_unary_row_is_said(written: Workspace) -> None:
+    assert WRONG["sem_crf_plus"] > WRONG["unary_sem_depth"] > WRONG["sem_crf"]
+    assert "- **Sem-CRF+ is below Unary-Sem+Depth in mean IoU" in page(written)
+    assert "- Sem-CRF is above Unary-Sem+Depth in mean IoU" in page(written)
+    assert "! Sem-CRF+ is below Unary-Sem+Depth" in on_terminal(written)
+
+
+def test_a_row_below_its_floor_is_said(place: Workspace, store: Store) -> None:
+    edit_metrics(place, {"rmse": 9.0}, row="sem_crf")
+    report.write(demo(), place, store)
+    assert "**No better than the floor of constant 2.53 m" in page(place)
+    assert "Every row with a number is better than the floor of all “wall”" in page(place)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (SCORES, "The search's best has 12.00 % mean IoU"),
+        ([0.2, 0.1], "**The search found nothing better than the paper's CRF settings: 20.00 %"),
+        ([None, 0.1], "**The paper's CRF settings have no score"),
+    ],
+)
+def test_what_the_search_gained_is_said(place: Workspace, store: Store, scores: list[float | None], said: str) -> None:
+    save_search(place, scores)
+    report.write(demo(), place, store)
+    assert f"- {said}" in page(place)
+
+
+def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: Store) -> None:
+    rows = {row: dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan) for row in ROW_NAMES}
+    predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
+    floors = {**rows["sem_crf"], "class": 0.0, "depth": math.nan}
+    report.save_evaluation(place, rows=rows, floors=floors, sums={}, predictions=predictions)
+    report.write(demo(), place, store)
+    assert contents(place)["table3"]["sem_crf"]["mean_iou"] is None
+    assert set(cells(place, "Sem-CRF")[1:]) == {"–"}
+    assert "nan" not in page(place).lower()
+    assert "–" in on_terminal(place)
+    assert sorted(path.name for path in place.figures.iterdir()) == ["search.png"]
+
+
+def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path: Path) -> None:
+    again = Workspace(shutil.copytree(written.out, tmp_path / "small"))
+    again.finish("report", seconds=1.0)
+    report.write(demo(), again, store)
+    for name in ("report.md", "report.json", *(f"figures/{picture.name}" for picture in written.figures.iterdir())):
+        assert (again.out / name).read_bytes() == (written.out / name).read_bytes()
+
+
+def test_every_picture_on_the_page_is_a_png_with_something_in_it(written: Workspace) -> None:
+    linked = [line.partition("](")[2].rstrip(")") for line in page(written).splitlines() if line.startswith("![")]
+    assert sorted(linked) == sorted(f"figures/{path.name}" for path in written.figures.iterdir())
+    assert len(linked) == 3
+    for name in linked:
+        picture = Image.open(written.out / name)
+        assert picture.format == "PNG"
+        assert len(picture.convert("RGB").reduce(4).getcolors(10**7)) > 100
+
+
+def test_the_terminal_shows_the_tables_and_where_to_look_next(written: Workspace) -> None:
+    shown = on_terminal(written)
+    for said in (*ROW_NAMES.values(), "floor: all “wall”", "theta_beta", "report.md", "figures/", "jointseg ui --out"):
+        assert said in shown
+
+
+def test_no_summary_without_a_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"report\.json: not found"):
+        report.summary(Workspace(tmp_path))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_command_makes_the_same_config_again(preset: str) -> None:
+    changes = {
+        "preset": preset,
+        "data.source": "/some where/nyu",
+        "crf.theta_beta": 4.5,
+        "search.space": "crf_weights",
+        "network.weights": "/weights/null",
+        "stage3.iterations": 7,
+        "data.train_on_validation": preset == "demo",
+    }
+    config = with_overrides(PRESETS[preset](), changes)
+    words = shlex.split(shlex.join(command(config, out="runs/x")))
+    options = list(zip(words[2::2], words[3::2], strict=True))
+    overrides = dict(parse_override(value) for option, value in options if option == "--set")
+    given = dict(options)
+    assert words[:2] == ["jointseg", "run"]
+    assert given["--out"] == "runs/x"
+    again = with_overrides(PRESETS[given["--preset"]](), {**overrides, "data.source": given["--data"]})
+    assert again == config
+
+
+def test_a_preset_by_itself_needs_no_settings() -> None:
+    assert command(demo(), out="runs/x") == ["jointseg", "run", "--preset", "demo", "--out", "runs/x"]
+    assert "preset=mine" in command(Config(preset="mine"), out="runs/x")
+
+
+def test_the_commit_is_that_of_the_source_and_says_where_it_was_changed(tmp_path: Path) -> None:
+    package = tmp_path / "jointseg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    assert commit(package) is None
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=n", "-c", "user.email=e@e")
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "--quiet")
+    assert commit(package) is None  # a repository that does not hold the package says nothing about it
+    git("add", "jointseg")
+    git("commit", "--quiet", "--message", "one")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "notes.txt").write_text("beside the source")
+    assert commit(package) == head
+    (package / "__init__.py").write_text("changed = True\n")
+    assert commit(package) == f"{head}-dirty"
