@@ -57,7 +57,7 @@ class Face:
 
     def wave(self, x: Floats, period: float) -> Floats:
         """A cosine of x, -1..1, faded where it would alias."""
-        return np.cos(x * (2 * np.pi / period)) * self.fade(period)
+        return np.asarray(np.cos(x * (2 * np.pi / period)) * self.fade(period))
 
     def shade(self, brightness: Floats) -> Floats:
         """The main colour times `brightness` (N,): (N, 3)."""

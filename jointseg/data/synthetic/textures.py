@@ -210,6 +210,7 @@ def text(face: Face) -> Floats:
 
 
 def cardboard(face: Face) -> Floats:
+    """A carton with a strip of tape in the accent."""
     tape = _within(np.abs(face.s - 0.5) * face.width, -1, 0.03)
     return face.mix(0.7 * tape) * (1 + 0.08 * face.noise(1, 1))[:, None]
 
