@@ -167,22 +167,23 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     scores = pq.read_table(place.trials).sort_by("trial")["score"].to_pylist()
     captions = {}
     with _replacing(place.figures) as folder:
-        title = f"CRF settings: {len(scores)} trials"
-        save_png(search_history(scores, title=title), folder / "search.png")
-        captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
         if frames:
             with_crf, without = ROW_NAMES[WITH_CRF], ROW_NAMES[WITHOUT_CRF]
-            figure = qualitative(frames, predictions, title=f"{with_crf} on test frames")
-            save_png(figure, folder / "qualitative.png")
+            save_png(
+                qualitative(frames, predictions, title=f"{with_crf} on test frames"),
+                folder / "qualitative.png",
+            )
             captions["qualitative.png"] = (
-                f"{with_crf} (the paper's Fig 2), the first {len(frames)} test frames: image, true and predicted classes, raw "
-                "and estimated depth."
+                f"{with_crf} on {len(frames)} test frames (as the paper's Fig 2): image, true and predicted classes, raw and "
+                "estimated depth."
             )
-            figure = with_and_without_crf(
-                frames, predictions, load_predictions(place, WITHOUT_CRF), title=f"{with_crf} and {without} on test frames"
+            alone, title = load_predictions(place, WITHOUT_CRF), f"{with_crf} and {without} on test frames"
+            save_png(with_and_without_crf(frames, predictions, alone, title=title), folder / "with_and_without_crf.png")
+            captions["with_and_without_crf.png"] = (
+                f"With the CRF: {with_crf}; without: {without}, the network it started from (as the paper's Fig 3)."
             )
-            save_png(figure, folder / "with_and_without_crf.png")
-            captions["with_and_without_crf.png"] = f"With the CRF: {with_crf}. Without: {without} (the paper's Fig 3)."
+        save_png(search_history(scores, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
+        captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
 
 

@@ -49,12 +49,12 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         *_section("Table 3: semantic segmentation, %", _grid(segmentation_table(report, rivals=True))),
         f"{rows}.",
         *_section("Table 2: depth", _grid(depth_table(report, rivals=True))),
-        "↑ higher, ↓ lower is better.",
+        "↑ higher, ↓ lower is better; si: scale-invariant.",
         *_section("How they were taken", _bullets(protocol(report))),
         *_section("What the numbers say", _bullets(_marked(report))),
         *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
         _search_note(report),
-        *(part for path, caption in figures.items() for part in (f"![{caption}]({path})", f"*{caption}*")),
+        *_section("Pictures", "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in figures.items())),
         *_section("Seconds", _grid(_seconds(report))),
         *_section("Where it comes from", _provenance(report)),
     ]
@@ -72,13 +72,14 @@ def terminal(report: Report, *, out: str) -> RenderableType:
     parts += [_rich(segmentation_table(report)), _rich(depth_table(report)), _rich(crf_table(report), text_columns=3)]
     for finding in findings(report):
         parts.append(Text(f"{'!' if finding.against else '·'} {finding.text}", style="yellow" if finding.against else ""))
-    look = Text("\nWhere to look next\n", style="bold")
-    for place, what in (
-        (f"{out}/report.md", "these tables with all notes and pictures"),
-        (f"{out}/figures/", "predictions beside the truth, and the search"),
-        (f"jointseg ui --out {out}", "every curve, trial and file, in MLflow"),
-    ):
-        look.append(f"  {place}", style="cyan").append(f"  {what}\n", style="")
+    places = {
+        f"{out}/report.md": "these tables with all notes and pictures",
+        f"{out}/figures/": "predictions beside the truth, and the search",
+        f"jointseg ui --out {out}": "every curve, trial and file, in MLflow",
+    }
+    look = Text("\nWhere to look next", style="bold")
+    for place, what in places.items():
+        look.append(f"\n  {place.ljust(max(map(len, places)))}", style="not bold cyan").append(f"  {what}", style="not bold")
     return Group(*parts, look)
 
 
@@ -132,7 +133,10 @@ def _provenance(report: Report) -> str:
         "data": f"`{report['data']['digest']}`",
         "config": "`config.json` beside this page",
     }
-    return f"{_bullets([f'{name}: {text}' for name, text in lines.items()])}\n\nAgain:\n\n```\n{found['command']}\n```"
+    again = "Again, on that commit:" if found["commit"] else "Again:"
+    if str(found["commit"]).endswith("-dirty"):
+        again = "Again, though the code had changes that are in no commit:"
+    return f"{_bullets([f'{name}: {text}' for name, text in lines.items()])}\n\n{again}\n\n```\n{found['command']}\n```"
 
 
 def _hardware(machine: Mapping[str, Any]) -> Iterator[str]:

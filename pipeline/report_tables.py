@@ -6,7 +6,7 @@ Not here: how report.json comes about (report.py), how a page or a terminal show
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -38,8 +38,8 @@ METRIC_NAMES = {
     "sq_rel": "sq rel, m",
     "rmse": "RMSE, m",
     "rmse_log": "RMSE log",
-    "si_log_std": "scale-invariant, std",
-    "si_log_var": "scale-invariant, variance",
+    "si_log_std": "si log, std",
+    "si_log_var": "si log, variance",
 }
 CRF_SYMBOLS = {
     "crf.w_appearance": ("w⁽¹⁾", "weight"),
@@ -127,7 +127,9 @@ def depth_table(report: Report, *, rivals: bool = False) -> Table:
         (f"{METRIC_NAMES[name]} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *(plain(of.get(name)) for _, of in columns))
         for name in TABLE2_METRICS
     )
-    return Table("Table 2: depth (↑ higher, ↓ lower is better)", ("", *(title for title, _ in columns)), rows)
+    return Table(
+        "Table 2: depth (↑ higher, ↓ lower is better; si: scale-invariant)", ("", *(title for title, _ in columns)), rows
+    )
 
 
 def crf_table(report: Report) -> Table:
@@ -222,7 +224,7 @@ def _comparison(report: Report, row: str, other: str) -> Finding:
         one, two = report["table3"][row].get(name), report["table3"][other].get(name)
         if one is not None and two is not None:
             sign = "below" if one < two else "equal to" if one == two else "above"
-            groups[sign].append(f"{METRIC_NAMES[name]} ({percent(one, 2)} to {percent(two, 2)} %)")
+            groups[sign].append(f"{METRIC_NAMES[name]} ({percent(one, 2)} against {percent(two, 2)} %)")
     parts = [f"{sign} {ROW_NAMES[other]} in {_and(names)}" for sign, names in groups.items() if names]
     if not parts:
         return Finding(f"{ROW_NAMES[row]} and {ROW_NAMES[other]} cannot be compared: there is no number.", against=True)
@@ -230,26 +232,23 @@ def _comparison(report: Report, row: str, other: str) -> Finding:
 
 
 def _floor_findings(report: Report) -> list[Finding]:
-    found = []
-    for table, name, floor in (
-        ("table3", "mean_iou", f"all “{floor_class(report)}”"),
-        ("table2", "rmse", f"constant {floor_depth(report)}"),
-    ):
-        bound, scale = report["floors"].get(name), percent if name == "mean_iou" else plain
-        if bound is None:
-            continue
-        broken = [
-            f"{ROW_NAMES[row]} ({scale(metrics[name])})"
-            for row, metrics in report[table].items()
-            if metrics.get(name) is not None
-            and (metrics[name] <= bound if name in HIGHER_IS_BETTER else metrics[name] >= bound)
-        ]
-        against = f"the floor of {floor} ({scale(bound)}) in {METRIC_NAMES[name]}"
-        if broken:
-            found.append(Finding(f"No better than {against}: {_and(broken)}.", against=True))
-        else:
-            found.append(Finding(f"Every row with a number is better than {against}."))
-    return found
+    floor_label, floor_metres = f"all “{floor_class(report)}”", f"constant {floor_depth(report)}"
+    found = [_floor_finding(report, "table3", "mean_iou", floor=floor_label, show=lambda value: f"{percent(value)} %")]
+    found.append(_floor_finding(report, "table2", "rmse", floor=floor_metres, show=lambda value: f"{plain(value)} m"))
+    return [finding for finding in found if finding is not None]
+
+
+def _floor_finding(report: Report, table: str, metric: str, *, floor: str, show: Callable[[Number], str]) -> Finding | None:
+    bound = report["floors"].get(metric)
+    values = {row: metrics[metric] for row, metrics in report[table].items() if metrics.get(metric) is not None}
+    if bound is None or not values:
+        return None
+    sign = 1 if metric in HIGHER_IS_BETTER else -1
+    broken = [f"{ROW_NAMES[row]} ({show(value)})" for row, value in values.items() if sign * value <= sign * bound]
+    name = METRIC_NAMES[metric].partition(",")[0]
+    if broken:
+        return Finding(f"No better in {name} than the floor of {floor} ({show(bound)}): {_and(broken)}.", against=True)
+    return Finding(f"Every row is better in {name} than the floor of {floor} ({show(bound)}).")
 
 
 def _search_finding(report: Report) -> Finding:

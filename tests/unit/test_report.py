@@ -249,8 +249,8 @@ def test_a_crf_row_below_its_unary_row_is_said(written: Workspace) -> None:
 def test_a_row_below_its_floor_is_said(place: Workspace, store: Store) -> None:
     edit_metrics(place, {"rmse": 9.0}, row="sem_crf")
     report.write(demo(), place, store)
-    assert "**No better than the floor of constant 2.53 m" in page(place)
-    assert "Every row with a number is better than the floor of all “wall”" in page(place)
+    assert "**No better in RMSE than the floor of constant 2.53 m" in page(place)
+    assert "Every row is better in mean IoU than the floor of all “wall”" in page(place)
 
 
 @pytest.mark.parametrize(
