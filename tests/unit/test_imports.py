@@ -1,0 +1,83 @@
+"""Dependence goes one way: tune_spaces <- pipeline -> jointseg -> torch. The imports of every file are read, and tried."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE_ONLY = {"ray", "mlflow", "optuna", "matplotlib", "typer", "rich", "pipeline", "tune_spaces"}
+
+
+def imported_by(path: Path) -> set[str]:
+    """The top packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def files_that_import(package: str, folder: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py") if package in imported_by(path)}
+
+
+@pytest.mark.parametrize("package", sorted(PIPELINE_ONLY - {"matplotlib"}))
+def test_jointseg_never_imports(package):
+    assert files_that_import(package, "jointseg") == set()
+
+
+def test_the_reader_of_imports_finds_what_is_there():
+    assert files_that_import("torch", "jointseg") > {"jointseg/training.py", "jointseg/crf/dense_crf.py"}
+    assert files_that_import("ray", "pipeline") >= {"pipeline/worker.py", "pipeline/train.py"}
+
+
+def test_pyarrow_is_for_the_manifest_alone():
+    assert files_that_import("pyarrow", "jointseg") == {"jointseg/data/manifest.py"}
+
+
+def test_matplotlib_is_for_the_figures_alone():
+    assert files_that_import("matplotlib", "jointseg") == {"jointseg/figures.py"}
+
+
+def test_mlflow_is_for_the_tracking_alone():
+    assert files_that_import("mlflow", "pipeline") == {"pipeline/tracking.py"}
+
+
+@pytest.mark.parametrize("package", ["jointseg", "pipeline", "ray"])
+def test_search_spaces_know_nothing_of(package):
+    assert files_that_import(package, "tune_spaces") == set()
+
+
+def test_jointseg_alone_loads_none_of_the_pipelines_packages():
+    program = (
+        "import sys, jointseg, jointseg.training, jointseg.crf, jointseg.evaluation, jointseg.presets, jointseg.data.rooms\n"
+        f"print(sorted({PIPELINE_ONLY | {'pyarrow'}!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_module_is_quiet_when_imported():
+    """Nothing runs at import: no output, and no torch setting that the importer did not make."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((ROOT / "jointseg").rglob("*.py"))
+    ]
+    program = (
+        "import importlib, torch\n"
+        "before = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "after = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()\n"
+        "assert before[0].equal(after[0]) and before[1:] == after[1:]"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
