@@ -52,7 +52,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -107,7 +107,7 @@ def refuse_other_config(there: Config, given: Config, *, place: Path) -> None:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {folder} holds no whole checkpoint") from None
     except json.JSONDecodeError as error:
@@ -126,7 +126,7 @@ def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any]) -> None:
     shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
     final = {key: description[key] for key in ("format", "stage", "step", "config")}
     final["sha256"] = {WEIGHTS: digest(partial / WEIGHTS)}
-    (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1))
+    (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1), encoding="utf-8")
     partial.replace(folder)
 
 

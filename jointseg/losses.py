@@ -48,12 +48,14 @@ def expected_depth(depth_logits: Tensor, *, depth_bin: float) -> Tensor:
     return (p * bins.view(1, -1, 1, 1)).sum(1)
 
 
-def scale_invariant_loss(log_depth: Tensor, target_depth: Tensor) -> Tensor:
+def scale_invariant_loss(log_depth: Tensor, target_depth: Tensor, *, invariance: float = 1.0) -> Tensor:
     """Eq 4, the mean squared difference of differences over all pairs of pixels, as 2 Var(r), r = log d - log d*.
 
     Args:
         log_depth: (B, H, W), natural logarithm of metres.
         target_depth: (B, H, W), metres; pixels that are not a valid depth are left out, image by image.
+        invariance: i in 2 (mean(r^2) - i mean(r)^2). 1 is Eq 4, blind to the depth's overall scale; at 0 that counts in
+            full; Eigen et al. (2014, their Eq 4, lambda) take 0.5.
 
     Returns:
         (B,); 0, with gradient 0, for an image with fewer than two valid pixels.
@@ -64,7 +66,7 @@ def scale_invariant_loss(log_depth: Tensor, target_depth: Tensor) -> Tensor:
     r = torch.where(valid, _at_least_float32(log_depth) - target.log(), 0.0)
     mean = r.sum((1, 2)) / n
     deviation = torch.where(valid, r - mean.view(-1, 1, 1), 0.0)
-    return 2 * deviation.square().sum((1, 2)) / n
+    return 2 * (deviation.square().sum((1, 2)) / n + (1 - invariance) * mean.square())
 
 
 def joint_loss(
@@ -75,6 +77,7 @@ def joint_loss(
     target_depth: Tensor,
     lambda_semantic: float,
     unit: LossUnit,
+    invariance: float = 1.0,
 ) -> JointLoss:
     """Eq 1, the mean over the images of a batch.
 
@@ -86,12 +89,13 @@ def joint_loss(
         lambda_semantic: lambda of Eq 1.
         unit: `sum` is L_sem + L_depth / lambda; `joint` lambda times that, which is Eq 1 as printed; `mean` that over
             H W, void or not, so that units convert into each other exactly.
+        invariance: of the depth loss, see `scale_invariant_loss`; 1 is the paper's.
     """
     scale = unit_scale(unit, lambda_semantic=lambda_semantic, num_pixels=labels.shape[-2] * labels.shape[-1])
     semantic = scale * semantic_loss(logits, labels).mean()
     if depth is None:
         return JointLoss(semantic, semantic, torch.zeros_like(semantic))
-    invariant = scale_invariant_loss(_at_least_float32(depth).log(), target_depth).mean()
+    invariant = scale_invariant_loss(_at_least_float32(depth).log(), target_depth, invariance=invariance).mean()
     weighted = scale / lambda_semantic * invariant
     return JointLoss(semantic + weighted, semantic, weighted)
 

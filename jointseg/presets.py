@@ -32,12 +32,12 @@ def demo() -> Config:
         preset="demo",
         network=NetworkConfig(width=0.25, input_size=size, dropout=0.1),
         data=DataConfig(rooms_train=60, rooms_test=20, validation_frames=12),
-        loss=LossConfig(lambda_semantic=1.0 / size**2),
+        loss=LossConfig(lambda_semantic=1.0 / size**2, depth_invariance=0.5),
         stage1=stage,
-        stage2=stage.model_copy(update={"iterations": 200}),
-        stage3=stage.model_copy(update={"iterations": 40, "batch_size": 2, "lr": 1e-4}),
+        stage2=stage.model_copy(update={"iterations": 150}),
+        stage3=stage.model_copy(update={"iterations": 24, "batch_size": 2, "lr": 1e-4}),
         training=TrainingConfig(cpus_per_worker=2, checkpoint_every=200, validate_every=200),
-        search=SearchConfig(trials=24, startup_trials=8),
+        search=SearchConfig(trials=20, startup_trials=8),
         evaluation=EvaluationConfig(num_figures=4),
     )
 

@@ -218,6 +218,7 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run) -> JointLoss:
         depth=output.depth,
         target_depth=batch.depth,
         lambda_semantic=config.loss.lambda_semantic,
+        invariance=config.loss.depth_invariance,
         unit=stage.config(config).loss_unit,
     )
 

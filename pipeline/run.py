@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -78,7 +79,12 @@ def prepare_data(pipeline: Pipeline) -> None:
         if not (source / "nyu_depth_v2_labeled.mat").is_file():
             with screen.bar("rooms", data.rooms_train + data.rooms_test) as progress:
                 write_rooms(
-                    source, num_train=data.rooms_train, num_test=data.rooms_test, seed=data.rooms_seed, progress=progress
+                    source,
+                    num_train=data.rooms_train,
+                    num_test=data.rooms_test,
+                    seed=data.rooms_seed,
+                    progress=progress,
+                    num_processes=min(os.cpu_count() or 1, 8),
                 )
     if not place.store.is_dir():
         with screen.bar("prepare", 1) as progress:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import pkgutil
 import shutil
 from collections.abc import Callable
@@ -198,7 +199,7 @@ def save_result(rows: list[Line], config: Config, *, trials: Path, settings: Pat
     Raises:
         InputError: no trial has a score.
     """
-    finished = [row for row in rows if row["score"] is not None]
+    finished = [row for row in rows if row["score"] is not None and math.isfinite(row["score"])]
     if not finished:
         raise InputError(f"search: none of {len(rows)} trials has a score")
     trials.parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ class Workspace:
         """Seconds of each finished phase, in order."""
         if not self.phases.is_file():
             return {}
-        found: dict[str, float] = json.loads(self.phases.read_text())
+        found: dict[str, float] = json.loads(self.phases.read_text(encoding="utf-8"))
         return {phase: found[phase] for phase in PHASES if phase in found}
 
     def finished(self, phase: str) -> bool:
@@ -119,7 +119,7 @@ class Workspace:
         if not self.config.is_file():
             return None
         try:
-            return Config(**json.loads(self.config.read_text()))
+            return Config(**json.loads(self.config.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
             raise InputError(f"{self.config}: not a config ({error})") from None
         except InputError as error:

@@ -179,3 +179,11 @@ def test_bfloat16_scores_lose_only_what_rounding_them_lost():
     for term, want in zip(loss, exact, strict=True):
         assert term.dtype == torch.float32
         torch.testing.assert_close(term.double(), want, rtol=1e-5, atol=0)
+
+
+def test_the_overall_scale_counts_where_invariance_is_below_one() -> None:
+    target = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], dtype=torch.float64)
+    twice = (2 * target).log()
+    expected = [2 * (1 - invariance) * math.log(2) ** 2 for invariance in (1.0, 0.5, 0.0)]
+    found = [scale_invariant_loss(twice, target, invariance=invariance).item() for invariance in (1.0, 0.5, 0.0)]
+    assert found == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,74 @@
+"""Ray's settings for tests that start it, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import RAY_ENVIRONMENT
+
+for name, value in RAY_ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+# A whole pipeline in about a minute: six rooms to train on, a handful of steps a stage, four trials.
+TINY = {
+    "data.rooms_train": 6, "data.rooms_test": 2, "data.validation_frames": 2, "network.width": 0.0625,
+    "stage1.iterations": 8, "stage1.batch_size": 2, "stage2.iterations": 4, "stage2.batch_size": 2,
+    "stage3.iterations": 2, "stage3.batch_size": 1, "search.trials": 4, "search.startup_trials": 2, "search.concurrency": 1,
+    "training.cpus_per_worker": 1, "training.log_every": 2, "training.checkpoint_every": 4, "training.validate_every": 4,
+    "evaluation.num_figures": 1,
+}  # fmt: skip
+
+
+def as_options(settings: dict[str, object]) -> list[str]:
+    return [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Runs `jointseg` in a process of its own, without a Ray cluster or MLflow store from the environment."""
+
+    environment: dict[str, str]
+
+    def __call__(self, *words: str, code: int = 0, timeout: float = 400) -> str:
+        done = subprocess.run(
+            self._command(words), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == code, f"exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def kill_when(self, reached: Callable[[], bool], *words: str, timeout: float = 300) -> None:
+        """Start the command, and kill it (SIGKILL) as soon as `reached`; it must not end by itself before."""
+        process = subprocess.Popen(
+            self._command(words), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        deadline = time.monotonic() + timeout
+        try:
+            while not reached():
+                assert process.poll() is None, f"ended before it was to be killed:\n{process.communicate()[0]}"
+                assert time.monotonic() < deadline, f"not reached within {timeout} s"
+                time.sleep(0.02)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    @staticmethod
+    def _command(words: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "pipeline", *words]
+
+
+@pytest.fixture(scope="session")
+def jointseg() -> CommandLine:
+    left_out = {"RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    repository = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [repository, environment.get("PYTHONPATH")]))
+    return CommandLine({**environment, "PYTHONPATH": path})

@@ -1,0 +1,119 @@
+"""A run killed at every phase boundary, and inside a stage, against one that is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from jointseg.checkpoint import digest
+from jointseg.settings import flatten
+from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
+from pipeline.workspace import PHASES, Workspace
+from tests.integration.conftest import TINY, CommandLine, as_options
+
+STAGES = ("stage1", "stage2", "stage3_sem_crf", "stage3")
+
+
+@pytest.fixture(scope="module")
+def whole(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    """A run that is left alone, and what it printed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return Workspace(out), jointseg("run", "--preset", "demo", "--out", str(out), *as_options(TINY))
+
+
+@pytest.fixture(scope="module")
+def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same run, killed in the middle of stage 1 and after every phase but the last."""
+    place = Workspace(tmp_path_factory.mktemp("killed") / "run")
+    command = ("run", "--preset", "demo", "--out", str(place.out), *as_options(TINY))
+    half_way = place.out / "stage1" / "step_00000004" / "checkpoint.json"
+    jointseg.kill_when(half_way.is_file, *command)
+    for phase in PHASES[1:-1]:
+        jointseg.kill_when(lambda phase=phase: place.finished(phase), *command)  # type: ignore[misc]
+    before = _finished_files(place)
+    jointseg(*command)
+    assert {path: value for path, value in _finished_files(place).items() if path in before} == before
+    return place
+
+
+def _finished_files(place: Workspace) -> dict[str, tuple[int, str]]:
+    """When each finished part was written, and its digest: what a restart must leave alone."""
+    finals = [place.out / stage / "final" / "weights.safetensors" for stage in STAGES]
+    parts = [*finals, place.crf_settings, place.trials, place.views, place.store / "store.json"]
+    return {str(path): (path.stat().st_mtime_ns, digest(path)) for path in parts if path.is_file()}
+
+
+def test_a_run_killed_at_every_boundary_ends_as_one_that_was_left_alone(whole: tuple[Workspace, str], killed: Workspace) -> None:
+    place, _ = whole
+    for stage in STAGES:
+        weights = Path(stage) / "final" / "weights.safetensors"
+        assert digest(killed.out / weights) == digest(place.out / weights), stage
+    assert pq.read_table(killed.trials).equals(pq.read_table(place.trials))
+    ours, theirs = (json.loads((run.out / "report.json").read_text()) for run in (killed, place))
+    for part in ("table2", "table3", "search", "floors"):
+        assert ours[part] == theirs[part]
+
+
+def test_a_finished_run_says_so_and_repeats_nothing(whole: tuple[Workspace, str], jointseg: CommandLine) -> None:
+    place, first = whole
+    before = _finished_files(place)
+    second = jointseg("run", "--out", str(place.out))
+    assert "nothing to do" in second
+    assert second[second.index("Table 3") :] == first[first.index("Table 3") :]
+    assert _finished_files(place) == before
+
+
+def test_another_config_is_refused_by_field(whole: tuple[Workspace, str], jointseg: CommandLine) -> None:
+    place, _ = whole
+    said = jointseg("run", "--out", str(place.out), "--set", "crf.theta_beta=4", code=2)
+    assert said.count("\n") == 1
+    assert "crf.theta_beta is 3.0 there and 4.0 here" in said
+
+
+def test_the_folder_holds_what_readme_promises(whole: tuple[Workspace, str]) -> None:
+    place, _ = whole
+    files = ["config.json", "data/store.json", "search/trials.parquet", "crf_settings.json", "report.json", "report.md", "mlflow.db"]
+    finals = [f"{stage}/final/weights.safetensors" for stage in STAGES]
+    assert [name for name in files + finals if not (place.out / name).is_file()] == []
+    assert any((place.out / "figures").glob("*.png"))
+    trials = pq.read_table(place.trials).to_pylist()
+    assert [row["trial"] for row in trials] == list(range(TINY["search.trials"]))  # type: ignore[arg-type]
+    settings = json.loads(place.crf_settings.read_text())
+    assert settings["score"] == max(row["score"] for row in trials) >= settings["paper_score"] == trials[0]["score"]
+    assert trials[0]["crf.theta_alpha"] == 160.0
+
+
+def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed: Workspace) -> None:
+    client = MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(experiment_name(killed.out))
+    assert experiment is not None
+    runs = {run.data.tags[KEY_TAG]: run for run in client.search_runs([experiment.experiment_id], max_results=1000)}
+    trials = [f"trial-{number:04d}" for number in range(TINY["search.trials"])]  # type: ignore[call-overload]
+    phases = [*STAGES, "search", "evaluation"]
+    assert sorted(runs) == sorted(["pipeline", *phases, *trials])
+    assert len(client.search_runs([experiment.experiment_id], max_results=1000)) == len(runs)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {runs[name].data.tags[PARENT_TAG] for name in phases} == {runs["pipeline"].info.run_id}
+    assert {runs[name].data.tags[PARENT_TAG] for name in trials} == {runs["search"].info.run_id}
+    config = killed.load_config()
+    assert config is not None
+    expected = {path: str(value) for path, value in flatten(config).items()}
+    assert runs["pipeline"].data.params == expected
+    for stage, steps in {"stage1": [2, 4, 6, 8], "stage2": [2, 4], "stage3": [2], "stage3_sem_crf": [2]}.items():
+        history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
+        assert [point.step for point in history] == steps, stage
+    assert len(runs["pipeline"].inputs.dataset_inputs) == 1
+    _has(client, runs["pipeline"], "report.json", "report.md", "figures", "views.parquet", "validation.json")
+    _has(client, runs["search"], "crf_settings.json", "trials.parquet")
+    for stage in STAGES:
+        assert client.list_artifacts(runs[stage].info.run_id, "checkpoint")
+
+
+def _has(client: MlflowClient, run: Any, *names: str) -> None:
+    found = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert set(names) <= found

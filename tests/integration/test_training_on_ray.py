@@ -1,0 +1,83 @@
+"""Training on a real Ray: ranks, resources, mistakes that come back from workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from jointseg.checkpoint import load_final
+from jointseg.config import Config
+from jointseg.data.manifest import write_manifest
+from jointseg.data.rooms import write_rooms
+from jointseg.data.store import Store, prepare
+from jointseg.data.views import make_views
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from jointseg.training import TrainingDivergedError
+from pipeline.cluster import connected
+from pipeline.log_lines import Line
+from pipeline.train import train_stage
+from pipeline.workspace import Workspace
+from tests.integration.conftest import TINY, CommandLine, as_options
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with connected():
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("rooms")
+    write_rooms(folder / "nyu", num_train=4, num_test=1, seed=3)
+    return prepare(folder / "nyu", folder / "store")
+
+
+def _config(**changes: object) -> Config:
+    plain = {
+        "network.width": 0.0625, "network.dropout": 0.0, "stage1.optimizer": "sgd", "stage1.lr": 0.05, "stage1.iterations": 6,
+        "training.cpus_per_worker": 1, "training.log_every": 1, "training.checkpoint_every": 100,
+    }  # fmt: skip
+    return with_overrides(demo(), {**plain, **{path.replace("__", "."): value for path, value in changes.items()}})
+
+
+def _train(config: Config, store: Store, out: Path) -> tuple[dict[str, torch.Tensor], list[Line]]:
+    place = Workspace(out)
+    out.mkdir()
+    place.store.symlink_to(store.path)
+    write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
+    lines: list[Line] = []
+    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append)
+    weights, _ = load_final(place.final(STAGES["stage1"]))
+    return weights, lines
+
+
+def test_two_ranks_equal_one_rank_with_twice_the_batch(ray: None, store: Store, tmp_path: Path) -> None:
+    one, told_one = _train(_config(stage1__batch_size=4), store, tmp_path / "one")
+    two, told_two = _train(_config(stage1__batch_size=2, training__num_workers=2), store, tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5
+    assert [line["step"] for line in told_one] == [line["step"] for line in told_two] == [1, 2, 3, 4, 5, 6]
+    losses = [[line["loss/total"] for line in told] for told in (told_one, told_two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert told_two[-1]["validation/mean_iou"] == pytest.approx(told_one[-1]["validation/mean_iou"], abs=1e-4)
+    start, _ = _train(_config(stage1__lr=1e-12), store, tmp_path / "start")
+    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
+    assert moved > 1e-3, "nothing was trained, so equality would say nothing"
+
+
+def test_a_diverging_loss_comes_back_from_the_worker_with_half_and_step(ray: None, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"stage1: the segmentation loss is (nan|inf) at step \d+; stage1.lr is 1e\+30"):
+        _train(_config(stage1__lr=1e30), store, tmp_path / "wild")
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(jointseg: CommandLine, tmp_path: Path) -> None:
+    options = as_options({**TINY, "training.num_workers": 500})
+    said = jointseg("train", "--stage", "1", "--out", str(tmp_path / "run"), *options, code=2)
+    assert said.startswith("error: training.num_workers x training.cpus_per_worker: 500 CPUs are asked for; this Ray has ")
+    assert not (tmp_path / "run" / "data").exists()

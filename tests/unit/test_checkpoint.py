@@ -1,0 +1,230 @@
+"""Laws of checkpoints: back as they were written, or refused by name. Not here: when one is written (test_training.py)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from jointseg.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_final,
+    refuse_other_config,
+    save_checkpoint,
+    save_final,
+    write_atomically,
+)
+from jointseg.config import Config
+from jointseg.errors import InputError
+from jointseg.settings import with_overrides
+
+CONFIG = with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2})
+FILES = ("checkpoint.json", "weights.safetensors", "optimizer.pt", "random.pt")
+
+
+def a_checkpoint(seed: int = 0, step: int = 30) -> Checkpoint:
+    """Of a linear layer that AdamW has moved once, so that every part holds something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layer = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+        layer(torch.randn(5, 3)).sum().backward()
+        optimizer.step()
+        states = [{"cpu": torch.get_rng_state(), "cuda": None}, {"cpu": torch.get_rng_state(), "cuda": None}]
+    return Checkpoint("stage2", step, CONFIG, layer.state_dict(), optimizer.state_dict(), states)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "step_00000030", a_checkpoint())
+    return tmp_path / "step_00000030"
+
+
+def refusal(folder: Path, *, config: Config = CONFIG, stage: str = "stage2") -> str:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(folder, config=config, stage=stage)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(folder):
+    written, read = a_checkpoint(), load_checkpoint(folder, config=CONFIG, stage="stage2")
+    assert (read.stage, read.step, read.config) == (written.stage, written.step, written.config)
+    assert read.weights.keys() == written.weights.keys()
+    assert all(torch.equal(read.weights[name], written.weights[name]) for name in written.weights)
+    assert read.optimizer["param_groups"] == written.optimizer["param_groups"]
+    for parameter, state in written.optimizer["state"].items():
+        assert all(torch.equal(read.optimizer["state"][parameter][name], value) for name, value in state.items())
+    for one, other in zip(read.random_states, written.random_states, strict=True):
+        assert torch.equal(one["cpu"], other["cpu"])
+        assert one["cuda"] is None
+
+
+def test_a_checkpoint_written_over_an_older_one_is_the_new_one(folder):
+    save_checkpoint(folder, a_checkpoint(seed=1, step=40))
+    read = load_checkpoint(folder, config=CONFIG, stage="stage2")
+    assert read.step == 40
+    assert torch.equal(read.weights["weight"], a_checkpoint(seed=1).weights["weight"])
+
+
+def test_another_config_is_refused_with_each_field_and_both_values(folder):
+    other = with_overrides(CONFIG, {"crf.theta_beta": 4, "stage2.lr": 1e-3, "data.source": None})
+    message = refusal(folder, config=other)
+    assert message.startswith(f"{folder}: was made with another config: ")
+    assert "crf.theta_beta is 0.30000000000000004 there and 4.0 here" in message
+    assert "stage2.lr is 1e-10 there and 0.001 here" in message
+    assert "data.source is 'a/folder' there and None here" in message
+    assert "stage1.lr" not in message
+
+
+def test_equal_configs_are_not_refused():
+    refuse_other_config(CONFIG, with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2}), place=Path())
+
+
+def test_another_stage_is_refused(folder):
+    assert refusal(folder, stage="stage3") == f"{folder}: is a checkpoint of 'stage2'; needed: 'stage3'"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_truncated_file_is_named(folder, name, share):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: int(share * len(whole))])
+    assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_file_of_which_one_bit_changed_is_named(folder, name):
+    whole = bytearray((folder / name).read_bytes())
+    whole[-1] ^= 1
+    (folder / name).write_bytes(whole)
+    assert f"{folder / name}: missing or altered" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [b"{}", b"[]", b"null", b'{"format": 2}', b'{"format": 1}', b"\xff\xfe{", b"", b'{"format": 1, "stage": "stage2"}'],
+)
+def test_a_description_that_is_none_is_named(folder, description):
+    (folder / "checkpoint.json").write_bytes(description)
+    assert str(folder / "checkpoint.json") in refusal(folder)
+
+
+def test_a_config_that_this_version_does_not_know_is_named_with_its_file(folder):
+    path = folder / "checkpoint.json"
+    description = json.loads(path.read_text())
+    description["config"]["crf"]["theta_omega"] = 1.0
+    path.write_text(json.dumps(description))
+    message = refusal(folder)
+    assert message.startswith(f"{path}: crf.theta_omega: unknown setting")
+
+
+def test_a_checkpoint_without_its_last_file_is_none(folder, tmp_path):
+    """The description is written last: what a killed process leaves has none, or has the older one's digests."""
+    half = tmp_path / "half"
+    half.mkdir()
+    for name in FILES[1:]:
+        (half / name).write_bytes((folder / name).read_bytes())
+    assert "holds no whole checkpoint" in refusal(half)
+
+
+def test_half_of_a_newer_checkpoint_over_an_older_one_is_refused(folder, tmp_path):
+    save_checkpoint(tmp_path / "newer", a_checkpoint(seed=1, step=40))
+    (folder / "weights.safetensors").write_bytes((tmp_path / "newer" / "weights.safetensors").read_bytes())
+    assert f"{folder / 'weights.safetensors'}: missing or altered" in refusal(folder)
+
+
+def test_no_folder_is_no_checkpoint(tmp_path):
+    assert "holds no whole checkpoint" in refusal(tmp_path / "nowhere")
+
+
+def test_final_holds_the_weights_what_they_are_and_no_more(folder, tmp_path):
+    final = tmp_path / "stage2" / "final"
+    save_final(final, folder, extra={"metrics": {"loss/total": 1.5}})
+    weights, digest = load_final(final)
+    assert all(torch.equal(weights[name], value) for name, value in a_checkpoint().weights.items())
+    description = json.loads((final / "checkpoint.json").read_text())
+    assert {key: description[key] for key in ("stage", "step", "metrics")} == {
+        "stage": "stage2",
+        "step": 30,
+        "metrics": {"loss/total": 1.5},
+    }
+    assert Config(**description["config"]) == CONFIG
+    assert description["sha256"] == {"weights.safetensors": digest}
+    assert sorted(path.name for path in final.iterdir()) == ["checkpoint.json", "weights.safetensors"]
+    assert [path.name for path in final.parent.iterdir()] == ["final"]
+
+
+def test_final_made_again_is_the_new_one(folder, tmp_path):
+    """A run that stops between a stage's end and the record of it makes `final/` a second time."""
+    final = tmp_path / "final"
+    save_final(final, folder, extra={})
+    once = load_final(final)[1]
+    save_final(final, folder, extra={})
+    assert load_final(final)[1] == once
+    save_checkpoint(folder, a_checkpoint(seed=1))
+    save_final(final, folder, extra={})
+    assert load_final(final)[1] != once
+
+
+def test_final_is_never_made_of_altered_weights(folder, tmp_path):
+    (folder / "weights.safetensors").write_bytes(b"altered")
+    with pytest.raises(InputError, match=r"weights\.safetensors: missing or altered"):
+        save_final(tmp_path / "final", folder, extra={})
+    assert not (tmp_path / "final").exists()
+
+
+def test_final_is_never_made_of_half_a_checkpoint(folder, tmp_path):
+    (folder / "checkpoint.json").unlink()
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        save_final(tmp_path / "final", folder, extra={})
+    assert not (tmp_path / "final").exists()
+
+
+def test_final_after_an_interrupted_attempt_is_whole(folder, tmp_path):
+    left = tmp_path / ".final.partial"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    save_final(tmp_path / "final", folder, extra={})
+    assert load_final(tmp_path / "final")[0].keys() == a_checkpoint().weights.keys()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "weights.safetensors"])
+@pytest.mark.parametrize("change", ["missing", "cut", "altered"])
+def test_a_damaged_final_is_refused_by_file(folder, tmp_path, name, change):
+    final = tmp_path / "final"
+    save_final(final, folder, extra={})
+    path = final / name
+    whole = path.read_bytes()
+    path.unlink() if change == "missing" else path.write_bytes(whole[:40] if change == "cut" else b"x" + whole[1:])
+    with pytest.raises(InputError) as caught:
+        load_final(final)
+    assert str(path) in str(caught.value)
+
+
+def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new" / "settings.json"
+    write_atomically(path, "one θ")
+    write_atomically(path, "two θ")
+    assert path.read_text(encoding="utf-8") == "two θ"
+    assert [file.name for file in path.parent.iterdir()] == ["settings.json"]
+
+
+def test_weights_that_are_views_of_others_are_written_as_they_look(tmp_path):
+    base = torch.arange(12.0).view(3, 4)
+    save_checkpoint(tmp_path, replace(a_checkpoint(), weights={"turned": base.mT, "column": base[:, 1]}))
+    read = load_checkpoint(tmp_path, config=CONFIG, stage="stage2").weights
+    assert torch.equal(read["turned"], base.mT)
+    assert torch.equal(read["column"], base[:, 1])
