@@ -80,12 +80,15 @@ def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
             the file, or the fields that differ with both values.
     """
     description = _read_description(folder)
-    for name, expected in description["sha256"].items():
-        if not (folder / name).is_file() or digest(folder / name) != expected:
-            raise InputError(f"{folder / name}: missing or altered since it was written; remove {folder} to go on without it")
+    for name in (WEIGHTS, OPTIMIZER, RANDOM):
+        _refuse_altered(folder / name, description["sha256"].get(name))
     if description["stage"] != stage:
         raise InputError(f"{folder}: is a checkpoint of {description['stage']!r}; needed: {stage!r}")
-    refuse_other_config(Config(**description["config"]), config, place=folder)
+    try:
+        there = Config(**description["config"])
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {error}") from None
+    refuse_other_config(there, config, place=folder)
     return Checkpoint(
         stage=stage,
         step=description["step"],
@@ -110,23 +113,41 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {folder} holds no whole checkpoint") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of format {FORMAT}")
+    missing = {"stage", "step", "config", "sha256"} - description.keys()
+    if missing:
+        raise InputError(f"{path}: has no {', '.join(sorted(missing))}; the checkpoint is damaged")
     return description
 
 
+def _refuse_altered(path: Path, expected: str | None) -> None:
+    """Raise InputError unless the file is there with the digest it was written with."""
+    found = digest(path) if path.is_file() else "nothing"
+    if found != expected:
+        raise InputError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
+
+
 def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any]) -> None:
-    """Make `folder` (a stage's `final/`) from the checkpoint `source`: its weights and what they are, all or nothing."""
+    """Make `folder` (a stage's `final/`) from the checkpoint `source`: its weights and what they are, all or nothing.
+
+    A `final/` that is there already, of a run that stopped before it could say so, gives way.
+
+    Raises:
+        InputError: the checkpoint is not whole, or its weights were altered.
+    """
     description = _read_description(source)
+    _refuse_altered(source / WEIGHTS, description["sha256"].get(WEIGHTS))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
     final = {key: description[key] for key in ("format", "stage", "step", "config")}
-    final["sha256"] = {WEIGHTS: digest(partial / WEIGHTS)}
+    final["sha256"] = {WEIGHTS: description["sha256"][WEIGHTS]}
     (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
 
@@ -137,11 +158,9 @@ def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:
         InputError: the stage has not finished, or the file is damaged.
     """
     description = _read_description(folder)
-    path = folder / WEIGHTS
-    found = digest(path) if path.is_file() else "nothing"
-    if found != description["sha256"][WEIGHTS]:
-        raise InputError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
+    path, expected = folder / WEIGHTS, description["sha256"].get(WEIGHTS)
+    _refuse_altered(path, expected)
     try:
-        return load_file(path), found
+        return load_file(path), expected
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None

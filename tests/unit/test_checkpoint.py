@@ -83,7 +83,9 @@ def test_another_config_is_refused_with_each_field_and_both_values(folder):
 
 
 def test_equal_configs_are_not_refused():
-    refuse_other_config(CONFIG, with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2}), place=Path())
+    refuse_other_config(
+        CONFIG, with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2}), place=Path()
+    )
 
 
 def test_another_stage_is_refused(folder):
@@ -208,7 +210,9 @@ def test_a_damaged_final_is_refused_by_file(folder, tmp_path, name, change):
     save_final(final, folder, extra={})
     path = final / name
     whole = path.read_bytes()
-    path.unlink() if change == "missing" else path.write_bytes(whole[:40] if change == "cut" else b"x" + whole[1:])
+    path.write_bytes(whole[:40] if change == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    if change == "missing":
+        path.unlink()
     with pytest.raises(InputError) as caught:
         load_final(final)
     assert str(path) in str(caught.value)
