@@ -69,8 +69,13 @@ class JointModel(nn.Module):
 
 
 def build_crf(config: Config) -> DenseCRF:
-    """The CRF with its initial weights; position bandwidths scaled from `crf_reference_size` to the network's input."""
-    return DenseCRF(NUM_CLASSES, config.crf.scaled(config.network.input_size / config.crf_reference_size))
+    """The CRF with its initial weights; position bandwidths scaled from `crf_reference_size` to the network's input.
+
+    It does not look at values: they are the network's own and a frame's bytes, and where training makes them infinite the
+    loop stops at the loss and says the step (training.py).
+    """
+    settings = config.crf.scaled(config.network.input_size / config.crf_reference_size)
+    return DenseCRF(NUM_CLASSES, settings, check_inputs=False)
 
 
 def build_model(config: Config) -> JointModel:

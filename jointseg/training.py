@@ -5,6 +5,7 @@ Not here: Ray (pipeline/worker.py), what a stage trains (stages.py), losses (los
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -133,9 +134,13 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
         model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
     elif config.network.weights is not None:
         load_pretrained(model.network, config.network.weights)
+    torch.manual_seed(config.seed * 1_000_003 + place.rank)
+    return _run(config, stage, model, place)
+
+
+def _run(config: Config, stage: Stage, model: JointModel, place: Place) -> Run:
     model.to(place.device)
     freeze_for(stage, model)
-    torch.manual_seed(config.seed * 1_000_003 + place.rank)
     return Run(config, stage, model, build_optimizer(model, stage.config(config)))
 
 
@@ -148,8 +153,9 @@ def resume(config: Config, stage: Stage, folder: Path, *, place: Place) -> Run:
     checkpoint = load_checkpoint(folder, config=config, stage=stage.name)
     if len(checkpoint.random_states) != place.world_size:
         raise InputError(f"{folder}: was made by {len(checkpoint.random_states)} workers; training has {place.world_size}")
-    run = begin(config, stage, place=place, start=None)
-    run.model.load_state_dict(checkpoint.weights)
+    model = build_model(config)
+    model.load_state_dict(checkpoint.weights)
+    run = _run(config, stage, model, place)
     run.optimizer.load_state_dict(checkpoint.optimizer)
     run.step = checkpoint.step
     states = checkpoint.random_states[place.rank]
@@ -198,13 +204,16 @@ def train(
         run.step = step + 1
         losses.append(torch.stack([loss.total, loss.semantic, loss.depth]).detach())
         last = run.step == settings.iterations
-        if last or run.step % pace.log_every == 0 or run.step % pace.checkpoint_every == 0:
+        due = last or run.step % pace.checkpoint_every == 0
+        look = bool(validation) and (last or run.step % pace.validate_every == 0)
+        if due or look or run.step % pace.log_every == 0:
             metrics = _read_losses(losses, run)
             metrics["lr"] = max(group["lr"] for group in run.optimizer.param_groups)
             metrics["images_per_second"] = len(losses) * settings.batch_size * place.world_size / (time.perf_counter() - window)
-            if validation and (last or run.step % pace.validate_every == 0):
+            if due or look:
+                _refuse_spoiled_weights(run, batch)
+            if look:
                 metrics |= validate(run, store, validation, place=place)
-            due = last or run.step % pace.checkpoint_every == 0
             report(Report(run.step, metrics, _checkpoint_writer(run, place) if due else None))
             losses, window = [], time.perf_counter()
 
@@ -227,16 +236,27 @@ def _read_losses(losses: Sequence[Tensor], run: Run) -> dict[str, float]:
     """Mean losses since the last report: the one place where the loop waits for the device."""
     table = torch.stack(list(losses)).double().cpu()
     for row, (_, semantic, depth) in enumerate(table.tolist()):
-        step = run.step - len(losses) + row + 1
-        for half, value in (("segmentation", semantic), ("depth", depth)):
-            if not torch.isfinite(torch.tensor(value)):
-                raise TrainingDivergedError(
-                    f"{run.stage.name}: the {half} loss is {value} at step {step}; "
-                    f"{run.stage.settings}.lr is {run.stage.config(run.config).lr:g}, try a smaller one"
-                )
+        _stop_unless_finite(run, semantic, depth, when=f"at step {run.step - len(losses) + row + 1}")
     total, semantic, depth = table.mean(0).tolist()
     metrics = {"loss/total": total, "loss/semantic": semantic}
     return {**metrics, "loss/depth": depth} if run.stage.with_depth else metrics
+
+
+@torch.no_grad()
+def _refuse_spoiled_weights(run: Run, batch: Batch) -> None:
+    """Look at weights before they are kept or validated: a step's loss is that of the weights before the step."""
+    run.model.eval()  # without dropout, which would draw random numbers
+    loss = _loss_of(run.model, batch, run)
+    _stop_unless_finite(run, loss.semantic.item(), loss.depth.item(), when=f"after step {run.step}")
+
+
+def _stop_unless_finite(run: Run, semantic: float, depth: float, *, when: str) -> None:
+    for half, value in (("segmentation", semantic), ("depth", depth)):
+        if not math.isfinite(value):
+            raise TrainingDivergedError(
+                f"{run.stage.name}: the {half} loss is {value} {when}; "
+                f"{run.stage.settings}.lr is {run.stage.config(run.config).lr:g}, try a smaller one"
+            )
 
 
 def _checkpoint_writer(run: Run, place: Place) -> Callable[[Path], None]:

@@ -1,0 +1,368 @@
+"""Laws of the training loop in plain torch, one process. Not here: rates and parameter groups (test_optimizer.py), Ray."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from jointseg.checkpoint import save_checkpoint, save_final
+from jointseg.data.views import make_views
+from jointseg.errors import InputError
+from jointseg.metrics import DepthSums, depth_metrics
+from jointseg.model import build_model
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from jointseg.training import Place, TrainingDivergedError, ViewDataset, batches, begin, resume, train, validate
+from jointseg.units import convert_rate
+
+ALONE = Place()
+
+
+class InterruptedRunError(Exception):
+    """Stands for whatever ends a process in the middle of a run."""
+
+
+@pytest.fixture(scope="module")
+def views(rooms, small):
+    return make_views(rooms.train, small.data)
+
+
+@pytest.fixture
+def fit(rooms, views):
+    """Trains a run to its end and returns its reports; stops at a step, or leaves checkpoints in a folder, where asked."""
+
+    def fit(run, *, stop_at=None, save_to=None, validation=()):
+        reports = []
+
+        def report(one):
+            reports.append(one)
+            if save_to is not None and one.save is not None:
+                one.save(save_to / str(one.step))
+            if one.step == stop_at:
+                raise InterruptedRunError
+
+        train(run, rooms, views, place=ALONE, report=report, validation=validation)
+        return reports
+
+    return fit
+
+
+def fresh(config, stage="stage1", *, place=ALONE, start=None):
+    return begin(config, STAGES[stage], place=place, start=start)
+
+
+def copied(weights):
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def moved(before, after):
+    """The names of the weights that are not bit for bit the same."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# Learning
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_the_loss_falls(small, fit, stage):
+    longer = with_overrides(small, {f"{stage}.iterations": 30, f"{stage}.lr": 3e-3, "network.dropout": 0})
+    losses = [report.metrics["loss/total"] for report in fit(fresh(longer, stage))]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(small, fit):
+    weights = []
+    for _ in range(2):
+        run = fresh(small)
+        fit(run)
+        weights.append(run.model.state_dict())
+        torch.rand(3)
+    assert moved(*weights) == set()
+
+
+def test_another_seed_gives_other_weights(small):
+    one, other = (fresh(with_overrides(small, {"seed": seed})).model.state_dict() for seed in (0, 1))
+    assert {name for name in one if name.endswith("weight") and name.startswith("network.")} <= moved(one, other)
+
+
+def test_ranks_begin_with_equal_weights_and_drop_out_different_units(small):
+    weights, draws = [], []
+    for rank in (0, 1):
+        weights.append(fresh(small, place=Place(rank=rank, world_size=2)).model.state_dict())
+        draws.append(torch.rand(4))
+    assert moved(*weights) == set()
+    assert not torch.equal(*draws)
+
+
+@pytest.mark.parametrize("unit", ["joint", "mean"])
+def test_rates_in_another_unit_take_the_same_steps(small, fit, unit):
+    sgd = {f"stage2.{name}": value for name, value in {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1.0}.items()}
+    in_sum = with_overrides(small, {**sgd, "stage2.loss_unit": "sum", "stage2.lr": 1e-7, "network.dropout": 0})
+    rate = convert_rate(
+        in_sum.stage2.lr,
+        in_sum.stage2.weight_decay,
+        from_unit="sum",
+        to_unit=unit,
+        lambda_semantic=in_sum.loss.lambda_semantic,
+        num_pixels=in_sum.network.input_size**2,
+    )
+    changes = {"stage2.loss_unit": unit, "stage2.lr": rate.lr, "stage2.weight_decay": rate.weight_decay}
+    one, other = fresh(in_sum, "stage2"), fresh(with_overrides(in_sum, changes), "stage2")
+    at_start = copied(one.model.state_dict())
+    fit(one)
+    fit(other)
+    assert any(name.startswith("network.") for name in moved(at_start, one.model.state_dict()))
+    torch.testing.assert_close(one.model.state_dict(), other.model.state_dict())
+
+
+# Which parts a stage trains
+
+
+def parts(names):
+    """Trunk, segmentation heads, depth heads, and each weight of the CRF."""
+    found = set()
+    for name in names:
+        if name.startswith("crf."):
+            found.add(name)
+        else:
+            found.add(name.split(".")[3] if ".heads." in name else "trunk")
+    return found
+
+
+NETWORK = {"trunk", "segmentation", "depth"}
+CRF = {"crf.compatibility", "crf.weights.appearance", "crf.weights.depth", "crf.weights.smoothness"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        ("stage1", {"trunk", "segmentation"}),
+        ("stage2", NETWORK),
+        ("stage3_sem_crf", NETWORK | CRF - {"crf.weights.depth"}),
+        ("stage3", NETWORK | CRF),
+    ],
+)
+def test_a_stage_trains_its_parts_and_leaves_the_others(small, fit, stage, trained):
+    run = fresh(small, stage)
+    before = copied(run.model.state_dict())
+    fit(run)
+    assert parts(moved(before, run.model.state_dict())) == trained
+
+
+def test_a_stage_starts_from_the_earlier_ones_network_and_its_own_configs_crf(small, fit, tmp_path):
+    earlier = fresh(small, "stage2")
+    fit(earlier, save_to=tmp_path)
+    save_final(tmp_path / "final", tmp_path / "4", extra={})
+    found = with_overrides(small, {"crf.w_appearance": 1.5, "crf.theta_beta": 9, "seed": 5})
+    run = fresh(found, "stage3", start=tmp_path / "final")
+    assert moved(earlier.model.network.state_dict(), run.model.network.state_dict()) == set()
+    assert torch.equal(run.model.crf.weights["appearance"], 1.5 * torch.eye(40))
+    assert run.model.crf.settings.theta_beta == 9
+    assert run.step == 0
+
+
+# Going on
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(small, fit, tmp_path, stage, optimizer):
+    config = with_overrides(small, {f"{stage}.optimizer": optimizer})
+    left_alone = fresh(config, stage)
+    fit(left_alone)
+    with pytest.raises(InterruptedRunError):
+        fit(fresh(config, stage), stop_at=3, save_to=tmp_path)
+    torch.rand(7)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    resumed = resume(config, STAGES[stage], tmp_path / "2", place=ALONE)
+    assert resumed.step == 2
+    fit(resumed)
+    assert moved(left_alone.model.state_dict(), resumed.model.state_dict()) == set()
+    states = left_alone.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_stage_3_goes_on_with_the_crf_it_has_learned(small, fit, tmp_path):
+    config = with_overrides(small, {"training.checkpoint_every": 1})
+    left_alone = fresh(config, "stage3")
+    fit(left_alone, save_to=tmp_path)
+    resumed = resume(config, STAGES["stage3"], tmp_path / "1", place=ALONE)
+    fit(resumed)
+    assert moved(left_alone.model.state_dict(), resumed.model.state_dict()) == set()
+
+
+def test_another_number_of_workers_is_refused(small, tmp_path):
+    run = fresh(small)
+    save_checkpoint(tmp_path / "one", run.checkpoint([{"cpu": torch.get_rng_state(), "cuda": None}]))
+    with pytest.raises(InputError, match=r"one: was made by 1 workers; training has 2"):
+        resume(small, STAGES["stage1"], tmp_path / "one", place=Place(rank=0, world_size=2))
+
+
+def test_another_config_and_another_stage_are_refused(small, tmp_path):
+    save_checkpoint(tmp_path, fresh(small).checkpoint([{"cpu": torch.get_rng_state(), "cuda": None}]))
+    with pytest.raises(InputError, match=r"stage1\.lr is 0\.001 there and 0\.002 here"):
+        resume(with_overrides(small, {"stage1.lr": 2e-3}), STAGES["stage1"], tmp_path, place=ALONE)
+    with pytest.raises(InputError, match="is a checkpoint of 'stage1'; needed: 'stage2'"):
+        resume(small, STAGES["stage2"], tmp_path, place=ALONE)
+
+
+def test_going_on_needs_the_checkpoint_alone_and_not_the_starting_weights(small, tmp_path):
+    gone = with_overrides(small, {"network.weights": str(tmp_path / "gone.safetensors")})
+    model = build_model(gone)
+    run = fresh(small)
+    run.config = gone
+    save_checkpoint(tmp_path / "2", run.checkpoint([{"cpu": torch.get_rng_state(), "cuda": None}]))
+    resumed = resume(gone, STAGES["stage1"], tmp_path / "2", place=ALONE)
+    assert moved(model.state_dict(), resumed.model.state_dict()) == set()
+
+
+def test_starting_weights_that_are_not_there_are_named(small, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
+        fresh(with_overrides(small, {"network.weights": str(tmp_path / "nowhere.safetensors")}))
+
+
+# What is seen
+
+
+def seen(rooms, views, config, *, place=ALONE, step=0):
+    run = fresh(config, place=place)
+    run.step = step
+    return list(batches(ViewDataset(rooms, views, config), run, place))
+
+
+def test_two_ranks_see_what_one_rank_with_twice_the_batch_sees(rooms, views, small):
+    together = seen(rooms, views, with_overrides(small, {"stage1.batch_size": 4}))
+    ranks = [seen(rooms, views, small, place=Place(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert len(together) == 4
+    for whole, *shares in zip(together, *ranks, strict=True):
+        for name in whole._fields:
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
+
+
+def test_every_view_is_seen_once_a_round_in_the_manifests_order(rooms, views, small):
+    dataset = ViewDataset(rooms, views, small)
+    one_round = with_overrides(small, {"stage1.iterations": len(views) + 2, "stage1.batch_size": 1})
+    batch_of = seen(rooms, views, one_round)
+    for index in (0, 1, len(views) - 1, len(views), len(views) + 1):
+        assert torch.equal(batch_of[index].image[0], dataset[index % len(views)].image)
+
+
+def test_a_resumed_run_sees_the_steps_that_are_left(rooms, views, small):
+    whole, rest = seen(rooms, views, small), seen(rooms, views, small, step=3)
+    assert len(rest) == 1
+    assert torch.equal(rest[0].image, whole[3].image)
+
+
+def test_who_cuts_the_views_changes_nothing(rooms, views, small):
+    elsewhere = seen(rooms, views, with_overrides(small, {"training.loader_workers": 1}))
+    for one, other in zip(seen(rooms, views, small), elsewhere, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in one._fields)
+
+
+def test_looking_at_batches_does_not_move_the_random_state_of_dropout(rooms, views, small):
+    run = fresh(small)
+    before = torch.get_rng_state()
+    list(batches(ViewDataset(rooms, views, small), run, ALONE))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# Reports
+
+
+def test_reports_come_when_they_are_due(small, fit, rooms):
+    pace = {"training.log_every": 2, "training.checkpoint_every": 5, "training.validate_every": 3, "stage1.iterations": 7}
+    reports = fit(fresh(with_overrides(small, pace)), validation=rooms.train[:1])
+    assert [report.step for report in reports] == [2, 3, 4, 5, 6, 7]
+    assert [report.step for report in reports if report.save is not None] == [5, 7]
+    assert [report.step for report in reports if "validation/mean_iou" in report.metrics] == [3, 6, 7]
+
+
+def test_without_validation_frames_nothing_is_validated(small, fit):
+    pace = {"training.log_every": 2, "training.checkpoint_every": 4, "training.validate_every": 3}
+    reports = fit(fresh(with_overrides(small, pace)))
+    assert [report.step for report in reports] == [2, 4]
+    assert not any(name.startswith("validation/") for report in reports for name in report.metrics)
+
+
+def test_a_reports_losses_are_the_mean_since_the_last_one(small, fit):
+    each = [report.metrics["loss/total"] for report in fit(fresh(small))]
+    pairs = [report.metrics["loss/total"] for report in fit(fresh(with_overrides(small, {"training.log_every": 2})))]
+    assert pairs == pytest.approx([(each[0] + each[1]) / 2, (each[2] + each[3]) / 2])
+
+
+@pytest.mark.parametrize(("stage", "halves"), [("stage1", {"semantic"}), ("stage2", {"semantic", "depth"})])
+def test_a_stage_reports_the_halves_it_has(small, fit, stage, halves):
+    for report in fit(fresh(small, stage)):
+        losses = {name.removeprefix("loss/"): value for name, value in report.metrics.items() if name.startswith("loss/")}
+        assert losses.keys() == halves | {"total"}
+        assert losses["total"] == pytest.approx(sum(losses[half] for half in halves))
+        assert all(isinstance(value, float) and math.isfinite(value) for value in report.metrics.values())
+
+
+def test_a_report_says_the_rate_of_its_step(small, fit):
+    reports = fit(fresh(small))
+    assert [report.metrics["lr"] for report in reports] == pytest.approx(
+        [1e-3 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    )
+
+
+def test_validation_has_both_tables_where_the_stage_has_depth(small, rooms):
+    names = {stage: validate(fresh(small, stage), rooms, rooms.train[:1], place=ALONE).keys() for stage in ("stage1", "stage2")}
+    assert names["stage1"] == {"validation/mean_iou", "validation/mean_accuracy", "validation/pixel_accuracy"}
+    table2 = {f"validation/{name}" for name in depth_metrics(DepthSums.from_dict({"images": [[1.0] * 10]}))}
+    assert names["stage2"] == names["stage1"] | table2
+
+
+def test_validating_changes_no_weight_and_no_later_step(small, fit, rooms):
+    weights = []
+    for validation in ((), rooms.train[:1]):
+        run = fresh(with_overrides(small, {"training.validate_every": 1}))
+        fit(run, validation=validation)
+        weights.append(run.model.state_dict())
+    assert moved(*weights) == set()
+
+
+# Stopping
+
+
+def diverge(config, stage, fit, **options):
+    with pytest.raises(TrainingDivergedError) as caught:
+        fit(fresh(config, stage), **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{stage}: ")
+    return message
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_a_rate_too_large_stops_the_run_by_half_and_step(small, fit, stage):
+    settings = STAGES[stage].settings
+    message = diverge(with_overrides(small, {f"{settings}.lr": 1e12}), stage, fit)
+    assert "the segmentation loss is nan at step 2" in message or "the segmentation loss is inf at step 2" in message
+    assert f"{settings}.lr is 1e+12, try a smaller one" in message
+
+
+def test_the_step_is_the_first_bad_one_and_not_the_one_it_was_noticed_at(small, fit):
+    config = with_overrides(small, {"stage1.lr": 1e12, "training.log_every": 4, "training.checkpoint_every": 4})
+    assert " at step 2;" in diverge(config, "stage1", fit)
+
+
+def test_the_depth_half_is_told_from_the_segmentation_half(small, fit):
+    run = fresh(small, "stage2")
+    with torch.no_grad():
+        run.model.network.depth_parameters()[1].fill_(math.inf)
+    with pytest.raises(TrainingDivergedError, match=r"^stage2: the depth loss is nan at step 1;"):
+        fit(run)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_weights_that_the_last_step_spoiled_are_neither_validated_nor_kept(small, fit, rooms, tmp_path, stage):
+    """The loss of a step is that of the weights before it."""
+    settings = STAGES[stage].settings
+    config = with_overrides(small, {f"{settings}.lr": 1e30, f"{settings}.iterations": 1})
+    message = diverge(config, stage, fit, validation=rooms.train[:1], save_to=tmp_path)
+    assert "the segmentation loss is nan after step 1;" in message
+    assert list(tmp_path.iterdir()) == []
