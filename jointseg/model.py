@@ -47,6 +47,7 @@ class JointModel(nn.Module):
         self, image: Tensor, *, kernels: Kernels = Kernels.NONE, with_depth: bool = True, num_iterations: int | None = None
     ) -> JointOutput:
         """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255."""
+        assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
         output = self.network(image, with_depth=with_depth)
         depth = None if output.depth_logits is None else expected_depth(output.depth_logits, depth_bin=self.depth_bin)
         logits = output.logits
