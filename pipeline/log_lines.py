@@ -6,6 +6,7 @@ Not here: what the lines say (train.py, search.py), where they are logged to in 
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +18,17 @@ Line = dict[str, Any]
 
 
 def append_line(path: Path, line: Line) -> None:
-    """Add one line to a log."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Add one line to a log; what a killed process left of its last line is ended first."""
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a log; none where there is no such file.
-
-    A process that is killed may leave half a line, which is left out, and joined to it the next one's, which a rerun of
-    the same work writes again.
-    """
+    """The lines of a log; none where there is no such file. Half a line, of a process that was killed, is left out."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:

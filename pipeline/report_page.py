@@ -153,7 +153,12 @@ def _rich(table: Table, *, text_columns: int = 1) -> RenderableType:
     grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, title in enumerate(table.header):
         papers = title == "paper"
-        grid.add_column(title, justify="left" if column < text_columns else "right", style="dim" if papers else "")
+        grid.add_column(
+            title.replace("+Depth", "\n+Depth") if column else title,  # which 80 columns have no room for in one line
+            justify="left" if column < text_columns else "right",
+            style="dim" if papers else "",
+            no_wrap=column == 0,
+        )
     for cells in table.rows:
         grid.add_row(*cells, style="dim" if cells[0].startswith("floor") else "")
     return Padding(grid, (1, 0, 0, 0))

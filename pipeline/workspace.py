@@ -90,7 +90,12 @@ class Workspace:
         """Seconds of each finished phase, in order."""
         if not self.phases.is_file():
             return {}
-        found: dict[str, float] = json.loads(self.phases.read_text(encoding="utf-8"))
+        try:
+            found: dict[str, float] = json.loads(self.phases.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{self.phases}: damaged ({error}); write into it what has finished, or begin a new folder"
+            ) from None
         return {phase: found[phase] for phase in PHASES if phase in found}
 
     def finished(self, phase: str) -> bool:
@@ -120,17 +125,29 @@ class Workspace:
             return None
         try:
             return Config(**json.loads(self.config.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(f"{self.config}: not a config ({error})") from None
         except InputError as error:
             raise InputError(f"{self.config}: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.config}: not a config ({error})") from None
 
-    def adopt_config(self, config: Config) -> None:
-        """Make `config` this folder's; refuse a folder that has another one, naming the fields that differ."""
+    def refuse_other_config(self, config: Config) -> None:
+        """Raise InputError where the folder has another config, naming the fields that differ, or files and no config."""
         there = self.load_config()
         if there is not None:
             refuse_other_config(there, config, place=self.out)
-            return
-        if self.out.is_dir() and any(self.out.iterdir()):
+        elif self.out.is_dir() and any(self.out.iterdir()):
             raise InputError(f"{self.out}: holds files but no config.json; give a new or empty folder as --out")
-        write_atomically(self.config, config.model_dump_json(indent=1))
+
+    def adopt_config(self, config: Config) -> None:
+        """Make `config` this folder's.
+
+        Raises:
+            InputError: the folder has another one, or cannot be written.
+        """
+        self.refuse_other_config(config)
+        if self.config.is_file():
+            return
+        try:
+            write_atomically(self.config, config.model_dump_json(indent=1))
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None

@@ -44,7 +44,7 @@ def head(jointseg: CommandLine) -> Iterator[str]:
             time.sleep(1)
         yield address
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:

@@ -48,7 +48,7 @@ def _finished_files(place: Workspace) -> dict[str, tuple[int, str]]:
     return {str(path): (path.stat().st_mtime_ns, digest(path)) for path in parts if path.is_file()}
 
 
-def test_a_run_killed_at_every_boundary_ends_as_one_that_was_left_alone(whole: tuple[Workspace, str], killed: Workspace) -> None:
+def test_a_run_killed_at_every_boundary_ends_as_one_left_alone(whole: tuple[Workspace, str], killed: Workspace) -> None:
     place, _ = whole
     for stage in STAGES:
         weights = Path(stage) / "final" / "weights.safetensors"
@@ -77,7 +77,8 @@ def test_another_config_is_refused_by_field(whole: tuple[Workspace, str], joints
 
 def test_the_folder_holds_what_readme_promises(whole: tuple[Workspace, str]) -> None:
     place, _ = whole
-    files = ["config.json", "data/store.json", "search/trials.parquet", "crf_settings.json", "report.json", "report.md", "mlflow.db"]
+    files = ["config.json", "data/store.json", "search/trials.parquet", "crf_settings.json", "mlflow.db"]
+    files += ["report.json", "report.md", "views.parquet", "validation.json", "phases.json"]
     finals = [f"{stage}/final/weights.safetensors" for stage in STAGES]
     assert [name for name in files + finals if not (place.out / name).is_file()] == []
     assert any((place.out / "figures").glob("*.png"))

@@ -1,0 +1,86 @@
+"""Laws of logs of one JSON line a report. Not here: what the lines say (integration tests of training and search)."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline.log_lines import append_line, following, read_lines
+
+LINES = [{"step": float(step), "loss/total": 1 / (step + 1), "note": "θ\n"} for step in range(5)]
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log.jsonl"
+
+
+def write(log, lines):
+    for line in lines:
+        append_line(log, line)
+
+
+def test_lines_come_back_in_order(log):
+    write(log, LINES)
+    assert read_lines(log) == LINES
+
+
+def test_no_file_has_no_lines(log):
+    assert read_lines(log) == []
+
+
+@pytest.mark.parametrize("kept", [0, 1, 10, -2, -1])
+def test_of_a_line_cut_short_by_a_kill_no_other_line_suffers(log, kept):
+    write(log, LINES[:3])
+    whole = log.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    log.write_bytes(whole.removesuffix(last) + last[:kept])
+    complete = LINES[:3] if kept == -1 else LINES[:2]  # -1: all but the end of the line
+    assert read_lines(log) == complete
+    write(log, LINES[3:])
+    assert read_lines(log) == complete + LINES[3:]
+
+
+def test_every_line_is_told_once_and_in_order(log):
+    told = []
+    write(log, LINES[:2])
+    with following(lambda: read_lines(log), told.append, every=0.001):
+        for line in LINES[2:]:
+            append_line(log, line)
+    assert told == LINES
+
+
+def test_a_line_is_told_while_the_work_goes_on(log):
+    heard = threading.Event()
+    with following(lambda: read_lines(log), lambda line: heard.set(), every=0.001):
+        append_line(log, LINES[0])
+        assert heard.wait(timeout=30)
+
+
+def test_the_last_line_is_told_even_where_no_look_comes_in_between(log):
+    told = []
+    with following(lambda: read_lines(log), told.append, every=3600):
+        write(log, LINES)
+    assert told == LINES
+
+
+def test_what_is_written_before_the_work_fails_is_told(log):
+    told = []
+
+    def work():
+        write(log, LINES)
+        raise KeyError("the work's own")
+
+    with pytest.raises(KeyError, match="the work's own"), following(lambda: read_lines(log), told.append, every=3600):
+        work()
+    assert told == LINES
+
+
+def test_what_goes_wrong_in_telling_comes_out(log):
+    def tell(line):
+        raise KeyError("the telling's own")
+
+    write(log, LINES)
+    with pytest.raises(KeyError, match="the telling's own"), following(lambda: read_lines(log), tell, every=0.001):
+        pass

@@ -1,0 +1,147 @@
+"""Laws of the folder `--out`: what has finished, whose config it has. Not here: what phases write there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jointseg.errors import InputError
+from jointseg.presets import demo, paper
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from pipeline.run import NEEDS, WORK
+from pipeline.workspace import PHASES, Workspace
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Workspace(tmp_path / "run")
+
+
+def refusal(act, *arguments, **options):
+    with pytest.raises(InputError) as caught:
+        act(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_new_folder_takes_the_config_and_gives_it_back(place):
+    assert place.load_config() is None
+    config = with_overrides(demo(), {"crf.theta_beta": 0.1 + 0.2, "data.source": "/some/folder"})
+    place.adopt_config(config)
+    assert place.load_config() == config
+
+
+def test_the_config_on_disk_is_readable_under_its_paths(place):
+    place.adopt_config(demo())
+    assert json.loads(place.config.read_text())["crf"]["theta_alpha"] == 160.0
+
+
+def test_an_empty_folder_is_a_new_one(place):
+    place.out.mkdir()
+    place.adopt_config(demo())
+    assert place.load_config() == demo()
+
+
+def test_the_same_config_is_taken_again_and_nothing_is_written(place):
+    place.adopt_config(demo())
+    before = place.config.stat()
+    place.adopt_config(demo())
+    assert place.config.stat() == before
+
+
+def test_another_config_is_refused_by_each_field_with_both_values(place):
+    place.adopt_config(demo())
+    message = refusal(place.adopt_config, with_overrides(demo(), {"crf.theta_beta": 4, "seed": 9}))
+    assert message == (
+        f"{place.out}: was made with another config: seed is 0 there and 9 here; crf.theta_beta is 3.0 there and 4.0 here"
+    )
+    assert place.load_config() == demo()
+
+
+def test_a_folder_with_files_of_its_own_is_refused(place):
+    place.out.mkdir()
+    (place.out / "thesis.tex").touch()
+    message = refusal(place.adopt_config, demo())
+    assert message == f"{place.out}: holds files but no config.json; give a new or empty folder as --out"
+    assert [path.name for path in place.out.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert refusal(Workspace(out).adopt_config, demo()).startswith(f"{out}: cannot be written: ")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"4", b"\xff\xfe", b'{"crf": 3}', b'{"sead": 3}'])
+def test_a_config_that_is_none_is_refused_by_file(place, text):
+    place.out.mkdir()
+    place.config.write_bytes(text)
+    assert refusal(place.load_config).startswith(f"{place.config}: ")
+
+
+def test_a_config_with_a_bad_value_names_file_path_and_value(place):
+    place.adopt_config(demo())
+    tree = json.loads(place.config.read_text())
+    tree["crf"]["theta_beta"] = -3
+    place.config.write_text(json.dumps(tree))
+    assert refusal(place.load_config).startswith(f"{place.config}: crf.theta_beta: -3 is not allowed; allowed: greater than 0")
+
+
+def test_nothing_has_finished_in_a_new_folder(place):
+    assert place.seconds() == {}
+    assert not any(place.finished(phase) for phase in PHASES)
+
+
+def test_finished_phases_are_listed_in_the_pipelines_order_with_their_seconds(place):
+    for phase, seconds in (("stage1", 2.5), ("data", 1.25), ("stage2", 3.0)):
+        place.finish(phase, seconds=seconds)
+    assert list(place.seconds().items()) == [("data", 1.25), ("stage1", 2.5), ("stage2", 3.0)]
+    assert place.finished("stage2")
+    assert not place.finished("search")
+
+
+def test_a_missing_phase_is_named_with_those_that_have_finished(place):
+    assert refusal(place.require, "stage1", wanted="stage2") == (
+        f"{place.out}: stage2 needs stage1, which has not finished there; finished: nothing"
+    )
+    place.finish("data", seconds=1)
+    assert refusal(place.require, "stage1", wanted="stage2").endswith("finished: data")
+    place.finish("stage1", seconds=1)
+    place.require("stage1", wanted="stage2")
+
+
+def test_a_damaged_record_of_phases_is_refused_by_file(place):
+    place.out.mkdir()
+    place.phases.write_text('{"data": 1.0')
+    assert refusal(place.seconds).startswith(f"{place.phases}: ")
+
+
+def test_every_part_lies_in_the_folder_under_a_name_of_its_own(place):
+    parts = [
+        getattr(place, name) for name, value in vars(Workspace).items() if isinstance(value, property)
+    ]  # fmt: skip
+    parts += [place.stage(stage) for stage in STAGES.values()]
+    assert len(parts) > 12
+    assert len(set(parts)) == len(parts)
+    assert all(isinstance(part, Path) and part.is_relative_to(place.out) for part in parts)
+
+
+def test_every_phase_has_its_work_and_needs_only_earlier_ones():
+    assert set(WORK) == set(NEEDS) == set(PHASES)
+    for phase in PHASES:
+        assert set(NEEDS[phase]) <= set(PHASES[: PHASES.index(phase)])
+    for name, stage in STAGES.items():
+        assert stage.starts_from is None or stage.starts_from in needed_by(name)
+
+
+def needed_by(phase):
+    """Everything that must have finished, near and far."""
+    return set(NEEDS[phase]).union(*(needed_by(needed) for needed in NEEDS[phase]))
+
+
+def test_presets_refuse_each_other_in_one_line(place):
+    place.adopt_config(demo())
+    assert "network.input_size is 65 there and 513 here" in refusal(place.adopt_config, paper())
