@@ -93,9 +93,7 @@ class Workspace:
         try:
             found: dict[str, float] = json.loads(self.phases.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(
-                f"{self.phases}: damaged ({error}); write into it what has finished, or begin a new folder"
-            ) from None
+            raise InputError(f"{self.phases}: damaged ({error})") from None
         return {phase: found[phase] for phase in PHASES if phase in found}
 
     def finished(self, phase: str) -> bool:
