@@ -207,7 +207,7 @@ def train(
         due = last or run.step % pace.checkpoint_every == 0
         look = bool(validation) and (last or run.step % pace.validate_every == 0)
         if due or look or run.step % pace.log_every == 0:
-            metrics = _read_losses(losses, run)
+            metrics = _read_losses(losses, run, place)
             metrics["lr"] = max(group["lr"] for group in run.optimizer.param_groups)
             metrics["images_per_second"] = len(losses) * settings.batch_size * place.world_size / (time.perf_counter() - window)
             if due or look:
@@ -232,9 +232,12 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run) -> JointLoss:
     )
 
 
-def _read_losses(losses: Sequence[Tensor], run: Run) -> dict[str, float]:
-    """Mean losses since the last report: the one place where the loop waits for the device."""
-    table = torch.stack(list(losses)).double().cpu()
+def _read_losses(losses: Sequence[Tensor], run: Run, place: Place) -> dict[str, float]:
+    """Losses since the last report, meaned over steps and ranks: the one place where the loop waits for the device."""
+    table = torch.stack(list(losses)).double()
+    if place.world_size > 1:
+        dist.all_reduce(table)
+    table = table.cpu() / place.world_size
     for row, (_, semantic, depth) in enumerate(table.tolist()):
         _stop_unless_finite(run, semantic, depth, when=f"at step {run.step - len(losses) + row + 1}")
     total, semantic, depth = table.mean(0).tolist()

@@ -1,4 +1,4 @@
-"""Logs of one JSON line a report: written where the work is (a controller, a scheduler), followed from the driver.
+"""Logs of one JSON line a report: written where the work is (a worker, a scheduler), followed from the driver.
 
 Not here: what the lines say (train.py, search.py), where they are logged to in the end (tracking.py).
 """

@@ -18,10 +18,11 @@ from typing import Protocol
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
 from jointseg.data.manifest import write_manifest
+from jointseg.data.nyu import NyuFolder
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import draw_validation, make_views, subset_digest
-from jointseg.settings import flatten
+from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES, Stage
 from pipeline import evaluate, report, search, unaries
 from pipeline.cluster import connected, require_resources
@@ -102,7 +103,19 @@ def prepare_data(pipeline: Pipeline) -> None:
     views = make_views(trained, data)
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
     write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
+    _log_data(pipeline)
     screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(subset)} for validation; {len(views)} views")
+
+
+def _log_data(pipeline: Pipeline) -> None:
+    store, place = pipeline.store, pipeline.place
+    source = pipeline.config.data.source
+    name = source.name if source else "synthetic rooms"
+    pipeline.tracker.log_dataset(
+        pipeline.parent, name=name, digest=store.digest, source=str(source or place.rooms), context="training and testing"
+    )
+    pipeline.tracker.log_artifact(pipeline.parent, place.views)
+    pipeline.tracker.log_artifact(pipeline.parent, place.validation)
 
 
 def train(pipeline: Pipeline, stage: Stage) -> None:
@@ -209,9 +222,10 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     """Run those of `phases` that have not finished in this folder, in the pipeline's order.
 
     Raises:
-        InputError: the folder has another config, an earlier phase is missing, or Ray lacks the resources asked for.
+        InputError: the folder has another config, an earlier phase or the data is missing, or Ray lacks the resources asked
+            for. A new folder is left as it was.
     """
-    place.adopt_config(config)
+    place.refuse_other_config(config)
     search.load_space(config)
     due = [phase for phase in PHASES if phase in phases and not place.finished(phase)]
     if not due:
@@ -221,27 +235,33 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         for needed in NEEDS[phase]:
             if needed not in due[: due.index(phase)]:
                 place.require(needed, wanted=phase)
-    tracker = Tracker.open(place.out)
-    with connected(verbose=verbose), tracker.run(place.out.name, key="pipeline") as parent:
+    if "data" in due:
+        _check_sources(config)
+    with connected(verbose=verbose):
         require_resources(config)
-        tracker.log_params(parent, flatten(config))
-        pipeline = Pipeline(config, place, tracker, parent, screen, verbose)
-        for phase in due:
-            started = time.perf_counter()
-            WORK[phase](pipeline)
-            seconds = time.perf_counter() - started
-            place.finish(phase, seconds=seconds)
-            screen.say(f"{phase}: finished in {seconds:.0f} s")
-            if phase == "data":
-                _log_data(pipeline)
+        place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
+        tracker = Tracker.open(place.out)
+        with tracker.run(place.out.name, key="pipeline") as parent:
+            tracker.log_params(parent, flatten(config))
+            _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
 
 
-def _log_data(pipeline: Pipeline) -> None:
-    store, place = pipeline.store, pipeline.place
-    source = pipeline.config.data.source
-    name = source.name if source else "synthetic rooms"
-    pipeline.tracker.log_dataset(
-        pipeline.parent, name=name, digest=store.digest, source=str(source or place.rooms), context="training and testing"
-    )
-    pipeline.tracker.log_artifact(pipeline.parent, place.views)
-    pipeline.tracker.log_artifact(pipeline.parent, place.validation)
+def _check_sources(config: Config) -> None:
+    """Look at the files that a run begins from, and that they leave frames to train on."""
+    data, weights = config.data, config.network.weights
+    num_train = data.rooms_train
+    if data.source is not None:
+        with NyuFolder.open(data.source) as nyu:
+            num_train = len(nyu.train)
+    draw_validation(range(num_train), num_frames=data.validation_frames, seed=data.validation_seed)
+    if weights is not None and not weights.is_file():
+        raise SettingsError("network.weights", f"{weights} is not a file")
+
+
+def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
+    for phase in due:
+        started = time.perf_counter()
+        WORK[phase](pipeline)
+        seconds = time.perf_counter() - started
+        pipeline.place.finish(phase, seconds=seconds)
+        pipeline.screen.say(f"{phase}: finished in {seconds:.0f} s")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -17,21 +16,9 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import uses_gpu
-from pipeline.log_lines import Line, append_line, following, read_lines
+from pipeline.log_lines import Line, following, read_lines
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
-
-
-class TrainingLog(ray.train.UserCallback):  # type: ignore[misc]
-    """Writes what the ranks report as one JSON line a report. Runs in Ray Train's controller."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        """Append the mean over ranks: losses are means over equal shares, the rest is the same on every rank."""
-        row = {name: sum(rank[name] for rank in metrics) / len(metrics) for name in metrics[0]}
-        append_line(self.path, row)
 
 
 def read_log(path: Path) -> list[Line]:
@@ -67,7 +54,7 @@ def train_stage(
     gpu = uses_gpu(config)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": TrainJob(config, stage.name, place.store, place.views, validation, start)},
+        train_loop_config={"job": TrainJob(config, stage.name, place.store, place.views, log, validation, start)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
@@ -79,7 +66,6 @@ def train_stage(
             storage_path=str(place.out),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
-            callbacks=[TrainingLog(log)],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -18,6 +18,7 @@ from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
 from jointseg.stages import STAGES
 from jointseg.training import Place, Report, begin, resume, train
+from pipeline.log_lines import append_line
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainJob:
     stage: str
     store: Path
     views: Path
+    log: Path
     validation: tuple[int, ...]
     start: Path | None
 
@@ -50,15 +52,21 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
         Store.open(job.store),
         read_manifest(job.views),
         place=place,
-        report=lambda report: _report(report, place),
+        report=lambda report: _report(report, place, job.log),
         validation=job.validation,
         wrap=ray.train.torch.prepare_model,
     )
 
 
-def _report(report: Report, place: Place) -> None:
-    """Every rank reports: it is a barrier. Rank 0 brings the checkpoint, under a name that a rerun writes over."""
+def _report(report: Report, place: Place, log: Path) -> None:
+    """Every rank reports: it is a barrier. Rank 0 writes the log, and brings the checkpoint, if one is due.
+
+    The log comes first: killed between the two, the step is taken again and its line stands twice, of which readers take
+    one. The other way round the line would be lost. The checkpoint has a name that a rerun writes over.
+    """
     metrics = {"step": float(report.step), **report.metrics}
+    if place.rank == 0:
+        append_line(log, metrics)
     if report.save is None:
         ray.train.report(metrics)
         return

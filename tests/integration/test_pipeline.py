@@ -1,8 +1,11 @@
-"""A run killed at every phase boundary, and inside a stage, against one that is left alone."""
+"""A whole run, on real frames where they are at hand, and the same killed at every phase boundary and inside a stage."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +19,35 @@ from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
 from pipeline.workspace import PHASES, Workspace
 from tests.integration.conftest import TINY, CommandLine, as_options
 
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 STAGES = ("stage1", "stage2", "stage3_sem_crf", "stage3")
 
 
 @pytest.fixture(scope="module")
-def whole(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """A run that is left alone, and what it printed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    return Workspace(out), jointseg("run", "--preset", "demo", "--out", str(out), *as_options(TINY))
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Eight and three of NYU's own frames, in its own layout; synthetic rooms where the frames are not at hand."""
+    if not (SHARED / "nyuv2").is_dir():
+        return as_options(TINY)
+    folder = tmp_path_factory.mktemp("nyu")
+    script = SHARED / "nyuv2" / "build_mat.py"
+    subprocess.run([sys.executable, script, "--out", folder, "--train", "8", "--test", "3"], check=True, capture_output=True)
+    shutil.copy(SHARED / "nyuv2" / "classMapping40.mat", folder)
+    own = {path: value for path, value in TINY.items() if not path.startswith("data.rooms")}
+    return ["--data", str(folder), *as_options(own)]
 
 
 @pytest.fixture(scope="module")
-def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def whole(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> tuple[Workspace, str]:
+    """A run that is left alone, and what it printed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return Workspace(out), jointseg("run", "--preset", "demo", "--out", str(out), *options)
+
+
+@pytest.fixture(scope="module")
+def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Workspace:
     """The same run, killed in the middle of stage 1 and after every phase but the last."""
     place = Workspace(tmp_path_factory.mktemp("killed") / "run")
-    command = ("run", "--preset", "demo", "--out", str(place.out), *as_options(TINY))
+    command = ("run", "--preset", "demo", "--out", str(place.out), *options)
     half_way = place.out / "stage1" / "step_00000004" / "checkpoint.json"
     jointseg.kill_when(half_way.is_file, *command)
     for phase in PHASES[1:-1]:
@@ -118,3 +135,19 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
 def _has(client: MlflowClient, run: Any, *names: str) -> None:
     found = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert set(names) <= found
+
+
+def test_real_frames_have_the_papers_numbers_beside_their_own(whole: tuple[Workspace, str], shared: Path) -> None:
+    place, _ = whole
+    report = json.loads((place.out / "report.json").read_text())
+    assert report["data"]["real"]
+    assert set(report["table3"]) == {"unary_sem", "unary_sem_depth", "sem_crf", "sem_crf_plus"}
+    assert report["paper"]["table3"]["sem_crf_plus"]["mean_iou"] == 0.392
+    assert "39.2" in (place.out / "report.md").read_text()
+    assert all(0 < row["pixel_accuracy"] < 1 for row in report["table3"].values())
+
+
+def test_check_counts_real_frames(jointseg: CommandLine, options: list[str], shared: Path) -> None:
+    said = jointseg("data", "check", options[options.index("--data") + 1])
+    assert "11: 8 train, 3 test" in said
+    assert "NYU Depth v2" in said
