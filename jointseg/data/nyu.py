@@ -5,8 +5,8 @@ Not here: the memory-mapped copy that training reads from (store.py).
 
 from __future__ import annotations
 
-import math
 import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
