@@ -22,11 +22,12 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-PHASE_TAG = "jointseg.phase"
 KEY_TAG = "jointseg.key"
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM_LENGTH = 6000
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 def tracking_uri(out: Path) -> str:
@@ -37,6 +38,18 @@ def tracking_uri(out: Path) -> str:
 def experiment_name(out: Path) -> str:
     """One experiment for each folder: its name, and a short digest of where it is."""
     return f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """MLflow's client asks a server that does not answer for four minutes; before anything runs, seconds will do."""
+    given = RETRIES in os.environ
+    os.environ.setdefault(RETRIES, "2")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[RETRIES]
 
 
 @dataclass(frozen=True)
@@ -56,16 +69,19 @@ class Tracker:
         """
         logging.getLogger("alembic").setLevel(logging.WARNING)
         uri = tracking_uri(out)
+        named = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's store"
+        name = experiment_name(out)
         try:
             client = MlflowClient(tracking_uri=uri)
-            name = experiment_name(out)
-            experiment = client.get_experiment_by_name(name)
+            with _few_retries():
+                experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 local = uri.startswith("sqlite:")
                 location = (out / "mlartifacts").as_uri() if local else None
                 return cls(client, uri, client.create_experiment(name, artifact_location=location))
-        except MlflowException as error:
-            raise InputError(f"MLFLOW_TRACKING_URI: {uri} cannot be used: {str(error).splitlines()[0]}") from None
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            problem = str(error).strip().splitlines()[0]
+            raise InputError(f"{named}: {uri} cannot be used: {problem}") from None
         return cls(client, uri, experiment.experiment_id)
 
     @contextmanager
@@ -74,7 +90,8 @@ class Tracker:
 
         It is RUNNING inside the block, and FINISHED, FAILED or KILLED after it. `key` tells apart runs of one name.
         """
-        run_id = self._find(name, key or name, parent) or self._create(name, key or name, parent)
+        key = key or name
+        run_id = self._find(key, parent) or self._create(name, key, parent)
         self.client.update_run(run_id, status="RUNNING")
         try:
             yield run_id
@@ -86,16 +103,15 @@ class Tracker:
             raise
         self.client.set_terminated(run_id, status="FINISHED")
 
-    def _find(self, name: str, key: str, parent: str | None) -> str | None:
+    def _find(self, key: str, parent: str | None) -> str | None:
         # MLflow cannot filter on a missing tag, so the top run is told apart by a key of its own.
         of_parent = f" and tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{PHASE_TAG}` = '{name}' and tags.`{KEY_TAG}` = '{key}'{of_parent}", max_results=1
-        )
+        wanted = f"tags.`{KEY_TAG}` = '{key}'{of_parent}"
+        found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
         return found[0].info.run_id if found else None
 
     def _create(self, name: str, key: str, parent: str | None) -> str:
-        tags = {PHASE_TAG: name, KEY_TAG: key, **({PARENT_TAG: parent} if parent else {})}
+        tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {})}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return run_id
 
@@ -141,7 +157,7 @@ class Tracker:
         self.client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset=dataset, tags=[tag])])
 
     def log_trials(self, run_id: str, trials: Sequence[Mapping[str, Any]]) -> None:
-        """One child run a trial, told apart by its number; those already there are left alone."""
+        """One child run a trial, told apart by its number, FAILED without a score; those finished already are left alone."""
         there = {
             run.data.tags.get(KEY_TAG)
             for run in self.client.search_runs([self.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'", max_results=50_000)
@@ -156,6 +172,8 @@ class Tracker:
                 self.log_params(child, params)
                 if trial["score"] is not None:
                     self.log_metrics(child, {"mean_iou": trial["score"]})
+            if trial["score"] is None:
+                self.client.set_terminated(child, status="FAILED")
 
     def where_to_look(self, out: Path) -> str:
         """What to do to see the runs."""

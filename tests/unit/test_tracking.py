@@ -1,0 +1,274 @@
+"""Laws of what goes to MLflow, on a real SQLite store. Not here: the tree a whole run leaves (integration tests)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from jointseg.errors import InputError
+from jointseg.presets import demo
+from jointseg.settings import flatten
+from pipeline.tracking import KEY_TAG, PARENT_TAG, RETRIES, Tracker, experiment_name, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One store for all tests: making one takes seconds. Each test has a folder, and so an experiment, of its own."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'shared.db'}"
+
+
+@pytest.fixture
+def out(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def tracker(out):
+    return Tracker.open(out)
+
+
+def all_runs(tracker):
+    return tracker.client.search_runs([tracker.experiment_id], max_results=1000)
+
+
+def status(tracker, run_id):
+    return tracker.client.get_run(run_id).info.status
+
+
+def history(tracker, run_id, metric):
+    return [(point.step, point.value) for point in tracker.client.get_metric_history(run_id, metric)]
+
+
+# The store
+
+
+def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    opened = Tracker.open(tmp_path)
+    assert opened.uri == tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert (tmp_path / "mlflow.db").is_file()
+    assert opened.where_to_look(tmp_path) == f"jointseg ui --out {tmp_path}"
+    (tmp_path / "page.md").write_text("report")
+    with opened.run("pipeline") as run:
+        opened.log_artifact(run, tmp_path / "page.md")
+    assert list((tmp_path / "mlartifacts").rglob("page.md"))
+
+
+def test_a_folder_keeps_its_experiment_and_two_folders_have_two(out, tracker):
+    assert Tracker.open(out).experiment_id == tracker.experiment_id
+    assert Tracker.open(out.parent / "other").experiment_id != tracker.experiment_id
+
+
+def test_folders_of_one_name_in_two_places_have_two_experiments(tmp_path):
+    assert experiment_name(tmp_path / "a" / "run") != experiment_name(tmp_path / "b" / "run")
+    assert experiment_name(tmp_path / "a" / "run").startswith("run-")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "nonsense://somewhere",
+        "file:///tmp/mlruns",
+        "sqlite:////proc/nowhere/mlflow.db",
+        "http://127.0.0.1:9",
+        "http://no such host",
+        "postgresql://user@127.0.0.1:9/mlflow",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_in_one_line(monkeypatch, tmp_path, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv(RETRIES, "0")
+    with pytest.raises(InputError) as caught:
+        Tracker.open(tmp_path)
+    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: {uri} cannot be used: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_store_in_the_folder_is_named_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_text("not a database, though it is long enough to be one. " * 100)
+    with pytest.raises(InputError) as caught:
+        Tracker.open(tmp_path)
+    assert str(caught.value).startswith(f"MLflow's store: sqlite:///{tmp_path / 'mlflow.db'} cannot be used: ")
+    assert "\n" not in str(caught.value)
+
+
+# Runs
+
+
+def test_a_run_is_found_again_after_reopening(out, tracker):
+    with tracker.run("pipeline") as parent, tracker.run("stage1", parent=parent) as child:
+        pass
+    again = Tracker.open(out)
+    with again.run("pipeline") as same_parent, again.run("stage1", parent=same_parent) as same_child:
+        pass
+    assert (same_parent, same_child) == (parent, child)
+    assert len(all_runs(tracker)) == 2
+
+
+def test_a_child_hangs_on_its_parent_and_is_called_by_its_name(tracker):
+    with tracker.run("pipeline") as parent, tracker.run("stage1", parent=parent) as child:
+        found = tracker.client.get_run(child)
+        assert found.data.tags[PARENT_TAG] == parent
+        assert found.info.run_name == "stage1"
+        assert PARENT_TAG not in tracker.client.get_run(parent).data.tags
+
+
+def test_children_of_one_name_under_two_parents_are_two(tracker):
+    with tracker.run("search", key="one") as one, tracker.run("search", key="other") as other:
+        with tracker.run("trial", parent=one) as first, tracker.run("trial", parent=other) as second:
+            assert len({one, other, first, second}) == 4
+        assert tracker.client.get_run(one).info.run_name == tracker.client.get_run(other).info.run_name == "search"
+
+
+@pytest.mark.parametrize("name", ["bob's run", 'a "quoted" one', "back`tick", "θ α", "a=b and c", "x" * 200])
+def test_a_run_may_have_any_name(tracker, name):
+    ids = set()
+    for _ in range(2):
+        with tracker.run(name, key="pipeline") as run:
+            ids.add(run)
+    assert len(ids) == 1
+    assert tracker.client.get_run(run).info.run_name == name
+
+
+def test_a_run_is_running_inside_the_block_and_finished_after_it(tracker):
+    with tracker.run("stage1") as run:
+        assert status(tracker, run) == "RUNNING"
+    assert status(tracker, run) == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(InputError("mistake"), "FAILED"), (SystemExit(1), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_that_ends_badly_says_how_and_lets_the_reason_through(tracker, error, left):
+    def interrupted():
+        with tracker.run("stage1") as run:
+            ids.append(run)
+            raise error
+
+    ids: list[str] = []
+    with pytest.raises(type(error)):
+        interrupted()
+    assert status(tracker, ids[0]) == left
+    with tracker.run("stage1") as run:
+        assert run == ids[0]
+        assert status(tracker, run) == "RUNNING"
+    assert status(tracker, run) == "FINISHED"
+
+
+# Parameters, metrics, inputs, artifacts
+
+
+def test_parameters_go_under_their_config_paths_and_may_be_logged_again(tracker):
+    params = flatten(demo())
+    with tracker.run("pipeline") as run:
+        for _ in range(2):
+            tracker.log_params(run, params)
+        found = tracker.client.get_run(run).data.params
+    assert found == {path: str(value) for path, value in params.items()}
+    assert found["crf.theta_beta"] == "3.0"
+
+
+def test_a_parameter_never_changes_in_silence(tracker):
+    with tracker.run("pipeline") as run:
+        tracker.log_params(run, {"crf.theta_beta": 3.0})
+        with pytest.raises(MlflowException, match=r"crf\.theta_beta"):
+            tracker.log_params(run, {"crf.theta_beta": 4.0})
+
+
+def test_a_parameter_too_long_for_mlflow_is_cut_and_may_be_logged_again(tracker):
+    with tracker.run("pipeline") as run:
+        for _ in range(2):
+            tracker.log_params(run, {"data.source": "x" * 10_000})
+        assert set(tracker.client.get_run(run).data.params["data.source"]) == {"x"}
+
+
+def test_a_point_logged_again_after_a_restart_stays_one(out, tracker):
+    for one in (tracker, Tracker.open(out)):
+        with one.run("stage1") as run:
+            for step in (10, 20):
+                one.log_metrics(run, {"loss/total": 1 / step, "lr": 1e-3}, step=step)
+    assert history(tracker, run, "loss/total") == [(10, 0.1), (20, 0.05)]
+    assert history(tracker, run, "lr") == [(10, 1e-3), (20, 1e-3)]
+
+
+def test_what_is_not_finite_is_left_out(tracker):
+    with tracker.run("stage1") as run:
+        tracker.log_metrics(run, {"one": 1.0, "nan": math.nan, "inf": math.inf, "minus": -math.inf})
+        tracker.log_metrics(run, {"nan": math.nan})
+        assert tracker.client.get_run(run).data.metrics == {"one": 1.0}
+
+
+def test_the_last_step_is_where_a_restart_goes_on(tracker):
+    with tracker.run("stage1") as run:
+        assert tracker.last_step(run, "loss/total") == -1
+        for step in (10, 30, 20):
+            tracker.log_metrics(run, {"loss/total": 1.0}, step=step)
+        assert tracker.last_step(run, "loss/total") == 30
+
+
+def test_the_data_is_an_input_of_the_run_once(tracker):
+    with tracker.run("pipeline") as run:
+        for _ in range(2):
+            tracker.log_dataset(run, name="rooms", digest="d" * 64, source="/rooms", context="training and testing")
+        (found,) = tracker.client.get_run(run).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("rooms", "d" * 36)
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training and testing")]
+
+
+def test_a_file_and_a_folder_are_artifacts(tracker, tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("figures/one.png", "figures/two.png", "report.md"):
+        (tmp_path / name).touch()
+    with tracker.run("pipeline") as run:
+        tracker.log_artifact(run, tmp_path / "report.md")
+        tracker.log_artifact(run, tmp_path / "figures", "figures")
+    listed = [artifact.path for folder in (None, "figures") for artifact in tracker.client.list_artifacts(run, folder)]
+    assert listed == ["figures", "report.md", "figures/one.png", "figures/two.png"]
+
+
+# Trials
+
+TRIALS = [
+    {"trial": 0, "state": "finished", "score": 0.25, "crf.theta_beta": 3.0},
+    {"trial": 1, "state": "finished", "score": 0.5, "crf.theta_beta": 4.5},
+    {"trial": 2, "state": "failed", "score": None, "crf.theta_beta": 6.0},
+]
+
+
+def trials_of(tracker, parent):
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'")
+    return {run.data.tags[KEY_TAG]: run for run in runs}
+
+
+def test_each_trial_is_one_run_with_its_point_and_score_however_often_it_is_logged(out, tracker):
+    for one, trials in ((tracker, TRIALS[:2]), (Tracker.open(out), TRIALS), (tracker, TRIALS)):
+        with one.run("search") as parent:
+            one.log_trials(parent, trials)
+    assert len(all_runs(tracker)) == 1 + len(TRIALS)
+    found = trials_of(tracker, parent)
+    assert sorted(found) == ["trial-0000", "trial-0001", "trial-0002"]
+    assert found["trial-0001"].data.params == {"crf.theta_beta": "4.5"}
+    assert found["trial-0001"].data.metrics == {"mean_iou": 0.5}
+    assert found["trial-0002"].data.metrics == {}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "trial-0000": "FINISHED",
+        "trial-0001": "FINISHED",
+        "trial-0002": "FAILED",
+    }
+
+
+def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tracker):
+    with tracker.run("search") as parent:
+        tracker.log_trials(parent, TRIALS[:1])
+        left = trials_of(tracker, parent)["trial-0000"].info.run_id
+        tracker.client.update_run(left, status="RUNNING")
+        tracker.log_trials(parent, TRIALS[:1])
+        found = trials_of(tracker, parent)
+    assert found["trial-0000"].info.run_id == left
+    assert found["trial-0000"].info.status == "FINISHED"
+    assert len(found) == 1
+    assert history(tracker, left, "mean_iou") == [(0, 0.25)]
