@@ -1,0 +1,96 @@
+"""Laws of cluster.yaml: Ray's own checks take it, every field is explained, and what it names is there."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jointseg.presets import PRESETS
+from jointseg.settings import flatten
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+CLUSTER = yaml.safe_load(TEXT)
+
+
+def check(cluster):
+    """What `ray up` does before it touches a machine."""
+    validate_config(prepare_config(copy.deepcopy(cluster)))
+
+
+def test_ray_takes_the_file():
+    check(CLUSTER)
+
+
+@pytest.mark.parametrize("field", [field for field in CLUSTER if field not in {"cluster_name", "provider"}])
+def test_ray_finds_a_typo_in_the_name_of(field):
+    with pytest.raises(ValidationError, match=rf"'{field}s' was unexpected|'{field}' is a required property"):
+        check({f"{field}s" if name == field else name: value for name, value in CLUSTER.items()})
+
+
+@pytest.mark.parametrize(("field", "value"), [("idle_timeout_minutes", "soon"), ("auth", 3), ("initialization_commands", "ls")])
+def test_ray_finds_a_value_of_the_wrong_kind(field, value):
+    with pytest.raises(ValidationError, match=f"{value!r} is not of type"):
+        check({**CLUSTER, field: value})
+
+
+def test_every_field_is_explained_above_it():
+    paragraphs = [[line for line in part.splitlines() if line.strip()] for part in re.split(r"\n\s*\n", TEXT)]
+    explained = set()
+    for lines in paragraphs:
+        if lines and lines[0].startswith("#"):
+            explained |= {match[1] for line in lines if (match := re.match(r"(\w+):", line))}
+    assert explained == set(CLUSTER)
+
+
+def test_the_lines_to_change_are_marked_and_counted():
+    assert re.findall(r"# \((\d)\)", TEXT) == ["1", "2", "3", "4"]
+    assert "Change the four marked lines" in TEXT
+
+
+def test_all_the_machines_are_wanted_all_the_time():
+    machines = len(CLUSTER["provider"]["worker_ips"])
+    assert CLUSTER["min_workers"] == CLUSTER["max_workers"] == machines
+
+
+def test_setup_installs_what_the_repository_has():
+    ((there, here),) = CLUSTER["file_mounts"].items()
+    (command,) = CLUSTER["setup_commands"]
+    assert command.startswith(f"cd {there} && ")
+    assert here == "."
+    words = shlex.split(command)
+    assert (ROOT / words[words.index("--constraint") + 1]).is_file()
+    extra = re.fullmatch(r"\.\[(\w+)\]", words[words.index("--editable") + 1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extra is not None
+    assert extra[1] in project["optional-dependencies"]
+    assert "jointseg" in project["scripts"]
+
+
+def test_every_program_that_is_run_lies_in_the_environment_that_setup_makes():
+    (setup,) = CLUSTER["setup_commands"]
+    made = re.search(r"-m venv (\S+)", setup)
+    assert made is not None
+    programs = re.findall(r"\S*venv/bin/\w+", TEXT)
+    assert {Path(program).name for program in programs} == {"pip", "ray", "jointseg"}
+    assert all(program.startswith(f"{made[1]}/bin/") for program in programs)
+
+
+def test_results_and_environments_are_not_copied_to_the_machines():
+    assert {pattern.split("/")[0] for pattern in CLUSTER["rsync_exclude"]} >= {"runs", ".venv", ".git"}
+
+
+def test_the_example_job_names_a_preset_options_and_settings_that_exist():
+    line = next(line for line in TEXT.splitlines() if "bin/jointseg run" in line)
+    words = line.lstrip("# ").split()
+    assert words[words.index("--preset") + 1] in PRESETS
+    assert words[words.index("--set") + 1].split("=")[0] in flatten(PRESETS["paper"]())
+    assert words[words.index("--out") + 1].startswith("/")
