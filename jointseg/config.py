@@ -158,8 +158,9 @@ class SearchConfig(Settings):
     """A file of tune_spaces/: `crf_weights`, `crf_bandwidths` or `crf` (both)."""
     trials: Count = 40
     """Trials, the paper's point included as trial 0."""
-    concurrency: Count = 2
-    """Trials at once, one CPU each. At 1 the list of trials is the same from run to run."""
+    batch: Count = 4
+    """Trials asked for together, and run at once as far as there are CPUs, one each. The list of trials depends on the seed
+    and on this number, not on how many CPUs there are."""
     startup_trials: int = Field(10, ge=0)
     """Random trials before TPE starts to model."""
     seed: Seed = 0

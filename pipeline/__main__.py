@@ -18,6 +18,8 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # An interrupted search is interrupted: Tune would end it early and call that its result.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 

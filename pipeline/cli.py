@@ -6,6 +6,7 @@ Not here: the phases (run.py), exit codes of Ray's own commands.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -194,6 +195,10 @@ def ui(
     if place.load_config() is None:
         raise InputError(f"{place.config}: not found; {place.out} is not the folder of a run")
     uri = tracking_uri(place.out)
+    if not uri.startswith("sqlite:"):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI: the runs are at {uri}; look at them there, or unset it for {place.out}'s own store"
+        )
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
@@ -225,11 +230,15 @@ def _config(place: Workspace, preset: str | None, data: Path | None, overrides: 
         if not data.is_dir():
             raise InputError(f"--data: {data} is not a folder")
         changes["data.source"] = str(data.resolve())
-    return with_overrides(config, changes)
+    config = with_overrides(config, changes)
+    # Workers run in folders of their own: a relative path would be another file there.
+    paths = {"data.source": config.data.source, "network.weights": config.network.weights}
+    return with_overrides(config, {name: path.absolute() for name, path in paths.items() if path is not None})
 
 
 def run_command_line() -> int:
     """Run the command: 0 is success, 2 the user's mistake in one line, 1 (with a traceback) ours, 130 an interruption."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a run as Ctrl-C does
     try:
         app()
     except InputError as error:

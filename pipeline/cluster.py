@@ -10,8 +10,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 import jointseg
 import pipeline
@@ -37,8 +39,10 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         runtime_env = {"py_modules": modules}
     try:
         ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env)
-    except ConnectionError as error:
-        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {str(error).splitlines()[0]}") from None
+    except (ConnectionError, ValueError) as error:
+        if not address:
+            raise
+        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
     try:
         yield
     finally:
@@ -52,22 +56,30 @@ def uses_gpu(config: Config) -> bool:
     return config.training.device == "cuda"
 
 
+def result_of(task: ray.ObjectRef) -> Any:
+    """What a task returned. A mistake of the user's that it stopped on comes out as itself, not as Ray's account of it."""
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
 def require_resources(config: Config) -> None:
     """Raise InputError, before anything starts, where the cluster cannot give what the config asks for.
 
     Ray itself would wait for ever.
     """
-    there = ray.cluster_resources()
     training = config.training
-    wanted = {
-        "CPU": (training.num_workers * training.cpus_per_worker, "training.num_workers x training.cpus_per_worker"),
-        "GPU": (training.num_workers if training.device == "cuda" else 0, "training.num_workers on training.device=cuda"),
-    }
-    for resource, (amount, setting) in wanted.items():
-        if amount > there.get(resource, 0):
-            raise InputError(f"{setting}: {amount} {resource}s are asked for; this Ray has {there.get(resource, 0):g}")
-    widest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-    if training.cpus_per_worker > widest:
+    gpu = uses_gpu(config)
+    each = {"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu or training.device == "cuda" else {})}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(min(int(node.get(resource, 0) // amount) for resource, amount in each.items()) for node in nodes)
+    if places < training.num_workers:
+        wanted = " and ".join(f"{amount} {resource}" for resource, amount in each.items())
+        there = "; ".join(", ".join(f"{node.get(resource, 0):g} {resource}" for resource in each) for node in nodes)
         raise InputError(
-            f"training.cpus_per_worker: {training.cpus_per_worker} CPUs on one node are asked for; the widest has {widest:g}"
+            f"training.num_workers: {training.num_workers} workers of {wanted} each (training.cpus_per_worker, "
+            f"training.device) are asked for; there is room for {places} on {len(nodes)} node(s) with {there}"
         )

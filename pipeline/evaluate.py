@@ -15,12 +15,13 @@ import torch
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
+from jointseg.data.frame import valid_depth
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, Sums, predict, score
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import build_model
 from jointseg.stages import STAGES, Stage
-from pipeline.cluster import uses_gpu
+from pipeline.cluster import result_of, uses_gpu
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def evaluate_rows(
     gpu = uses_gpu(next(iter(jobs.values())).config)
     shards = max(1, min(int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)), len(numbers)))
     task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_evaluate)
-    pending = {
+    pending: dict[ray.ObjectRef, tuple[Stage, int]] = {
         task.remote(job, numbers[first::shards], drawn, "cuda" if gpu else "cpu"): (stage, first)
         for stage, job in jobs.items()
         for first in range(shards)
@@ -49,7 +50,7 @@ def evaluate_rows(
     waiting = list(pending)
     while waiting:
         ready, waiting = ray.wait(waiting)
-        parts[pending[ready[0]]] = ray.get(ready[0])
+        parts[pending[ready[0]]] = result_of(ready[0])
         progress(sum(len(numbers[first::shards]) for _, first in parts))
     sums: dict[str, Sums] = {}
     predictions: dict[str, dict[int, Prediction]] = {}
@@ -85,20 +86,26 @@ def _evaluate(job: RowJob, numbers: tuple[int, ...], drawn: tuple[int, ...], dev
     return total, predictions
 
 
-def floors(store: Store, config: Config) -> dict[str, float]:
+def start_floors(config: Config, store: Path) -> ray.ObjectRef:
+    """Start computing the floors on Ray; `result_of` waits for them."""
+    return ray.remote(num_cpus=1, max_retries=1)(floors).remote(config, store)
+
+
+def floors(config: Config, store_path: Path) -> dict[str, float]:
     """What no model may fall below, on the test split: the most common training class everywhere, and one depth.
 
     The class and the depth (the mean over the training frames) are the train split's; the test split only scores them.
     """
-    evaluation = config.evaluation
+    store, evaluation = Store.open(store_path), config.evaluation
     counts = np.zeros(config.network.num_classes, np.int64)
     depth_sum, depth_count = 0.0, 0
     for number in store.train:
         frame = store.frame(number)
         counts += np.bincount(frame.labels.ravel(), minlength=256)[: len(counts)]
         truth = frame.filled_depth if evaluation.depth_truth == "filled" else frame.raw_depth
-        depth_sum += float(truth[truth > 0].sum(dtype=np.float64))
-        depth_count += int((truth > 0).sum())
+        valid = valid_depth(truth)
+        depth_sum += float(truth[valid].sum(dtype=np.float64))
+        depth_count += int(valid.sum())
     label, depth = int(counts.argmax()), depth_sum / max(depth_count, 1)
     total: Sums | None = None
     for number in store.test:

@@ -22,11 +22,13 @@ from jointseg.data.nyu import NyuFolder
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import draw_validation, make_views, subset_digest
+from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES, Stage
 from pipeline import evaluate, report, search, unaries
-from pipeline.cluster import connected, require_resources
+from pipeline.cluster import connected, require_resources, result_of
 from pipeline.log_lines import Line
+from pipeline.study import run_study
 from pipeline.tracking import Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, Workspace
@@ -151,18 +153,21 @@ def search_settings(pipeline: Pipeline) -> None:
                 config, place.store, start, place.search / "unaries", frames=pipeline.validation, progress=progress
             )
         with screen.bar("search", config.search.trials) as progress:
-            seen: list[float] = []
+            ended: list[Line] = []
 
             def tell(trial: Line) -> None:
-                seen.append(-math.inf if trial["score"] is None else trial["score"])
-                tracker.log_metrics(run, {"trial_mean_iou": seen[-1], "best_so_far": max(seen)}, step=len(seen))
-                progress(len(seen), note=f"best {max(seen):.4f}")
+                ended.append(trial)
+                tracker.log_trials(run, [trial])
+                scores = [each["score"] for each in ended if each["score"] is not None]
+                progress(len(ended), note=f"best {max(scores, default=math.nan):.4f}")
 
-            rows = search.search(config, place.store, cache, place.search, tell=tell, verbose=pipeline.verbose)
+            rows = run_study(config, place.store, cache, place.search, tell=tell, verbose=pipeline.verbose)
         result = search.save_result(
             rows, config, trials=place.trials, settings=place.crf_settings, start=start, subset=subset["digest"]
         )
         tracker.log_trials(run, rows)
+        for row, best in zip(rows, search.best_so_far(rows), strict=True):
+            tracker.log_metrics(run, {"best_so_far": best}, step=row["trial"])
         tracker.log_metrics(run, {"best_mean_iou": result["score"], "paper_mean_iou": result["paper_score"]})
         tracker.log_artifact(run, place.crf_settings)
         tracker.log_artifact(run, place.trials)
@@ -181,9 +186,10 @@ def evaluate_test(pipeline: Pipeline) -> None:
     drawn = store.test[: config.evaluation.num_figures]
     with tracker.run("evaluation", parent=pipeline.parent) as run:
         with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
+            floor_task = evaluate.start_floors(config, place.store)
             sums, predictions = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
+            floor = result_of(floor_task)
         rows = {row: evaluate.metrics_of(total, config) for row, total in sums.items()}
-        floor = evaluate.floors(store, config)
         report.save_evaluation(place, rows=rows, floors=floor, sums=sums, predictions=predictions)
         for row, metrics in rows.items():
             tracker.log_metrics(run, {f"{row}/{name}": value for name, value in metrics.items()})
@@ -230,6 +236,8 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     due = [phase for phase in PHASES if phase in phases and not place.finished(phase)]
     if not due:
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
+        if place.finished(PHASES[-1]):  # a kill may have come after the last phase and before the run was closed
+            Tracker.open(place.out).close("pipeline")
         return
     for phase in due:
         for needed in NEEDS[phase]:
@@ -239,11 +247,12 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         _check_sources(config)
     with connected(verbose=verbose):
         require_resources(config)
-        place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
-        tracker = Tracker.open(place.out)
-        with tracker.run(place.out.name, key="pipeline") as parent:
-            tracker.log_params(parent, flatten(config))
-            _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
+        with place.locked():
+            place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
+            tracker = Tracker.open(place.out)
+            with tracker.run(place.out.name, key="pipeline") as parent:
+                tracker.log_params(parent, flatten(config))
+                _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
 
 
 def _check_sources(config: Config) -> None:
@@ -253,7 +262,11 @@ def _check_sources(config: Config) -> None:
     if data.source is not None:
         with NyuFolder.open(data.source) as nyu:
             num_train = len(nyu.train)
-    draw_validation(range(num_train), num_frames=data.validation_frames, seed=data.validation_seed)
+    try:
+        draw_validation(range(num_train), num_frames=data.validation_frames, seed=data.validation_seed)
+    except InputError as error:
+        hint = " (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)" if data.source is None else ""
+        raise InputError(f"{error}{hint}") from None
     if weights is not None and not weights.is_file():
         raise SettingsError("network.weights", f"{weights} is not a file")
 

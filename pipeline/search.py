@@ -10,6 +10,7 @@ import json
 import math
 import pkgutil
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def paper_point(space: dict[str, BaseDistribution]) -> dict[str, Any]:
     """The paper's values of what the space searches: trial 0."""
     values = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
     return {path: values[path.replace("/", ".")] for path in space}
+
+
+def best_so_far(rows: list[Line]) -> list[float]:
+    """The best score up to each trial, in the order asked; minus infinity before the first."""
+    return list(accumulate((-math.inf if row["score"] is None else row["score"] for row in rows), max))
 
 
 def save_result(rows: list[Line], config: Config, *, trials: Path, settings: Path, start: Path, subset: str) -> dict[str, Any]:

@@ -52,6 +52,17 @@ def _few_retries() -> Iterator[None]:
             del os.environ[RETRIES]
 
 
+def _create_store(uri: str) -> None:
+    """Make the SQLite file where it is not there, by one rename: MLflow cannot open one that was killed while being made."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+    partial.replace(path)
+
+
 @dataclass(frozen=True)
 class Tracker:
     """One experiment of one store."""
@@ -72,6 +83,7 @@ class Tracker:
         named = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's store"
         name = experiment_name(out)
         try:
+            _create_store(uri)
             client = MlflowClient(tracking_uri=uri)
             with _few_retries():
                 experiment = client.get_experiment_by_name(name)
@@ -102,6 +114,12 @@ class Tracker:
             self.client.set_terminated(run_id, status="FAILED")
             raise
         self.client.set_terminated(run_id, status="FINISHED")
+
+    def close(self, key: str) -> None:
+        """Mark the run with this key FINISHED, if it is there and is not."""
+        run_id = self._find(key, None)
+        if run_id and self.client.get_run(run_id).info.status != "FINISHED":
+            self.client.set_terminated(run_id, status="FINISHED")
 
     def _find(self, key: str, parent: str | None) -> str | None:
         # MLflow cannot filter on a missing tag, so the top run is told apart by a key of its own.
@@ -174,9 +192,3 @@ class Tracker:
                     self.log_metrics(child, {"mean_iou": trial["score"]})
             if trial["score"] is None:
                 self.client.set_terminated(child, status="FAILED")
-
-    def where_to_look(self, out: Path) -> str:
-        """What to do to see the runs."""
-        if self.uri.startswith("sqlite:"):
-            return f"jointseg ui --out {out}"
-        return f"{self.uri}/#/experiments/{self.experiment_id}?workflowType=machine_learning"

@@ -5,7 +5,9 @@ Not here: what a worker does (worker.py), the loop (jointseg/training.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray.train
@@ -69,13 +71,25 @@ def train_stage(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    with following(lambda: read_log(log), tell):
+    with following(lambda: read_log(log), tell), _interrupts_as_ever():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _users_mistake(error) or error from None
     last = read_log(log)[-1]
     save_final(place.final(stage), Path(result.checkpoint.path), extra={"metrics": last})
+
+
+@contextmanager
+def _interrupts_as_ever() -> Iterator[None]:
+    """Ray Train answers an interruption with `sys.exit(0)`, and keeps its handler when it is done: undo both."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _users_mistake(error: ray.train.TrainingFailedError) -> InputError | None:

@@ -23,10 +23,11 @@ from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Unaries, compute_unaries
 from jointseg.model import build_model
-from pipeline.cluster import uses_gpu
+from pipeline.cluster import result_of, uses_gpu
 
 DESCRIPTION = "unaries.json"
 ARRAYS = ("image", "logits", "depth")
+FRAMES_A_TASK = 6  # at full size 200 MB of logits
 
 
 @dataclass(frozen=True)
@@ -56,37 +57,44 @@ def cached_unaries(
     if description.is_file() and json.loads(description.read_text()) == stamp:
         return UnaryCache(folder, frames)
     gpu = uses_gpu(config)
-    shards = [frames[first :: _num_shards(gpu)] for first in range(_num_shards(gpu))]
     task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_compute)
-    pending = [task.remote(config, store, start, shard, "cuda" if gpu else "cpu") for shard in shards if shard]
-    found: dict[int, Unaries] = {}
-    while pending:
-        ready, pending = ray.wait(pending)
-        found |= ray.get(ready[0])
-        progress(len(found))
+    pending = {
+        task.remote(config, store, start, frames[row : row + FRAMES_A_TASK], "cuda" if gpu else "cpu"): row
+        for row in range(0, len(frames), FRAMES_A_TASK)
+    }
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in ARRAYS:
-        np.save(partial / f"{name}.npy", np.stack([getattr(found[number], name).numpy() for number in frames]))
+    arrays: dict[str, np.memmap[Any, Any]] = {}
+    waiting = list(pending)
+    done = 0
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        for row, unaries in enumerate(result_of(ready[0]), start=pending[ready[0]]):
+            for name in ARRAYS:
+                values = getattr(unaries, name).numpy()
+                if name not in arrays:
+                    shape = (len(frames), *values.shape)
+                    arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", values.dtype, shape)
+                arrays[name][row] = values
+            done += 1
+        progress(done)
+    for array in arrays.values():
+        array.flush()
     (partial / DESCRIPTION).write_text(json.dumps(stamp))
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return UnaryCache(folder, frames)
 
 
-def _num_shards(gpu: bool) -> int:
-    return max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
-
-
-def _compute(config: Config, store: Path, start: Path, frames: tuple[int, ...], device: str) -> dict[int, Unaries]:
+def _compute(config: Config, store: Path, start: Path, frames: tuple[int, ...], device: str) -> list[Unaries]:
     torch.set_num_threads(1)
     where = torch.device(device)
     model = build_model(config).to(where)
     weights, _ = load_final(start)
     model.load_state_dict(weights)
     frames_of = Store.open(store)
-    return {number: compute_unaries(model, frames_of.frame(number), config, device=where) for number in frames}
+    return [compute_unaries(model, frames_of.frame(number), config, device=where) for number in frames]
 
 
 def subset_labels(store: Path, frames: tuple[int, ...]) -> list[NDArray[np.uint8]]:

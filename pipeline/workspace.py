@@ -5,7 +5,10 @@ Not here: what the phases do (run.py and the file of each).
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +136,7 @@ class Workspace:
         there = self.load_config()
         if there is not None:
             refuse_other_config(there, config, place=self.out)
-        elif self.out.is_dir() and any(self.out.iterdir()):
+        elif self.out.is_dir() and any(not path.name.startswith(".") for path in self.out.iterdir()):
             raise InputError(f"{self.out}: holds files but no config.json; give a new or empty folder as --out")
 
     def adopt_config(self, config: Config) -> None:
@@ -149,3 +152,22 @@ class Workspace:
             write_atomically(self.config, config.model_dump_json(indent=1))
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of this folder for the length of the block.
+
+        Raises:
+            InputError: another run has it, or the folder cannot be made.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = (self.out / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.out}: another run is working in this folder; wait for it, or end it") from None
+            yield

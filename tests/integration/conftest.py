@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,13 @@ for name, value in RAY_ENVIRONMENT.items():
 TINY = {
     "data.rooms_train": 6, "data.rooms_test": 2, "data.validation_frames": 2, "network.width": 0.0625,
     "stage1.iterations": 8, "stage1.batch_size": 2, "stage2.iterations": 4, "stage2.batch_size": 2,
-    "stage3.iterations": 2, "stage3.batch_size": 1, "search.trials": 4, "search.startup_trials": 2, "search.concurrency": 1,
+    "stage3.iterations": 2, "stage3.batch_size": 1, "search.trials": 4, "search.startup_trials": 2, "search.batch": 2,
     "training.cpus_per_worker": 1, "training.log_every": 2, "training.checkpoint_every": 4, "training.validate_every": 4,
     "evaluation.num_figures": 1,
 }  # fmt: skip
+
+
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def as_options(settings: dict[str, object]) -> list[str]:
@@ -72,3 +76,40 @@ def jointseg() -> CommandLine:
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [repository, environment.get("PYTHONPATH")]))
     return CommandLine({**environment, "PYTHONPATH": path})
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def head(jointseg: CommandLine) -> Iterator[str]:
+    """The address of a head node's job server; the head ends with the tests, by its process group."""
+    port, dashboard = _free_port(), _free_port()
+    command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    process = subprocess.Popen(
+        command, env=jointseg.environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        deadline = time.monotonic() + 90
+        while subprocess.run([RAY, "job", "list", "--address", address], capture_output=True, check=False).returncode:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the head did not start"
+            time.sleep(1)
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def submit(address: str, jointseg: CommandLine, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `jointseg` as a submitted job, from the repository's root."""
+    command = [RAY, "job", "submit", "--address", address, "--", str(Path(sys.executable).with_name("jointseg")), *words]
+    return subprocess.run(command, env=jointseg.environment, capture_output=True, text=True, timeout=500, check=False)
