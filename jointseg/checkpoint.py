@@ -22,6 +22,7 @@ from torch import Tensor
 from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.settings import differences
+from jointseg.whole import appearing_whole
 
 FORMAT = 1
 DESCRIPTION = "checkpoint.json"
@@ -140,15 +141,11 @@ def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any]) -> None:
     """
     description = _read_description(source)
     _refuse_altered(source / WEIGHTS, description["sha256"].get(WEIGHTS))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
     final = {key: description[key] for key in ("format", "stage", "step", "config")}
     final["sha256"] = {WEIGHTS: description["sha256"][WEIGHTS]}
-    (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with appearing_whole(folder, replace=True) as partial:
+        shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
+        (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1), encoding="utf-8")
 
 
 def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:

@@ -6,7 +6,6 @@ Not here: what is in a room and how it is drawn (synthetic/), how such files are
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import savemat
 
+from jointseg.data.nyu import FRAMES_FILE, MAPPING_FILE, SPLITS_FILE
 from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS
 from jointseg.data.synthetic.light import picture
 from jointseg.data.synthetic.ray_cast import HEIGHT, SHELL, WIDTH, Floats, cast, patches
@@ -26,8 +26,8 @@ from jointseg.data.synthetic.room_plan import plan_room, room_kind, shell_label
 from jointseg.data.synthetic.sensor import sensed_depth, unlabelled, white_border, widen
 from jointseg.errors import InputError
 from jointseg.labels import CLASS_NAMES
+from jointseg.whole import appearing_whole
 
-LABELED_MAT, SPLITS_MAT, MAPPING_MAT = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
 MAT_HEADER = b"MATLAB 7.3 MAT-file, synthetic rooms in the layout of NYU Depth v2".ljust(124) + b"\x00\x02IM"
 USERBLOCK = 512
 
@@ -102,11 +102,11 @@ def write_rooms(
 ) -> None:
     """Renders rooms and writes them to `out` as the three files of NYU Depth v2 and its NYUv2-40 task.
 
-    The files are made beside `out` and moved in at the end, the frames last: an interrupted call leaves none of them.
+    `out` appears whole, by one rename, or not at all; what a killed call left is cleared by the next.
     Frame i is `render_room(seed, i)`; train and test frames are interleaved, drawn by `seed`. A frame takes 4.4 MB.
 
     Args:
-        out: folder, made if missing.
+        out: folder to make; one that is empty is taken too.
         num_train: frames of the train split.
         num_test: frames of the test split.
         seed: of the rooms and of the split.
@@ -114,7 +114,7 @@ def write_rooms(
         num_processes: processes that render.
 
     Raises:
-        InputError: a number is out of range, or `out` is a file or holds one of the three files already.
+        InputError: a number is out of range, `out` is a file or holds anything, or the disk is full.
     """
     for name, value, least in (
         ("num_train", num_train, 1),
@@ -124,22 +124,11 @@ def write_rooms(
     ):
         if value < least:
             raise InputError(f"{name} is {value}; allowed: {least} or more")
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; allowed: a folder, or a path where one can be made")
-    for name in (LABELED_MAT, SPLITS_MAT, MAPPING_MAT):
-        if (out / name).exists():
-            raise InputError(f"{out} holds {name} already; allowed: a folder without it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
-        folder = Path(unfinished)
+    with appearing_whole(out) as folder:
         with _rendered(seed, num_train + num_test, num_processes) as rooms:
-            _write_frames(folder / LABELED_MAT, rooms, num_train + num_test, progress or (lambda _: None))
-        _write_splits(folder / SPLITS_MAT, num_train, num_test, seed)
-        _write_mapping(folder / MAPPING_MAT)
-        out.mkdir(exist_ok=True)
-        for name in (SPLITS_MAT, MAPPING_MAT, LABELED_MAT):
-            (folder / name).replace(out / name)
+            _write_frames(folder / FRAMES_FILE, rooms, num_train + num_test, progress or (lambda _: None))
+        _write_splits(folder / SPLITS_FILE, num_train, num_test, seed)
+        _write_mapping(folder / MAPPING_FILE)
 
 
 @contextmanager

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
 from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
 from jointseg.errors import InputError
+from jointseg.whole import appearing_whole
 
 FORMAT = 1
 """Version of the layout; raised when a store written before could be misread."""
@@ -37,8 +35,6 @@ _ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
 }
 _BYTES_PER_FRAME = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in _ARRAYS.values())
 _BYTES_BESIDE_FRAMES = 2**20  # headers and store.json, with room to spare
-# Full, over quota or too large; or another process was first.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT}
 
 
 class Store:
@@ -112,10 +108,8 @@ def prepare(folder: Path, store: Path, *, progress: Progress | None = None) -> S
             process, or the disk has too little room.
     """
     with NyuFolder.open(folder) as nyu:
-        if store.exists():
-            raise InputError(f"{store}: exists already; remove it to make it again, or name another")
         check_space(store, needed=nyu.num_frames * _BYTES_PER_FRAME + _BYTES_BESIDE_FRAMES)
-        with _appearing_whole(store) as partial:
+        with appearing_whole(store) as partial:
             index = _write_arrays(nyu, partial, progress)
             (partial / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
     return Store.open(store)
@@ -131,41 +125,6 @@ def check_space(path: Path, *, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
-
-
-@contextlib.contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A locked folder beside `path` to write into, renamed to `path` at the end; gone if anything goes wrong."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{partial}: cannot be made: {error.strerror}") from None
-    try:
-        _lock_or_refuse(lock, path)
-        for left_over in partial.iterdir():
-            left_over.unlink()
-        try:
-            yield partial
-            partial.rename(path)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        os.close(lock)
-
-
-def _lock_or_refuse(folder: int, path: Path) -> None:
-    # The lock goes with the process that holds it: an unlocked folder is left over from an interrupted attempt.
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{path}: another process is making this store") from None
 
 
 def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> dict[str, Any]:
@@ -185,9 +144,6 @@ def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> di
                 file.write(memoryview(getattr(frame, name)))
             if progress is not None:
                 progress(number, nyu.num_frames)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())  # the rename must not reach the disk before the arrays
     _add_splits(digest, nyu.train, nyu.test)
     report = tally.report(nyu)
     return {

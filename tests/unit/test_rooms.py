@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import h5py
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
+from jointseg.data.nyu import NyuFolder
 from jointseg.data.rooms import Room, render_room, write_rooms
 from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS, fine_label
 from jointseg.data.synthetic.furniture import FURNITURE
@@ -212,6 +216,21 @@ def test_the_mapping_is_stored_as_the_real_one_is(written: Path, shared: Path) -
     assert [str(c[0]) for c in ours["allClassName"][0]] == list(FINE_NAMES)
 
 
+def test_a_killed_write_is_no_folder_and_is_cleared_by_the_next(tmp_path: Path) -> None:
+    def killed(done: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    out, sizes = tmp_path / "nyu", {"num_train": 1, "num_test": 1, "seed": 0}
+    attempt = multiprocessing.get_context("fork").Process(target=write_rooms, args=(out,), kwargs={**sizes, "progress": killed})
+    attempt.start()
+    attempt.join()
+    assert attempt.exitcode == -signal.SIGKILL
+    assert not out.exists()
+    assert list(tmp_path.iterdir()), "the attempt was killed before it wrote anything"
+    write_rooms(out, **sizes)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, num_processes: int) -> None:
     def interrupt(done: int) -> None:
@@ -241,9 +260,16 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int])
 
 def test_a_folder_that_holds_frames_is_refused_and_kept(written: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
-    with pytest.raises(InputError, match="nyu_depth_v2_labeled"):
+    with pytest.raises(InputError, match=r"exists already and holds classMapping40\.mat"):
         write_rooms(written, num_train=1, num_test=1, seed=0)
     assert {path: path.stat().st_mtime_ns for path in written.iterdir()} == before
+
+
+def test_an_empty_folder_is_filled_with_what_nyus_reader_opens(tmp_path: Path) -> None:
+    (tmp_path / "nyu").mkdir()
+    write_rooms(tmp_path / "nyu", num_train=1, num_test=1, seed=0)
+    with NyuFolder.open(tmp_path / "nyu") as nyu:
+        assert (len(nyu.train), len(nyu.test)) == (1, 1)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

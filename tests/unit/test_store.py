@@ -147,7 +147,7 @@ def test_one_store_is_made_by_one_process_at_a_time(small_nyu: Path, tmp_path: P
         refusals.append(str(caught.value))
 
     prepare(small_nyu, tmp_path / "store", progress=prepare_too).verify()
-    assert refusals == [f"{tmp_path / 'store'}: another process is making this store"] * 6
+    assert refusals == [f"{tmp_path / 'store'}: another process is making it"] * 6
 
 
 def test_a_store_is_never_written_over(small_nyu: Path, store: Path) -> None:

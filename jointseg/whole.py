@@ -1,0 +1,102 @@
+"""Folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end.
+
+Not here: what is written into them (data/store.py, data/rooms.py, checkpoint.py), single files (checkpoint.write_atomically).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jointseg.errors import InputError
+
+# Full, over quota or too large; or somebody else was first.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY}
+
+
+@contextmanager
+def appearing_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside `folder` to write into, which becomes `folder` at the end of the block, on the disk too.
+
+    Nothing is left where the block raises. What a killed process left is cleared by the next that makes the same folder; one
+    killed while it replaces leaves the old folder, none, or the new one, never a part.
+
+    Args:
+        folder: the folder to make; its parents are made where they are missing.
+        replace: whether a `folder` that is there already gives way. An empty one always does.
+
+    Raises:
+        InputError: `folder` is a file, or holds something and is not to be replaced; another process is making it; it
+            cannot be made; or the disk is full.
+    """
+    target = folder.resolve()  # through links, so that the rename stays on one disk
+    partial, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+    _refuse_occupied(folder, replace=replace)
+    with _alone(folder):
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        try:
+            partial.mkdir()
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)  # the rename must not reach the disk before what is renamed
+            if replace and target.exists():
+                target.rename(old)
+            partial.rename(target)
+            _sync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_occupied(folder: Path, *, replace: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; allowed: a folder, or a path where one can be made")
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() and not replace else []
+    if held:
+        raise InputError(f"{folder}: exists already and holds {held[0]}; remove it to make it again, or name another")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse to begin while another process makes the same folder. A lock goes with the process that holds it."""
+    path = folder.resolve()
+    path = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # for writing, without which NFS does not lock
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(lock), path.stat())  # not one that its last holder has removed
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be locked: {error.strerror}") from None
+        if not ours:
+            raise InputError(f"{folder}: another process is making it")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,131 @@
+"""Laws of folders that appear whole or not at all. Not here: the folders that are made so (test_store.py, test_rooms.py)."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jointseg.errors import InputError
+from jointseg.whole import appearing_whole
+
+
+def write(folder: Path, text: str, *, replace: bool = False) -> None:
+    with appearing_whole(folder, replace=replace) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text(text)
+
+
+def read(folder: Path) -> str:
+    return (folder / "inner" / "file").read_text()
+
+
+def refusal(folder: Path, *, replace: bool = False) -> str:
+    with pytest.raises(InputError) as caught:
+        write(folder, "never", replace=replace)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_until_the_block_ends_there_is_no_folder_and_then_nothing_else(tmp_path):
+    folder = tmp_path / "parent" / "folder"
+    with appearing_whole(folder) as partial:
+        (partial / "file").write_text("one")
+        assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_empty_folder_gives_way(tmp_path, replace):
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder", "one", replace=replace)
+    assert read(tmp_path / "folder") == "one"
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
+    write(tmp_path / "folder", "one")
+    assert refusal(tmp_path / "folder").startswith(f"{tmp_path / 'folder'}: exists already and holds inner; ")
+    assert read(tmp_path / "folder") == "one"
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_is_never_taken_for_a_folder(tmp_path, replace):
+    (tmp_path / "file").write_text("mine")
+    assert refusal(tmp_path / "file", replace=replace).startswith(f"{tmp_path / 'file'}: is a file; allowed: ")
+    assert "cannot be made: " in refusal(tmp_path / "file" / "folder", replace=replace)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_is_replaced_stands_until_the_new_one_is_whole(tmp_path):
+    folder = tmp_path / "folder"
+    write(folder, "one")
+    with appearing_whole(folder, replace=True) as partial:
+        (partial / "other").write_text("two")
+        assert read(folder) == "one"
+    assert [path.name for path in folder.iterdir()] == ["other"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def stop_midway(folder: Path, error: BaseException) -> None:
+    with appearing_whole(folder, replace=True) as partial:
+        (partial / "half").write_text("two")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("mine"), ZeroDivisionError("mine"), OSError(errno.ENOENT, "mine")])
+def test_a_block_that_raises_leaves_what_was_there_and_its_own_error(tmp_path, error):
+    write(tmp_path / "folder", "one")
+    with pytest.raises(type(error), match="mine"):
+        stop_midway(tmp_path / "folder", error)
+    assert read(tmp_path / "folder") == "one"
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path):
+    with pytest.raises(InputError, match=r"folder: cannot be written: No space left"), appearing_whole(tmp_path / "folder"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def killed_in_the_block(folder: Path) -> None:
+    with appearing_whole(folder, replace=True) as partial:
+        (partial / "half").write_text("two")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path):
+    folder = tmp_path / "folder"
+    write(folder, "one")
+    attempt = multiprocessing.get_context("fork").Process(target=killed_in_the_block, args=(folder,))
+    attempt.start()
+    attempt.join()
+    assert attempt.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) > 1, "the process was killed before it wrote anything"
+    assert read(folder) == "one"
+    write(folder, "three", replace=True)
+    assert read(folder) == "three"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_is_made_by_one_at_a_time(tmp_path):
+    folder = tmp_path / "folder"
+    with appearing_whole(folder) as partial:
+        (partial / "file").write_text("one")
+        assert refusal(folder) == f"{folder}: another process is making it"
+        write(tmp_path / "another", "two")
+    assert (folder / "file").read_text() == "one"
+
+
+def test_a_link_is_followed_and_kept(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    write(tmp_path / "link", "one")
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "disk" / "folder") == "one"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["folder"]
