@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -71,7 +72,7 @@ class CommandLine:
 
 @pytest.fixture(scope="session")
 def jointseg() -> CommandLine:
-    left_out = {"RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    left_out = {"RAY_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [repository, environment.get("PYTHONPATH")]))
@@ -85,31 +86,46 @@ def _free_port() -> int:
         return port
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head node that was started for the tests: where its job server listens, and what its clients need."""
+
+    address: str
+    environment: dict[str, str]
+
+    def job(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ray job` with these words, from the repository's root."""
+        command = [RAY, "job", words[0], "--address", self.address, *words[1:]]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=500, check=False)
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `jointseg` as a submitted job to its end."""
+        return self.job("submit", "--", str(Path(sys.executable).with_name("jointseg")), *words)
+
+
 @pytest.fixture(scope="session")
-def head(jointseg: CommandLine) -> Iterator[str]:
-    """The address of a head node's job server; the head ends with the tests, by its process group."""
+def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head node with token authentication, as Ray has it wherever a token is found; it ends with the tests."""
     port, dashboard = _free_port(), _free_port()
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.touch(mode=0o600)
+    token.write_text(uuid4().hex)
+    environment = {**jointseg.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    there = Head(f"http://127.0.0.1:{dashboard}", environment)
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     process = subprocess.Popen(
-        command, env=jointseg.environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    address = f"http://127.0.0.1:{dashboard}"
     try:
         deadline = time.monotonic() + 90
-        while subprocess.run([RAY, "job", "list", "--address", address], capture_output=True, check=False).returncode:
+        while there.job("list").returncode:
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, "the head did not start"
+            assert time.monotonic() < deadline, f"the head did not start: {there.job('list').stderr}"
             time.sleep(1)
-        yield address
+        yield there
     finally:
         process.send_signal(signal.SIGINT)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def submit(address: str, jointseg: CommandLine, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `jointseg` as a submitted job, from the repository's root."""
-    command = [RAY, "job", "submit", "--address", address, "--", str(Path(sys.executable).with_name("jointseg")), *words]
-    return subprocess.run(command, env=jointseg.environment, capture_output=True, text=True, timeout=500, check=False)

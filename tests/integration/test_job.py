@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.integration.conftest import CommandLine, submit
+from tests.integration.conftest import Head
 
 
-def test_a_job_with_a_relative_out_is_refused(head: str, jointseg: CommandLine) -> None:
-    done = submit(head, jointseg, "train", "--stage", "1", "--out", "runs/lost")
+def test_a_job_with_a_relative_out_is_refused(head: Head) -> None:
+    done = head.submit("train", "--stage", "1", "--out", "runs/lost")
     assert done.returncode != 0
     assert "give an absolute path" in done.stdout + done.stderr

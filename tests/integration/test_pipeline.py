@@ -21,7 +21,7 @@ from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
 from pipeline.workspace import PHASES, Workspace
-from tests.integration.conftest import TINY, CommandLine, as_options, submit
+from tests.integration.conftest import TINY, CommandLine, Head, as_options
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 STAGES = ("stage1", "stage2", "stage3_sem_crf", "stage3")
@@ -41,12 +41,10 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    head: str, jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, options: list[str]
-) -> tuple[Workspace, str]:
+def whole(head: Head, tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> tuple[Workspace, str]:
     """A run that is left alone, submitted as a job, and what it printed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = submit(head, jointseg, "run", "--preset", "demo", "--out", str(out), *options)
+    done = head.submit("run", "--preset", "demo", "--out", str(out), *options)
     assert done.returncode == 0, done.stdout + done.stderr
     return Workspace(out), done.stdout
 

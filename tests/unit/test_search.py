@@ -11,7 +11,8 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ray.tune import Result
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 import tune_spaces
 from jointseg.checkpoint import Checkpoint, load_final, save_checkpoint, save_final
@@ -21,17 +22,16 @@ from jointseg.evaluation import compute_unaries, score_settings
 from jointseg.model import build_crf, build_model
 from jointseg.presets import demo
 from jointseg.settings import differences, with_overrides
+from pipeline.log_lines import append_line
 from pipeline.search import (
-    METRIC,
-    CrfTrial,
-    TrialJob,
-    _rows,
     flatten_point,
     load_settings,
     load_space,
     paper_point,
+    point_key,
     save_result,
 )
+from pipeline.study import METRIC, CrfTrial, InBatches, TrialJob, read_trials
 from pipeline.unaries import ARRAYS, UnaryCache
 
 SPACES = ("crf", "crf_bandwidths", "crf_weights")
@@ -141,33 +141,70 @@ def test_rays_nested_point_becomes_config_paths():
     assert flatten_point({}) == {}
 
 
-def result(theta_beta, score, error=None):
-    metrics = {"config": {"crf": {"theta_beta": theta_beta}}} | ({} if score is None else {METRIC: score})
-    return Result(checkpoint=None, error=error, metrics=metrics, path="")
+# What is asked, and when it is told
 
 
-def rows_of(*results):
-    return _rows(results, {"crf/theta_beta": optuna.distributions.FloatDistribution(1, 9)})
+class Counting(Searcher):
+    """Points are numbers in the order asked; remembers what it was told."""
+
+    def __init__(self):
+        super().__init__(metric=METRIC, mode="max")
+        self.asked, self.told = 0, []
+
+    def suggest(self, trial_id):
+        self.asked += 1
+        return {"number": self.asked}
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        self.told.append(result["number"] if result else None)
 
 
-def test_trials_are_rows_in_the_order_asked():
-    assert rows_of(result(3.0, 0.25), result(5.0, 0.5)) == [
-        {"trial": 0, "state": "finished", "score": 0.25, "crf.theta_beta": 3.0},
-        {"trial": 1, "state": "finished", "score": 0.5, "crf.theta_beta": 5.0},
-    ]
+def test_a_batch_is_asked_at_once_and_told_in_the_order_asked_whatever_ends_first():
+    asked = Counting()
+    batches = InBatches(asked, size=2, total=5)
+    assert [batches.suggest(name)["number"] for name in "ab"] == [1, 2]
+    assert batches.suggest("c") is None
+    batches.on_trial_complete("b", {"number": 2})
+    assert batches.suggest("c") is None
+    batches.on_trial_complete("a", error=True)
+    assert (asked.asked, asked.told) == (2, [])
+    assert batches.suggest("c")["number"] == 3
+    assert (asked.asked, asked.told) == (4, [None, 2])
 
 
-def test_a_trial_that_failed_is_a_row_without_a_score():
-    failed = rows_of(result(3.0, 0.25, error=RuntimeError("lost")), result(5.0, None))
-    assert [(row["state"], row["score"]) for row in failed] == [("failed", None), ("failed", None)]
+def test_a_batch_is_asked_whole_even_where_its_first_trial_ends_before_the_second_begins():
+    batches = InBatches(Counting(), size=2, total=3)
+    batches.suggest("a")
+    batches.on_trial_complete("a", {"number": 1})
+    assert batches.suggest("b")["number"] == 2
+    batches.on_trial_complete("b", {"number": 2})
+    assert batches.suggest("c")["number"] == 3
+    batches.on_trial_complete("c", {"number": 3})
+    assert batches.suggest("d") is None
 
 
-def test_a_point_that_ran_again_after_a_restart_stands_once_with_its_score():
-    rows = rows_of(result(3.0, None), result(5.0, 0.5), result(3.0, 0.25), result(5.0, 0.5))
-    assert [(row["trial"], row["crf.theta_beta"], row["score"], row["state"]) for row in rows] == [
-        (0, 3.0, 0.25, "finished"),
-        (1, 5.0, 0.5, "finished"),
-    ]
+def test_optuna_asks_the_same_points_whatever_the_order_in_which_trials_end():
+    def points(reverse):
+        space = space_named("crf_weights")
+        sampler = optuna.samplers.TPESampler(seed=1, n_startup_trials=3, multivariate=True)
+        optunas = OptunaSearch(space, metric=METRIC, mode="max", sampler=sampler, points_to_evaluate=[paper_point(space)])
+        batches, seen = InBatches(optunas, size=3, total=12), []
+        for first in range(0, 12, 3):
+            names = [str(number) for number in range(first, first + 3)]
+            new = {name: flatten_point(batches.suggest(name)) for name in names}
+            seen += new.values()
+            for name in reversed(names) if reverse else names:
+                batches.on_trial_complete(name, {METRIC: -new[name]["crf.w_depth"], "training_iteration": 1})
+        return seen
+
+    assert points(reverse=True) == points(reverse=False)
+
+
+def test_a_trial_stands_once_in_the_log_of_a_study_that_was_begun_again(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for trial, score in ((1, 0.5), (0, 0.25), (1, 0.5), (2, None)):
+        append_line(log, {"trial": trial, "score": score, "point": {}})
+    assert [(line["trial"], line["score"]) for line in read_trials(log)] == [(1, 0.5), (0, 0.25), (2, None)]
 
 
 # One trial
@@ -279,3 +316,8 @@ def test_what_is_no_result_of_a_search_is_refused_by_file(tmp_path, text):
 
 def test_a_result_that_is_not_there_is_refused_by_file(tmp_path):
     assert refusal(load_settings, tmp_path / "crf_settings.json", demo()).startswith(f"{tmp_path / 'crf_settings.json'}: ")
+
+
+def test_a_point_that_has_finished_before_is_not_computed_again(job, small):
+    known = TrialJob(small, job.store, job.cache, {point_key(flatten_point(POINT)): 0.125})
+    assert trial_at(POINT, known).step() == {METRIC: 0.125, "done": True}

@@ -50,7 +50,6 @@ def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path
     opened = Tracker.open(tmp_path)
     assert opened.uri == tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert (tmp_path / "mlflow.db").is_file()
-    assert opened.where_to_look(tmp_path) == f"jointseg ui --out {tmp_path}"
     (tmp_path / "page.md").write_text("report")
     with opened.run("pipeline") as run:
         opened.log_artifact(run, tmp_path / "page.md")
