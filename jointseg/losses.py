@@ -61,7 +61,9 @@ def scale_invariant_loss(log_depth: Tensor, target_depth: Tensor, *, invariance:
         (B,); 0, with gradient 0, for an image with fewer than two valid pixels.
     """
     valid = valid_depth(target_depth)
-    n = valid.sum((1, 2)).clamp(min=1)
+    n = valid.sum((1, 2))
+    valid = valid & (n > 1).view(-1, 1, 1)
+    n = n.clamp(min=1)
     target = torch.where(valid, target_depth, 1.0)  # where, not *: 0 * log 0 is NaN, and so is its gradient
     r = torch.where(valid, _at_least_float32(log_depth) - target.log(), 0.0)
     mean = r.sum((1, 2)) / n

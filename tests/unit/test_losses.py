@@ -104,16 +104,17 @@ def test_a_missing_pixel_has_zero_gradient_and_does_not_count(missing):
     assert log_depth.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("invariance", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("num_valid", [0, 1])
-def test_an_image_with_fewer_than_two_valid_pixels_adds_nothing(num_valid):
+def test_an_image_with_fewer_than_two_valid_pixels_adds_nothing(num_valid, invariance):
     log_depth = torch.stack([DEPTH[0].log(), DEPTH[0].log()]).requires_grad_()
     target = torch.stack([torch.zeros(1, 4, dtype=torch.float64), TARGET[0]])
     target[0, 0, :num_valid] = 2.0
-    loss = scale_invariant_loss(log_depth, target)
+    loss = scale_invariant_loss(log_depth, target, invariance=invariance)
     loss.sum().backward()
     assert loss[0] == 0
     assert not log_depth.grad[0].any()
-    torch.testing.assert_close(loss[1:], scale_invariant_loss(DEPTH.log(), TARGET))
+    torch.testing.assert_close(loss[1:], scale_invariant_loss(DEPTH.log(), TARGET, invariance=invariance))
 
 
 def test_each_image_has_its_own_n():
