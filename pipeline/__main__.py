@@ -33,9 +33,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in {"jointseg", "pipeline", "tune_spaces"}:
             raise
-        sys.exit(
-            f"jointseg: the command line needs the package {error.name!r}; install it with: pip install 'jointseg[pipeline]'"
-        )
+        sys.stderr.write(f"error: the command line needs {error.name!r}; install it with: pip install 'jointseg[pipeline]'\n")
+        sys.exit(2)
     sys.exit(run_command_line())
 
 

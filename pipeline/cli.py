@@ -92,7 +92,7 @@ class Terminal:
 def data_rooms(
     out: Annotated[Path, typer.Option("--out", help="New folder for the three files.")],
     frames: Annotated[int, typer.Option("--frames", min=2, help="Rooms; three quarters go to the train split.")] = 80,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the rooms and of the split.")] = 0,
 ) -> None:
     """Write synthetic rooms in NYU's own layout: the .mat file, the splits and the class mapping."""
     num_test = max(1, frames // 4)
@@ -186,7 +186,7 @@ def evaluate(out: OutOption, overrides: SetOption = None, verbose: VerboseOption
 def ui(
     out: OutOption,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5000,
 ) -> None:
     """Start MLflow's own UI on the folder's store, until interrupted."""
     from pipeline.tracking import Tracker, tracking_uri
@@ -233,7 +233,7 @@ def _config(place: Workspace, preset: str | None, data: Path | None, overrides: 
     config = with_overrides(config, changes)
     # Workers run in folders of their own: a relative path would be another file there.
     paths = {"data.source": config.data.source, "network.weights": config.network.weights}
-    return with_overrides(config, {name: path.absolute() for name, path in paths.items() if path is not None})
+    return with_overrides(config, {name: path.expanduser().absolute() for name, path in paths.items() if path is not None})
 
 
 def run_command_line() -> int:

@@ -1,0 +1,378 @@
+"""Laws of the command line: exit codes, one line for each mistake, help. Not here: runs that start Ray (integration tests)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import typer.main
+
+import pipeline.run
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from pipeline.cli import app, run_command_line
+from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def commands(group, *words):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *words, name)
+        else:
+            yield (*words, name), command
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+CONFIGURABLE = [words for words, command in COMMANDS.items() if any("--set" in option.opts for option in command.params)]
+
+
+@pytest.fixture
+def jointseg(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process and in an empty folder: its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["jointseg", *map(str, words)])
+        try:
+            code = run_command_line()
+        except SystemExit as left:
+            code = left.code
+        assert not ray.is_initialized()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def mistake(jointseg):
+    """Runs a command that must be refused, in one line; returns the line."""
+
+    def run(*words):
+        code, out, err = jointseg(*words)
+        assert (code, out) == (2, ""), f"{code}: {out}{err}"
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_exits_0_and_says_each_option_and_what_it_is(jointseg, words):
+    code, out, _ = jointseg(*words, "--help")
+    assert code == 0
+    for parameter in COMMANDS[words].params:
+        if parameter.param_type_name == "option":
+            assert all(name in out for name in parameter.opts)
+        assert parameter.help, f"{words} {parameter.name} has no help"
+        assert " ".join(parameter.help.split()[:4]) in out
+
+
+def test_help_names_every_command_and_how_to_begin(jointseg):
+    code, out, _ = jointseg("--help")
+    assert code == 0
+    assert "jointseg run --preset demo --out runs/demo" in out
+    assert all(words[0] in out for words in COMMANDS)
+
+
+def test_the_commands_are_these():
+    assert {" ".join(words) for words in COMMANDS} == {
+        "data rooms", "data check", "data prepare", "run", "train", "search", "evaluate", "ui",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["run"], "--out"),
+        (["train", "--out", "x"], "--stage"),
+        (["run", "--out", "x", "--colour"], "--colour"),
+        (["fly"], "fly"),
+        (["data", "rooms", "--out", "x", "--frames", "1"], "--frames"),
+        (["data", "rooms", "--out", "x", "--seed", "-1"], "--seed"),
+        (["data", "check"], "FOLDER"),
+        (["ui", "--out", "x", "--port", "0"], "--port"),
+    ],
+)
+def test_a_command_that_cannot_be_read_exits_2_and_names_the_word(jointseg, words, named):
+    code, _, err = jointseg(*words)
+    assert code == 2
+    assert named.lower() in err.lower()
+
+
+# Settings
+
+
+def test_an_unknown_preset_lists_the_known_ones(mistake):
+    assert mistake("run", "--out", "x", "--preset", "huge") == "--preset: 'huge' is not a preset; allowed: demo, paper"
+
+
+@pytest.mark.parametrize("words", CONFIGURABLE, ids=" ".join)
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("crf.theta_bta=4", "crf.theta_bta: unknown setting; known under crf: theta_alpha, theta_beta,"),
+        ("colour=4", "colour: unknown setting; known at the top: preset, seed,"),
+        ("crf=4", "crf: names a group, not a setting; its settings: theta_alpha,"),
+        ("crf.theta_beta=-4", "crf.theta_beta: -4 is not allowed; allowed: greater than 0"),
+        ("crf.theta_beta=wide", "crf.theta_beta: 'wide' is not allowed; allowed: number"),
+        ("crf.theta_beta", "crf.theta_beta: not an override; write PATH=VALUE, such as crf.theta_beta=4"),
+        ("=4", "=4: not an override; write PATH=VALUE"),
+        ("network.input_size=66", "network.input_size: 66 is not allowed; allowed: 8k + 1"),
+        ("data.crop_scale_min=0.95", "data: crop_scale_min is 0.95; allowed: up to crop_scale_max = 0.9"),
+    ],
+)
+def test_a_bad_override_is_named_by_every_command_that_takes_them(mistake, words, override, said):
+    stage = ("--stage", "1") if words == ("train",) else ()
+    assert mistake(*words, "--out", "x", *stage, "--set", override).startswith(said)
+    assert not Path("x").exists()
+
+
+def test_the_last_of_two_overrides_of_one_path_stands(mistake):
+    assert "-2 is not allowed" in mistake("run", "--out", "x", "--set", "crf.w_depth=4", "--set", "crf.w_depth=-2")
+
+
+# Data
+
+
+def test_data_that_is_no_folder_is_named(mistake, tmp_path):
+    assert mistake("run", "--out", "x", "--data", "nowhere") == "--data: nowhere is not a folder"
+    (tmp_path / "file").touch()
+    assert mistake("run", "--out", "x", "--data", "file") == "--data: file is not a folder"
+
+
+def test_a_folder_without_the_files_is_named_before_anything_is_made(mistake, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = mistake("run", "--out", "x", "--data", "empty")
+    assert message.startswith(f"{tmp_path / 'empty'}: no nyu_depth_v2_labeled.mat in it; needed: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_source_named_by_its_setting_is_looked_at_too(mistake, tmp_path):
+    assert mistake("run", "--out", "x", "--set", "data.source=nowhere").startswith(f"{tmp_path / 'nowhere'}: no such folder")
+
+
+@pytest.mark.parametrize("data", [[], ["--data"]], ids=["rooms", "real"])
+def test_more_validation_frames_than_frames_are_refused_before_anything_is_made(mistake, tmp_path, small_nyu, data):
+    words = [*data, small_nyu] if data else ["--set", "data.rooms_train=4"]
+    message = mistake("run", "--out", "x", *words, "--set", "data.validation_frames=4")
+    assert message.startswith("data.validation_frames: 4 is not allowed; allowed: below the 4 train frames")
+    assert ("data.rooms_train" in message) == (not data)
+    assert not (tmp_path / "x").exists()
+
+
+def test_starting_weights_that_are_not_there_are_refused_before_anything_is_made(mistake, tmp_path):
+    message = mistake("run", "--out", "x", "--set", "network.weights=vgg.safetensors")
+    assert message == f"network.weights: {tmp_path / 'vgg.safetensors'} is not a file"
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "prepare"])
+def test_a_folder_that_is_not_nyus_is_refused(mistake, tmp_path, command):
+    out = ["--out", "store"] if command == "prepare" else []
+    assert mistake("data", command, "nowhere", *out).startswith("nowhere: no such folder; needed: nyu_depth_v2_labeled.mat")
+    (tmp_path / "nyu").mkdir()
+    for name in ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"):
+        (tmp_path / "nyu" / name).write_text("not HDF5")
+    assert mistake("data", command, "nyu", *out).startswith("nyu/nyu_depth_v2_labeled.mat: cannot be opened: not an HDF5")
+
+
+def test_data_is_checked_and_prepared(jointseg, mistake, small_nyu, tmp_path):
+    code, out, err = jointseg("data", "check", small_nyu)
+    assert (code, err) == (0, "")
+    assert "6: 4 train, 2 test" in out
+    code, out, _ = jointseg("data", "prepare", small_nyu, "--out", "store")
+    assert code == 0
+    assert "6 frames" in out
+    assert mistake("data", "prepare", small_nyu, "--out", "store").startswith("store: exists already")
+
+
+def test_rooms_are_never_written_over(mistake, small_nyu):
+    message = mistake("data", "rooms", "--out", small_nyu, "--frames", "2")
+    assert message.startswith(str(small_nyu))
+    assert "already" in message
+
+
+def test_rooms_are_written_where_asked(jointseg, tmp_path):
+    code, out, _ = jointseg("data", "rooms", "--out", "rooms", "--frames", "2")
+    assert (code, out) == (0, "rooms: 1 train and 1 test rooms\n")
+    assert sorted(path.name for path in (tmp_path / "rooms").iterdir()) == [
+        "classMapping40.mat", "nyu_depth_v2_labeled.mat", "splits.mat",
+    ]  # fmt: skip
+
+
+# The folder
+
+
+@pytest.mark.parametrize("words", CONFIGURABLE, ids=" ".join)
+def test_a_folder_with_files_of_its_own_is_refused(mistake, tmp_path, words):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    stage = ("--stage", "1") if words == ("train",) else ()
+    message = mistake(*words, "--out", "thesis", *stage)
+    assert message.startswith(f"{tmp_path / 'thesis'}: holds files but no config.json; ")
+
+
+def test_a_file_is_no_folder(mistake, tmp_path):
+    (tmp_path / "file").touch()
+    assert mistake("search", "--out", "file").startswith(f"{tmp_path / 'file'}: ")
+
+
+def test_another_config_is_refused_by_field(mistake, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    message = mistake("run", "--out", "run", "--set", "crf.theta_beta=4")
+    assert message == f"{tmp_path / 'run'}: was made with another config: crf.theta_beta is 3.0 there and 4.0 here"
+    assert "preset is 'demo' there and 'paper' here; network.width is 0.25" in mistake(
+        "run", "--out", "run", "--preset", "paper"
+    )
+
+
+def test_a_damaged_config_is_named(mistake, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert mistake("run", "--out", "run").startswith(f"{tmp_path / 'run' / 'config.json'}: not a config (")
+
+
+@pytest.mark.parametrize("stage", ["7", "", "stage7", "3_crf", "stage"])
+def test_an_unknown_stage_lists_the_known_ones(mistake, stage):
+    assert mistake("train", "--out", "x", "--stage", stage) == (
+        f"--stage: {stage!r} is not a stage; allowed: 1, 2, 3_sem_crf, 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--stage", "2"], "stage2 needs stage1"),
+        (["train", "--stage", "3"], "stage3 needs search"),
+        (["train", "--stage", "3_sem_crf"], "stage3_sem_crf needs search"),
+        (["search"], "search needs stage2"),
+        (["evaluate"], "evaluate needs stage1"),
+    ],
+)
+def test_a_missing_earlier_phase_is_named_and_leaves_no_folder(mistake, tmp_path, words, said):
+    message = mistake(*words, "--out", "x")
+    assert message == f"{tmp_path / 'x'}: {said}, which has not finished there; finished: nothing"
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_unknown_search_space_is_named_before_anything_is_made(mistake, tmp_path):
+    message = mistake("run", "--out", "x", "--set", "search.space=all")
+    assert message == "search.space: 'all' is not in tune_spaces/; allowed: crf, crf_bandwidths, crf_weights"
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_finished_phase_is_said_to_be_finished(jointseg, tmp_path):
+    place = Workspace(tmp_path / "run")
+    place.adopt_config(demo())
+    for phase in ("data", "stage1", "stage2", "search"):
+        place.finish(phase, seconds=1)
+    assert jointseg("search", "--out", "run") == (0, f"{place.out}: search finished already; nothing to do\n", "")
+    code, out, _ = jointseg("train", "--out", "run", "--stage", "1")
+    assert (code, out) == (0, f"{place.out}: data, stage1 finished already; nothing to do\n")
+
+
+@pytest.mark.parametrize("out", ["nowhere", "."])
+def test_the_store_of_what_is_no_run_is_neither_shown_nor_made(mistake, tmp_path, out):
+    folder = (tmp_path / out).resolve()
+    assert mistake("ui", "--out", out) == f"{folder / 'config.json'}: not found; {folder} is not the folder of a run"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_needs_an_absolute_folder(mistake, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert mistake("run", "--out", "x").startswith("--out: x is relative, and a job's working directory is a copy")
+
+
+# What reaches the pipeline
+
+
+@pytest.fixture
+def given(jointseg, monkeypatch):
+    """The config, folder and phases that a command would run."""
+    kept = []
+    monkeypatch.setattr(pipeline.run, "run_phases", lambda config, place, phases, **_: kept.append((config, place, phases)))
+
+    def run(*words):
+        assert jointseg(*words)[0] == 0
+        return kept[-1]
+
+    return run
+
+
+def test_without_a_preset_a_new_folder_gets_the_demo_and_an_old_one_its_own(given, tmp_path):
+    assert given("search", "--out", "x")[0] == demo()
+    own = with_overrides(demo(), {"seed": 9})
+    Workspace(tmp_path / "run").adopt_config(own)
+    assert given("search", "--out", "run")[0] == own
+    assert given("search", "--out", "run", "--preset", "demo")[0] == demo()
+
+
+def test_paths_do_not_hang_on_where_the_command_was_called(given, tmp_path):
+    (tmp_path / "nyu").mkdir()
+    for words in (["--data", "nyu"], ["--set", "data.source=nyu"]):
+        config, place, _ = given("train", "--stage", "1", "--out", "runs/../x", *words)
+        assert config.data.source == tmp_path / "nyu"
+        assert place.out == tmp_path / "x"
+    config, _, _ = given("search", "--out", "x", "--set", "network.weights=~/vgg.safetensors")
+    assert config.network.weights == Path.home() / "vgg.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("1", "stage1"), ("stage2", "stage2"), ("3", "stage3"), ("3_sem_crf", "stage3_sem_crf")]
+)
+def test_a_stage_runs_itself_and_the_data_it_needs(given, stage, name):
+    assert given("train", "--out", "x", "--stage", stage)[2] == ("data", name)
+
+
+def test_an_interruption_exits_130(jointseg, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.run, "run_phases", interrupted)
+    assert jointseg("search", "--out", "x")[0] == 130
+
+
+def test_a_mistake_of_ours_is_not_taken_for_the_users(jointseg, monkeypatch):
+    def broken(*_, **__):
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(pipeline.run, "run_phases", broken)
+    with pytest.raises(AssertionError, match="ours"):
+        jointseg("search", "--out", "x")
+
+
+# As a process
+
+
+def process(*words, program=("-m", "pipeline"), cwd=None):
+    environment = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "MLFLOW_TRACKING_URI"}}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, *program, *words], env=environment, cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_process_exits_with_the_code_and_the_line(tmp_path):
+    done = process("run", "--out", "x", "--preset", "huge", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --preset: 'huge' is not a preset; allowed: demo, paper\n"
+
+
+def test_without_the_extra_the_package_to_install_is_named(tmp_path):
+    program = "import sys; sys.modules['typer'] = None; from pipeline.__main__ import main; main()"
+    done = process(program=("-c", program), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the command line needs 'typer'; install it with: pip install 'jointseg[pipeline]'\n"
