@@ -18,11 +18,11 @@ from torch.nn.functional import interpolate
 
 from jointseg.config import Config, EvaluationConfig
 from jointseg.crf import DenseCRF
-from jointseg.data.frame import Frame
+from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.data.views import render_input
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop
-from jointseg.model import FRAME_SIZE, JointModel
+from jointseg.model import JointModel
 from jointseg.stages import Kernels
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jointseg.data.frame import valid_depth
+from jointseg.data.frame import FRAME_SIZE, valid_depth
 from jointseg.errors import InputError
 from jointseg.labels import VOID
 
@@ -43,8 +43,8 @@ def crop(array: AnyArray, name: Crop) -> AnyArray:
     Raises:
         InputError: the array is not 480 x 640 and the crop is not `none`.
     """
-    if name != "none" and tuple(array.shape[-2:]) != (480, 640):
-        raise InputError(f"crop {name}: frame is {tuple(array.shape[-2:])}; allowed: (480, 640), or crop none at any size")
+    if name != "none" and tuple(array.shape[-2:]) != FRAME_SIZE:
+        raise InputError(f"crop {name}: frame is {tuple(array.shape[-2:])}; allowed: {FRAME_SIZE}, or crop none at any size")
     rows, columns = CROPS[name]
     return array[..., rows, columns]
 

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from jointseg.config import Config
 from jointseg.crf import DenseCRF
+from jointseg.data.frame import FRAME_SIZE
 from jointseg.data.views import content_size
 from jointseg.labels import NUM_CLASSES
 from jointseg.losses import expected_depth
 from jointseg.network.network import JointNetwork, build_network
 from jointseg.stages import Kernels
-
-FRAME_SIZE = (480, 640)
 
 
 class JointOutput(NamedTuple):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from jointseg.config import Config, StageConfig
-from jointseg.errors import InputError
 
 
 class Kernels(Enum):
@@ -49,10 +48,3 @@ STAGES = {
         Stage("stage3", "sem_crf_plus", "stage3", "stage2", with_depth=True, kernels=Kernels.SEM_CRF_PLUS),
     )
 }
-
-
-def stage_named(name: str) -> Stage:
-    """The stage of that name; InputError lists the known ones."""
-    if name not in STAGES:
-        raise InputError(f"stage: {name!r} is not a stage; allowed: {', '.join(STAGES)}")
-    return STAGES[name]

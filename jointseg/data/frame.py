@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-FRAME_HEIGHT, FRAME_WIDTH = 480, 640
-"""Size of every NYU Depth v2 frame, pixels."""
+FRAME_SIZE = FRAME_HEIGHT, FRAME_WIDTH = (480, 640)
+"""Size of every NYU Depth v2 frame, pixels: height, width."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from jointseg.config import DataConfig, NetworkConfig
-from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
+from jointseg.data.frame import FRAME_SIZE, Frame, valid_depth
 from jointseg.labels import VOID
+from jointseg.network.network import CAFFE_MEAN_BGR
 from jointseg.settings import SettingsError
 
-MEAN_PIXEL = (123, 117, 104)
-"""RGB of the padding: the mean that Caffe's weights expect taken off (122.675, 116.669, 104.008), rounded."""
+MEAN_PIXEL = tuple(round(level) for level in reversed(CAFFE_MEAN_BGR))
+"""RGB of the padding, (123, 117, 104): the mean that the network takes off, rounded."""
 
 Kind = Literal["crop", "original", "mirror"]
 
@@ -58,9 +59,7 @@ class Sample:
     """(S, S) float32, metres, a whole number of depth bins; 0 = missing, and padding."""
 
 
-def make_views(
-    numbers: Sequence[int], config: DataConfig, *, frame_size: tuple[int, int] = (FRAME_HEIGHT, FRAME_WIDTH)
-) -> tuple[View, ...]:
+def make_views(numbers: Sequence[int], config: DataConfig, *, frame_size: tuple[int, int] = FRAME_SIZE) -> tuple[View, ...]:
     """All views of these frames, shuffled once.
 
     The crops of a frame depend on `config.views_seed` and its number alone, not on which other frames there are.

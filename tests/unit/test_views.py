@@ -32,6 +32,7 @@ from jointseg.data.views import (
 )
 from jointseg.errors import InputError
 from jointseg.labels import VOID
+from jointseg.network.network import CAFFE_MEAN_BGR
 
 NETWORK = NetworkConfig(input_size=129)
 WHOLE = View(1, "original", 0, 0, 480, 640, zoom=1.0, mirror=False)
@@ -149,6 +150,11 @@ def test_the_content_of_513_is_385_high_or_all_of_it() -> None:
     assert content_size(480, 640, 513, "stretch") == (513, 513)
     assert content_size(640, 480, 513, "fit") == (513, 385)
     assert content_size(480, 640, 65, "fit") == (49, 65)
+
+
+def test_padding_is_the_mean_that_the_network_takes_off_to_half_a_level() -> None:
+    assert MEAN_PIXEL == (123, 117, 104)
+    assert MEAN_PIXEL[::-1] == pytest.approx(CAFFE_MEAN_BGR, abs=0.5)
 
 
 @pytest.mark.parametrize("size", [65, 513])

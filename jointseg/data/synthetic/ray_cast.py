@@ -15,11 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.data.frame import FRAME_SIZE
+
 Floats = NDArray[np.floating[Any]]
 """float32 wherever there is one for every pixel."""
 Shape = Literal["box", "ellipsoid", "cylinder", "cushion"]
 
-HEIGHT, WIDTH = 480, 640
+HEIGHT, WIDTH = FRAME_SIZE
 FOCAL_X, FOCAL_Y = 518.86, 519.47
 """Focal lengths of NYU Depth v2's colour camera, pixels (the dataset's toolbox, rounded)."""
 CENTRE_X, CENTRE_Y = 325.58, 253.74
