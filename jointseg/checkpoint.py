@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jointseg.config import Config
+from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
 from jointseg.settings import differences
 from jointseg.whole import appearing_whole
@@ -74,7 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
-    """Read a checkpoint back, for going on with the same stage under the same config.
+    """Read a checkpoint back, for going on with the same stage under the same config, operational settings aside.
 
     Raises:
         InputError: a file is missing or altered, or the checkpoint is of another stage or config; the message names
@@ -101,8 +101,11 @@ def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
 
 
 def refuse_other_config(there: Config, given: Config, *, place: Path) -> None:
-    """Raise InputError, naming every field that differs, unless the two configs are equal."""
-    different = differences(there, given)
+    """Raise InputError, naming every field that differs, unless the two configs come to the same numbers.
+
+    They may differ in the settings of `config.OPERATIONAL`, such as `training.max_failures`.
+    """
+    different = {path: values for path, values in differences(there, given).items() if path not in OPERATIONAL}
     if different:
         fields = "; ".join(f"{path} is {old!r} there and {new!r} here" for path, (old, new) in different.items())
         raise InputError(f"{place}: was made with another config: {fields}")

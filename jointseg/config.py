@@ -142,7 +142,7 @@ class TrainingConfig(Settings):
     checkpoint_every: Count = 500
     """Steps between checkpoints; the last step always writes one."""
     validate_every: Count = 500
-    """Steps between validations on a few validation frames; the last step always has one."""
+    """Steps between validations, each on all validation frames; the last step always has one."""
     loader_workers: int = Field(0, ge=0)
     """Processes that cut views for each worker; 0 cuts them in the training process."""
     max_failures: int = Field(0, ge=0)
@@ -195,11 +195,16 @@ class Config(Settings):
     crf: CrfSettings = CrfSettings()
     crf_reference_size: int = Field(513, ge=1)
     """Input size at which the CRF's position bandwidths are quoted; at another they scale with `network.input_size`."""
-    crf_train_iterations: int = Field(5, ge=0)
-    """Mean-field iterations in stage 3; `crf.num_iterations` are those of testing (CRF-as-RNN: 5 and 10)."""
+    crf_train_iterations: Count = 5
+    """Mean-field iterations in stage 3, which trains the CRF: without one it would have nothing to learn. Those of testing are
+    `crf.num_iterations` (CRF-as-RNN: 5 and 10)."""
     stage1: StageConfig = StageConfig(iterations=160_000)
     stage2: StageConfig = StageConfig()
     stage3: StageConfig = StageConfig(lr=1e-16)
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+OPERATIONAL = frozenset({"training.loader_workers", "training.max_failures", "training.keep_checkpoints"})
+"""Paths of the settings that change no number a run comes to: a run may go on under others."""

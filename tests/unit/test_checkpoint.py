@@ -88,6 +88,13 @@ def test_equal_configs_are_not_refused():
     )
 
 
+def test_a_run_goes_on_under_settings_that_change_no_number(folder):
+    other = with_overrides(CONFIG, {"training.max_failures": 3, "training.loader_workers": 2, "training.keep_checkpoints": 1})
+    assert load_checkpoint(folder, config=other, stage="stage2").config == other
+    message = refusal(folder, config=with_overrides(other, {"training.log_every": 7}))
+    assert message == f"{folder}: was made with another config: training.log_every is 10 there and 7 here"
+
+
 def test_another_stage_is_refused(folder):
     assert refusal(folder, stage="stage3") == f"{folder}: is a checkpoint of 'stage2'; needed: 'stage3'"
 

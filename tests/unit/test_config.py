@@ -3,8 +3,8 @@
 import pytest
 from pydantic import BaseModel
 
-from jointseg.config import Config, DataConfig, NetworkConfig
-from jointseg.settings import SettingsError, with_overrides
+from jointseg.config import OPERATIONAL, Config, DataConfig, NetworkConfig
+from jointseg.settings import SettingsError, flatten, with_overrides
 
 
 def is_group(field):
@@ -66,7 +66,7 @@ def test_a_rule_between_two_settings_names_their_group():
         ("evaluation.crop", "centre"),
         ("evaluation.num_figures", -1),
         ("crf_reference_size", 0),
-        ("crf_train_iterations", -1),
+        ("crf_train_iterations", 0),
     ],
 )
 def test_values_outside_their_range_are_refused_by_path(path, value):
@@ -75,6 +75,10 @@ def test_values_outside_their_range_are_refused_by_path(path, value):
     assert caught.value.path == path
     assert "allowed: " in caught.value.problem
     assert repr(value) in caught.value.problem
+
+
+def test_settings_that_change_no_number_are_settings():
+    assert flatten(Config()).keys() > OPERATIONAL
 
 
 def test_the_bins_reach_seven_metres():

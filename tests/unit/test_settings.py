@@ -80,6 +80,18 @@ def test_a_bad_value_is_named_with_its_path_and_what_is_allowed(path, value, all
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("path", ["network.width", "seed", "crf.num_iterations", "training.num_workers", "stage1.lr"])
+@pytest.mark.parametrize("value", [True, False])
+def test_a_truth_value_is_no_number(path, value):
+    with pytest.raises(SettingsError) as caught:
+        with_overrides(Config(), {path: value})
+    assert str(caught.value) == f"{path}: {value} is not allowed; allowed: a number"
+
+
+def test_a_truth_value_is_taken_where_one_is_asked_for():
+    assert with_overrides(Config(), {"data.train_on_validation": True}).data.train_on_validation is True
+
+
 def test_a_mistake_in_settings_is_the_users():
     assert issubclass(SettingsError, InputError)
 
