@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from pipeline.log_lines import append_line, following, read_lines
+from pipeline.train import read_log
 
 LINES = [{"step": float(step), "loss/total": 1 / (step + 1), "note": "θ\n"} for step in range(5)]
 
@@ -84,3 +85,8 @@ def test_what_goes_wrong_in_telling_comes_out(log):
     write(log, LINES)
     with pytest.raises(KeyError, match="the telling's own"), following(lambda: read_lines(log), tell, every=0.001):
         pass
+
+
+def test_the_log_of_a_stage_that_was_resumed_has_each_step_once_and_in_order(log):
+    write(log, [{"step": step, "loss/total": value} for step, value in ((2, 0.5), (4, 0.25), (2, 0.5), (4, 0.25), (6, 0.125))])
+    assert [(row["step"], row["loss/total"]) for row in read_log(log)] == [(2, 0.5), (4, 0.25), (6, 0.125)]

@@ -158,6 +158,22 @@ def test_a_run_that_ends_badly_says_how_and_lets_the_reason_through(tracker, err
     assert status(tracker, run) == "FINISHED"
 
 
+def test_closing_finishes_a_run_that_a_kill_left_open_and_makes_none(tracker):
+    tracker.close("pipeline")
+    assert all_runs(tracker) == []
+    with tracker.run("run", key="pipeline") as run:
+        tracker.close("pipeline")
+        assert status(tracker, run) == "FINISHED"
+
+
+def test_a_store_that_was_killed_while_being_made_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / ".mlflow.db.partial").write_bytes(b"half a store")
+    with Tracker.open(tmp_path).run("pipeline"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
+
+
 # Parameters, metrics, inputs, artifacts
 
 

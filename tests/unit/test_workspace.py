@@ -142,6 +142,31 @@ def needed_by(phase):
     return set(NEEDS[phase]).union(*(needed_by(needed) for needed in NEEDS[phase]))
 
 
+def test_two_runs_never_work_in_one_folder(place):
+    with place.locked():
+        assert refusal(enter, place.locked()) == (f"{place.out}: another run is working in this folder; wait for it, or end it")
+    with place.locked():
+        place.adopt_config(demo())
+
+
+def enter(block):
+    with block:
+        pass
+
+
+def test_a_lock_that_a_killed_run_left_keeps_nobody_out(place):
+    place.out.mkdir()
+    (place.out / ".lock").touch()
+    with place.locked():
+        place.adopt_config(demo())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert refusal(enter, Workspace(out).locked()).startswith(f"{out}: cannot be written: ")
+
+
 def test_presets_refuse_each_other_in_one_line(place):
     place.adopt_config(demo())
     assert "network.input_size is 65 there and 513 here" in refusal(place.adopt_config, paper())

@@ -1,0 +1,48 @@
+"""Laws of the floors that no model may fall below. Not here: how rows are shared out over Ray (integration tests)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jointseg.labels import VOID
+from jointseg.settings import with_overrides
+from pipeline.evaluate import floors
+
+
+@pytest.fixture(scope="module")
+def split(rooms):
+    """The frames of the train and of the test split."""
+    return [rooms.frame(number) for number in rooms.train], [rooms.frame(number) for number in rooms.test]
+
+
+@pytest.mark.parametrize("truth", ["filled", "raw"])
+def test_the_floors_are_the_train_splits_class_and_depth_scored_on_the_test_split(rooms, small, split, truth):
+    train, test = split
+    found = floors(with_overrides(small, {"evaluation.depth_truth": truth}), rooms.path)
+    counts = np.bincount(np.concatenate([frame.labels[frame.labels != VOID] for frame in train]))
+    depths = {
+        name: np.concatenate([values[values > 0] for values in (getattr(frame, f"{truth}_depth") for frame in frames)])
+        for name, frames in (("train", train), ("test", test))
+    }
+    true = np.concatenate([frame.labels[frame.labels != VOID] for frame in test])
+    assert found["class"] == counts.argmax()
+    assert found["depth"] == pytest.approx(depths["train"].mean(dtype=np.float64))
+    assert found["pixel_accuracy"] == pytest.approx((true == counts.argmax()).mean())
+    error = depths["test"].astype(np.float64) - depths["train"].mean(dtype=np.float64)
+    assert found["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+
+
+def test_one_class_everywhere_has_the_mean_iou_of_one_class(rooms, small, split):
+    """Its own share of the pixels over all the classes there are."""
+    _, test = split
+    found = floors(small, rooms.path)
+    true = np.concatenate([frame.labels[frame.labels != VOID] for frame in test])
+    classes = set(true.tolist()) | {int(found["class"])}
+    assert found["mean_iou"] == pytest.approx((true == found["class"]).mean() / len(classes))
+
+
+def test_one_depth_everywhere_varies_in_log_as_the_truth_does(rooms, small, split):
+    _, test = split
+    true = np.concatenate([frame.filled_depth[frame.filled_depth > 0] for frame in test]).astype(np.float64)
+    assert floors(small, rooms.path)["si_log_var"] == pytest.approx(np.log(true).var(), rel=1e-4)
