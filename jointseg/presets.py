@@ -25,19 +25,19 @@ def demo() -> Config:
     """Minutes on two cores: a quarter of the width at 65 x 65, hundreds of steps, rates that suit random weights."""
     size = 65
     stage = StageConfig(
-        iterations=300, batch_size=8, optimizer="adamw", loss_unit="mean", lr=1e-3, crf_lr=1e-2, schedule="cosine",
+        iterations=250, batch_size=8, optimizer="adamw", loss_unit="mean", lr=1e-3, crf_lr=1e-2, schedule="cosine",
         momentum=0.9, weight_decay=1e-4, bias_lr_multiplier=1.0, head_lr_multiplier=1.0,
     )  # fmt: skip
     return Config(
         preset="demo",
         network=NetworkConfig(width=0.25, input_size=size, dropout=0.1),
-        data=DataConfig(rooms_train=60, rooms_test=20, validation_frames=12),
+        data=DataConfig(rooms_train=56, rooms_test=16, validation_frames=10),
         loss=LossConfig(lambda_semantic=1.0 / size**2, depth_invariance=0.5),
         stage1=stage,
-        stage2=stage.model_copy(update={"iterations": 120}),
-        stage3=stage.model_copy(update={"iterations": 20, "batch_size": 2, "lr": 1e-4}),
+        stage2=stage.model_copy(update={"iterations": 100}),
+        stage3=stage.model_copy(update={"iterations": 16, "batch_size": 2, "lr": 1e-4}),
         training=TrainingConfig(cpus_per_worker=2, checkpoint_every=200, validate_every=200),
-        search=SearchConfig(trials=20, startup_trials=8),
+        search=SearchConfig(trials=16, startup_trials=6),
         evaluation=EvaluationConfig(num_figures=4),
     )
 

@@ -118,10 +118,11 @@ class InBatches(Searcher):  # type: ignore[misc]
         """Keep the outcome until its batch has ended."""
         self.batch[self.running.pop(trial_id)] = (result, error)
 
-    def save(self, checkpoint_path: str) -> None:
+    def get_state(self) -> dict[str, Any]:
         """Nothing: a study that is interrupted is begun again, and its finished points are answered from its log."""
+        return {}
 
-    def restore(self, checkpoint_path: str) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Nothing was saved."""
 
 
