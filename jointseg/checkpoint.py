@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ RANDOM = "random.pt"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One read checkpoint. `random_states` has one entry a rank: {"cpu": state, "cuda": state or None}."""
+    """One checkpoint, in memory."""
 
     stage: str
     step: int
@@ -41,6 +42,9 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     random_states: list[dict[str, Tensor | None]]
+    """One entry a rank: {"cpu": state, "cuda": state or None}."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was reported at its step. On disk those alone that are finite: JSON knows no others."""
 
 
 def digest(path: Path) -> str:
@@ -69,6 +73,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "sha256": {name: digest(folder / name) for name in (WEIGHTS, OPTIMIZER, RANDOM)},
         "config": checkpoint.config.model_dump(mode="json"),
+        "metrics": {name: value for name, value in checkpoint.metrics.items() if math.isfinite(value)},
     }
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
 
@@ -95,8 +100,10 @@ def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
         step=description["step"],
         config=config,
         weights=load_file(folder / WEIGHTS),
-        optimizer=torch.load(folder / OPTIMIZER, weights_only=True),
-        random_states=torch.load(folder / RANDOM, weights_only=True),
+        # Each is moved to where it is needed later; the machine that goes on may lack the device of the one that wrote.
+        optimizer=torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"),
+        random_states=torch.load(folder / RANDOM, weights_only=True, map_location="cpu"),
+        metrics=description["metrics"],
     )
 
 
@@ -121,7 +128,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of format {FORMAT}")
-    missing = {"stage", "step", "config", "sha256"} - description.keys()
+    missing = {"stage", "step", "config", "sha256", "metrics"} - description.keys()
     if missing:
         raise InputError(f"{path}: has no {', '.join(sorted(missing))}; the checkpoint is damaged")
     return description
@@ -134,21 +141,22 @@ def _refuse_altered(path: Path, expected: str | None) -> None:
         raise InputError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
 
 
-def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any]) -> None:
+def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Make `folder` (a stage's `final/`) from the checkpoint `source`: its weights and what they are, all or nothing.
 
-    A `final/` that is there already, of a run that stopped before it could say so, gives way.
+    A `final/` that is there already, of a run that stopped before it could say so, gives way. `extra` is added to
+    the description.
 
     Raises:
         InputError: the checkpoint is not whole, or its weights were altered.
     """
     description = _read_description(source)
     _refuse_altered(source / WEIGHTS, description["sha256"].get(WEIGHTS))
-    final = {key: description[key] for key in ("format", "stage", "step", "config")}
+    final = {key: description[key] for key in ("format", "stage", "step", "config", "metrics")}
     final["sha256"] = {WEIGHTS: description["sha256"][WEIGHTS]}
     with appearing_whole(folder, replace=True) as partial:
         shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
-        (partial / DESCRIPTION).write_text(json.dumps({**final, **extra}, indent=1), encoding="utf-8")
+        (partial / DESCRIPTION).write_text(json.dumps({**final, **(extra or {})}, indent=1), encoding="utf-8")
 
 
 def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:

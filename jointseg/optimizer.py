@@ -29,23 +29,31 @@ def freeze_for(stage: Stage, model: JointModel) -> None:
 def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Optimizer:
     """SGD as Caffe's or AdamW, with DeepLab's multipliers: biases `bias_lr_multiplier` and no decay, score layers
     `head_lr_multiplier`; the CRF's weights have a rate of their own and no decay (the paper gives none).
+
+    Groups have a `name`: `network`, `heads` (the score layers), their `network_bias` and `heads_bias`, and `crf`.
     """
     score = {id(parameter) for parameter in model.network.score_parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith("crf."):
-            groups[settings.crf_lr, 0.0].append(parameter)
+            groups["crf"].append(parameter)
             continue
-        rate = settings.lr * (settings.head_lr_multiplier if id(parameter) in score else 1.0)
-        if name.endswith(".bias"):
-            groups[rate * settings.bias_lr_multiplier, 0.0].append(parameter)
-        else:
-            groups[rate, settings.weight_decay].append(parameter)
-    rows: list[dict[str, Any]] = [
-        {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()
-    ]
+        part = "heads" if id(parameter) in score else "network"
+        groups[f"{part}_bias" if name.endswith(".bias") else part].append(parameter)
+    heads, bias = settings.head_lr_multiplier, settings.bias_lr_multiplier
+    rate_and_decay = {
+        "network": (settings.lr, settings.weight_decay),
+        "network_bias": (settings.lr * bias, 0.0),
+        "heads": (settings.lr * heads, settings.weight_decay),
+        "heads_bias": (settings.lr * heads * bias, 0.0),
+        "crf": (settings.crf_lr, 0.0),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, parameters in groups.items():
+        lr, decay = rate_and_decay[name]
+        rows.append({"name": name, "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
     if settings.optimizer == "sgd":
         return torch.optim.SGD(rows, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.AdamW(rows, lr=settings.lr, betas=(settings.momentum, 0.999))
@@ -56,3 +64,8 @@ def set_rate(optimizer: torch.optim.Optimizer, settings: StageConfig, *, step: i
     factor = 1.0 if settings.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * step / settings.iterations))
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The present rate of each group under `lr/NAME`."""
+    return {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from jointseg.evaluation import Sums, predict, score
 from jointseg.losses import JointLoss, joint_loss
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import JointModel, build_model
-from jointseg.network.pretrained import load_pretrained
-from jointseg.optimizer import build_optimizer, freeze_for, set_rate
+from jointseg.network.pretrained import LoadReport, load_pretrained
+from jointseg.optimizer import build_optimizer, freeze_for, rates, set_rate
 from jointseg.stages import Stage
 
 
@@ -58,19 +58,22 @@ class Batch(NamedTuple):
 
 @dataclass
 class Run:
-    """A stage in training: what its checkpoint holds."""
+    """A stage in training: what its checkpoint holds, and what it began with."""
 
     config: Config
     stage: Stage
     model: JointModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    loaded: LoadReport | None = None
+    """What `network.weights` gave the network; None where the stage began otherwise, or was resumed."""
 
-    def checkpoint(self, random_states: list[dict[str, Tensor | None]]) -> Checkpoint:
-        """Everything that going on from this step needs."""
-        return Checkpoint(
-            self.stage.name, self.step, self.config, self.model.state_dict(), self.optimizer.state_dict(), random_states
-        )
+    def checkpoint(
+        self, random_states: list[dict[str, Tensor | None]], *, metrics: Mapping[str, float] | None = None
+    ) -> Checkpoint:
+        """Everything that going on from this step needs, and the metrics reported at it."""
+        weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        return Checkpoint(self.stage.name, self.step, self.config, weights, optimizer, random_states, dict(metrics or {}))
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,22 @@ def _stack(samples: list[Sample]) -> Batch:
 
 
 def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> Run:
-    """A stage at step 0: weights from `start` (the `final/` of the stage it starts from), or from `network.weights`."""
+    """A stage at step 0: weights from `start` (the `final/` of the stage it starts from), or from `network.weights`.
+
+    `Run.loaded` says what was and was not loaded from the latter.
+    """
     model = build_model(config)
+    loaded: LoadReport | None = None
     if start is not None:
         weights, _ = load_final(start)
         # The CRF starts from this config's settings, which the search may have changed, not from the earlier stage's.
         model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
     elif config.network.weights is not None:
-        load_pretrained(model.network, config.network.weights)
+        loaded = load_pretrained(model.network, config.network.weights)
     torch.manual_seed(config.seed * 1_000_003 + place.rank)
-    return _run(config, stage, model, place)
+    run = _run(config, stage, model, place)
+    run.loaded = loaded
+    return run
 
 
 def _run(config: Config, stage: Stage, model: JointModel, place: Place) -> Run:
@@ -208,13 +217,13 @@ def train(
         look = bool(validation) and (last or run.step % pace.validate_every == 0)
         if due or look or run.step % pace.log_every == 0:
             metrics = _read_losses(losses, run, place)
-            metrics["lr"] = max(group["lr"] for group in run.optimizer.param_groups)
+            metrics |= rates(run.optimizer)
             metrics["images_per_second"] = len(losses) * settings.batch_size * place.world_size / (time.perf_counter() - window)
             if due or look:
                 _refuse_spoiled_weights(run, batch)
             if look:
                 metrics |= validate(run, store, validation, place=place)
-            report(Report(run.step, metrics, _checkpoint_writer(run, place) if due else None))
+            report(Report(run.step, metrics, _checkpoint_writer(run, place, metrics) if due else None))
             losses, window = [], time.perf_counter()
 
 
@@ -262,14 +271,14 @@ def _stop_unless_finite(run: Run, semantic: float, depth: float, *, when: str) -
             )
 
 
-def _checkpoint_writer(run: Run, place: Place) -> Callable[[Path], None]:
+def _checkpoint_writer(run: Run, place: Place, metrics: Mapping[str, float]) -> Callable[[Path], None]:
     """Gather every rank's random state now; the returned function writes the checkpoint (rank 0 calls it)."""
     cuda = torch.cuda.get_rng_state(place.device) if place.device.type == "cuda" else None
     own: dict[str, Tensor | None] = {"cpu": torch.get_rng_state(), "cuda": cuda}
     states = [own] * place.world_size
     if place.world_size > 1:
         dist.all_gather_object(states, own)
-    checkpoint = run.checkpoint(states)
+    checkpoint = run.checkpoint(states, metrics=metrics)
     return lambda folder: save_checkpoint(folder, checkpoint)
 
 

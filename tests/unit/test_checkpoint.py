@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from jointseg.checkpoint import (
     Checkpoint,
+    digest,
     load_checkpoint,
     load_final,
     refuse_other_config,
@@ -36,7 +39,8 @@ def a_checkpoint(seed: int = 0, step: int = 30) -> Checkpoint:
         layer(torch.randn(5, 3)).sum().backward()
         optimizer.step()
         states = [{"cpu": torch.get_rng_state(), "cuda": None}, {"cpu": torch.get_rng_state(), "cuda": None}]
-    return Checkpoint("stage2", step, CONFIG, layer.state_dict(), optimizer.state_dict(), states)
+    metrics = {"loss/total": 1.5, "validation/rmse": math.nan}
+    return Checkpoint("stage2", step, CONFIG, layer.state_dict(), optimizer.state_dict(), states, metrics)
 
 
 @pytest.fixture
@@ -63,6 +67,28 @@ def test_a_checkpoint_comes_back_bit_for_bit(folder):
     for one, other in zip(read.random_states, written.random_states, strict=True):
         assert torch.equal(one["cpu"], other["cpu"])
         assert one["cuda"] is None
+
+
+def test_the_metrics_of_its_step_come_back_where_they_are_finite(folder):
+    assert load_checkpoint(folder, config=CONFIG, stage="stage2").metrics == {"loss/total": 1.5}
+
+
+def test_an_optimiser_of_a_gpu_is_read_where_there_is_none(folder):
+    path = folder / "optimizer.pt"
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
+    description = json.loads((folder / "checkpoint.json").read_text())
+    description["sha256"]["optimizer.pt"] = digest(path)
+    (folder / "checkpoint.json").write_text(json.dumps(description))
+    assert b"cuda:0" in path.read_bytes()
+    read, written = load_checkpoint(folder, config=CONFIG, stage="stage2").optimizer["state"], a_checkpoint().optimizer["state"]
+    for parameter, state in written.items():
+        for name, value in state.items():
+            assert read[parameter][name].device.type == "cpu"
+            assert torch.equal(read[parameter][name], value)
 
 
 def test_a_checkpoint_written_over_an_older_one_is_the_new_one(folder):
@@ -160,8 +186,8 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 
 def test_final_holds_the_weights_what_they_are_and_no_more(folder, tmp_path):
     final = tmp_path / "stage2" / "final"
-    save_final(final, folder, extra={"metrics": {"loss/total": 1.5}})
-    weights, digest = load_final(final)
+    save_final(final, folder)
+    weights, sha256 = load_final(final)
     assert all(torch.equal(weights[name], value) for name, value in a_checkpoint().weights.items())
     description = json.loads((final / "checkpoint.json").read_text())
     assert {key: description[key] for key in ("stage", "step", "metrics")} == {
@@ -170,7 +196,7 @@ def test_final_holds_the_weights_what_they_are_and_no_more(folder, tmp_path):
         "metrics": {"loss/total": 1.5},
     }
     assert Config(**description["config"]) == CONFIG
-    assert description["sha256"] == {"weights.safetensors": digest}
+    assert description["sha256"] == {"weights.safetensors": sha256}
     assert sorted(path.name for path in final.iterdir()) == ["checkpoint.json", "weights.safetensors"]
     assert [path.name for path in final.parent.iterdir()] == ["final"]
 
@@ -178,26 +204,26 @@ def test_final_holds_the_weights_what_they_are_and_no_more(folder, tmp_path):
 def test_final_made_again_is_the_new_one(folder, tmp_path):
     """A run that stops between a stage's end and the record of it makes `final/` a second time."""
     final = tmp_path / "final"
-    save_final(final, folder, extra={})
+    save_final(final, folder)
     once = load_final(final)[1]
-    save_final(final, folder, extra={})
+    save_final(final, folder)
     assert load_final(final)[1] == once
     save_checkpoint(folder, a_checkpoint(seed=1))
-    save_final(final, folder, extra={})
+    save_final(final, folder)
     assert load_final(final)[1] != once
 
 
 def test_final_is_never_made_of_altered_weights(folder, tmp_path):
     (folder / "weights.safetensors").write_bytes(b"altered")
     with pytest.raises(InputError, match=r"weights\.safetensors: missing or altered"):
-        save_final(tmp_path / "final", folder, extra={})
+        save_final(tmp_path / "final", folder)
     assert not (tmp_path / "final").exists()
 
 
 def test_final_is_never_made_of_half_a_checkpoint(folder, tmp_path):
     (folder / "checkpoint.json").unlink()
     with pytest.raises(InputError, match="holds no whole checkpoint"):
-        save_final(tmp_path / "final", folder, extra={})
+        save_final(tmp_path / "final", folder)
     assert not (tmp_path / "final").exists()
 
 
@@ -205,7 +231,7 @@ def test_final_after_an_interrupted_attempt_is_whole(folder, tmp_path):
     left = tmp_path / ".final.partial"
     left.mkdir()
     (left / "weights.safetensors").write_bytes(b"half")
-    save_final(tmp_path / "final", folder, extra={})
+    save_final(tmp_path / "final", folder)
     assert load_final(tmp_path / "final")[0].keys() == a_checkpoint().weights.keys()
     assert not left.exists()
 
@@ -214,7 +240,7 @@ def test_final_after_an_interrupted_attempt_is_whole(folder, tmp_path):
 @pytest.mark.parametrize("change", ["missing", "cut", "altered"])
 def test_a_damaged_final_is_refused_by_file(folder, tmp_path, name, change):
     final = tmp_path / "final"
-    save_final(final, folder, extra={})
+    save_final(final, folder)
     path = final / name
     whole = path.read_bytes()
     path.write_bytes(whole[:40] if change == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))

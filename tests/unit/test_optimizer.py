@@ -8,6 +8,7 @@ import torch
 from jointseg.config import StageConfig
 from jointseg.model import build_model
 from jointseg.optimizer import build_optimizer, freeze_for, set_rate
+from jointseg.optimizer import rates as told
 from jointseg.stages import STAGES, Kernels
 
 DEEPLAB = {"bias_lr_multiplier": 2.0, "head_lr_multiplier": 10.0}
@@ -65,6 +66,17 @@ def test_every_parameter_that_learns_has_a_gradient(model, stage):
     (output.logits.square().mean() + (0 if output.depth is None else output.depth.mean())).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_rates_are_told_by_group(model):
+    settings = StageConfig(lr=1e-3, crf_lr=1e-5, schedule="cosine", iterations=100, **DEEPLAB)
+    network = {"lr/network": 1e-3, "lr/network_bias": 2e-3, "lr/heads": 1e-2, "lr/heads_bias": 2e-2}
+    for stage, expected in (("stage1", network), ("stage3", network | {"lr/crf": 1e-5})):
+        freeze_for(STAGES[stage], model)
+        optimizer = build_optimizer(model, settings)
+        assert told(optimizer) == pytest.approx(expected)
+        set_rate(optimizer, settings, step=50)
+        assert told(optimizer) == pytest.approx({name: lr / 2 for name, lr in expected.items()})
 
 
 def test_sgd_steps_as_caffe_does(model):

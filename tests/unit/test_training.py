@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.data.views import make_views
@@ -155,7 +157,7 @@ def test_a_stage_trains_its_parts_and_leaves_the_others(small, fit, stage, train
 def test_a_stage_starts_from_the_earlier_ones_network_and_its_own_configs_crf(small, fit, tmp_path):
     earlier = fresh(small, "stage2")
     fit(earlier, save_to=tmp_path)
-    save_final(tmp_path / "final", tmp_path / "4", extra={})
+    save_final(tmp_path / "final", tmp_path / "4")
     found = with_overrides(small, {"crf.w_appearance": 1.5, "crf.theta_beta": 9, "seed": 5})
     run = fresh(found, "stage3", start=tmp_path / "final")
     assert moved(earlier.model.network.state_dict(), run.model.network.state_dict()) == set()
@@ -222,6 +224,14 @@ def test_going_on_needs_the_checkpoint_alone_and_not_the_starting_weights(small,
 def test_starting_weights_that_are_not_there_are_named(small, tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         fresh(with_overrides(small, {"network.weights": str(tmp_path / "nowhere.safetensors")}))
+
+
+def test_a_run_knows_what_its_starting_weights_gave_it(small, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"conv5_3.bias": fresh(small).model.network.conv5_3.bias.detach() + 1, "fc8.bias": torch.zeros(3)}, path)
+    loaded = fresh(with_overrides(small, {"network.weights": str(path)})).loaded
+    assert (loaded.loaded, loaded.unused) == (("conv5_3.bias",), ("fc8.bias",))
+    assert fresh(small).loaded is None
 
 
 # What is seen
@@ -304,9 +314,21 @@ def test_a_stage_reports_the_halves_it_has(small, fit, stage, halves):
 
 def test_a_report_says_the_rate_of_its_step(small, fit):
     reports = fit(fresh(small))
-    assert [report.metrics["lr"] for report in reports] == pytest.approx(
+    assert [report.metrics["lr/network"] for report in reports] == pytest.approx(
         [1e-3 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
     )
+
+
+def test_stage_3_reports_the_rates_of_the_network_and_of_the_crf(small, fit):
+    first = fit(fresh(with_overrides(small, {"stage3.lr": 1e-6, "stage3.crf_lr": 1e-4}), "stage3"))[0]
+    assert (first.metrics["lr/network"], first.metrics["lr/crf"]) == pytest.approx((1e-6, 1e-4))
+
+
+def test_a_checkpoint_has_the_metrics_of_the_report_it_came_with(small, fit, rooms, tmp_path):
+    last = fit(fresh(small), save_to=tmp_path, validation=rooms.train[:1])[-1]
+    description = json.loads((tmp_path / "4" / "checkpoint.json").read_text())
+    assert description["metrics"] == {name: value for name, value in last.metrics.items() if math.isfinite(value)}
+    assert "validation/mean_iou" in description["metrics"]
 
 
 def test_validation_has_both_tables_where_the_stage_has_depth(small, rooms):
