@@ -79,7 +79,7 @@ def test_every_program_that_is_run_lies_in_the_environment_that_setup_makes():
     (setup,) = CLUSTER["setup_commands"]
     made = re.search(r"-m venv (\S+)", setup)
     assert made is not None
-    programs = re.findall(r"\S*venv/bin/\w+", TEXT)
+    programs = re.findall(r"[~\w/.-]*venv/bin/\w+", TEXT)
     assert {Path(program).name for program in programs} == {"pip", "ray", "jointseg"}
     assert all(program.startswith(f"{made[1]}/bin/") for program in programs)
 
@@ -89,7 +89,7 @@ def test_results_and_environments_are_not_copied_to_the_machines():
 
 
 def test_the_example_job_names_a_preset_options_and_settings_that_exist():
-    line = next(line for line in TEXT.splitlines() if "bin/jointseg run" in line)
+    line = next(line for line in TEXT.splitlines() if re.search(r"bin/jointseg\W+run ", line))
     words = line.lstrip("# ").split()
     assert words[words.index("--preset") + 1] in PRESETS
     assert words[words.index("--set") + 1].split("=")[0] in flatten(PRESETS["paper"]())
