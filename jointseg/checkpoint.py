@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,11 +140,10 @@ def _refuse_altered(path: Path, expected: str | None) -> None:
         raise InputError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
 
 
-def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+def save_final(folder: Path, source: Path) -> None:
     """Make `folder` (a stage's `final/`) from the checkpoint `source`: its weights and what they are, all or nothing.
 
-    A `final/` that is there already, of a run that stopped before it could say so, gives way. `extra` is added to
-    the description.
+    A `final/` that is there already, of a run that stopped before it could say so, gives way.
 
     Raises:
         InputError: the checkpoint is not whole, or its weights were altered.
@@ -156,7 +154,7 @@ def save_final(folder: Path, source: Path, *, extra: Mapping[str, Any] | None = 
     final["sha256"] = {WEIGHTS: description["sha256"][WEIGHTS]}
     with appearing_whole(folder, replace=True) as partial:
         shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
-        (partial / DESCRIPTION).write_text(json.dumps({**final, **(extra or {})}, indent=1), encoding="utf-8")
+        (partial / DESCRIPTION).write_text(json.dumps(final, indent=1), encoding="utf-8")
 
 
 def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:

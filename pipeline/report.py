@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from jointseg.figures import qualitative, save_png, search_history, with_and_wit
 from jointseg.labels import CLASS_NAMES
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
 from jointseg.settings import flatten
+from jointseg.whole import appearing_whole
 from pipeline import report_page
 from pipeline.provenance import provenance
 from pipeline.workspace import Workspace
@@ -57,7 +56,7 @@ def save_evaluation(
         sums: of each row.
         predictions: of each row, by frame number.
     """
-    with _replacing(place.evaluation) as folder:
+    with appearing_whole(place.evaluation, replace=True) as folder:
         _write_json(folder / METRICS, {"rows": rows, "floors": floors})
         _write_json(
             folder / SUMS,
@@ -166,7 +165,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     frames = [store.frame(number) for number in predictions]
     scores = pq.read_table(place.trials).sort_by("trial")["score"].to_pylist()
     captions = {}
-    with _replacing(place.figures) as folder:
+    with appearing_whole(place.figures, replace=True) as folder:
         if frames:
             with_crf, without = ROW_NAMES[WITH_CRF], ROW_NAMES[WITHOUT_CRF]
             save_png(
@@ -185,17 +184,6 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         save_png(search_history(scores, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
         captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` at the end of the block."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -139,6 +139,8 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
+        if (place.stage(stage) / "loaded.txt").is_file():
+            tracker.log_artifact(run, place.stage(stage) / "loaded.txt")
 
 
 def search_settings(pipeline: Pipeline) -> None:
@@ -168,11 +170,12 @@ def search_settings(pipeline: Pipeline) -> None:
         tracker.log_trials(run, rows)
         for row, best in zip(rows, search.best_so_far(rows), strict=True):
             tracker.log_metrics(run, {"best_so_far": best}, step=row["trial"])
-        tracker.log_metrics(run, {"best_mean_iou": result["score"], "paper_mean_iou": result["paper_score"]})
+        known = {"best_mean_iou": result["score"], "paper_mean_iou": result["paper_score"]}
+        tracker.log_metrics(run, {name: score for name, score in known.items() if score is not None})
         tracker.log_artifact(run, place.crf_settings)
         tracker.log_artifact(run, place.trials)
-    best, paper = result["score"], result["paper_score"]
-    screen.say(f"best mean IoU {best:.4f} (trial {result['trial']}); at the paper's point {paper:.4f}")
+    paper = "no score" if result["paper_score"] is None else f"{result['paper_score']:.4f}"
+    screen.say(f"best mean IoU {result['score']:.4f} (trial {result['trial']}); at the paper's point: {paper}")
 
 
 def evaluate_test(pipeline: Pipeline) -> None:

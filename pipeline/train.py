@@ -76,8 +76,7 @@ def train_stage(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _users_mistake(error) or error from None
-    last = read_log(log)[-1]
-    save_final(place.final(stage), Path(result.checkpoint.path), extra={"metrics": last})
+    save_final(place.final(stage), Path(result.checkpoint.path))
 
 
 @contextmanager

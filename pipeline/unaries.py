@@ -6,7 +6,6 @@ Not here: the trials (search.py), the network's forward pass (jointseg/evaluatio
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Unaries, compute_unaries
 from jointseg.model import build_model
+from jointseg.whole import appearing_whole
 from pipeline.cluster import result_of, uses_gpu
 
 DESCRIPTION = "unaries.json"
@@ -62,28 +62,23 @@ def cached_unaries(
         task.remote(config, store, start, frames[row : row + FRAMES_A_TASK], "cuda" if gpu else "cpu"): row
         for row in range(0, len(frames), FRAMES_A_TASK)
     }
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    arrays: dict[str, np.memmap[Any, Any]] = {}
-    waiting = list(pending)
-    done = 0
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        for row, unaries in enumerate(result_of(ready[0]), start=pending[ready[0]]):
-            for name in ARRAYS:
-                values = getattr(unaries, name).numpy()
-                if name not in arrays:
-                    shape = (len(frames), *values.shape)
-                    arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", values.dtype, shape)
-                arrays[name][row] = values
-            done += 1
-        progress(done)
-    for array in arrays.values():
-        array.flush()
-    (partial / DESCRIPTION).write_text(json.dumps(stamp))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with appearing_whole(folder, replace=True) as partial:
+        arrays: dict[str, np.memmap[Any, Any]] = {}
+        waiting, done = list(pending), 0
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            for row, unaries in enumerate(result_of(ready[0]), start=pending[ready[0]]):
+                for name in ARRAYS:
+                    values = getattr(unaries, name).numpy()
+                    if name not in arrays:
+                        shape = (len(frames), *values.shape)
+                        arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", values.dtype, shape)
+                    arrays[name][row] = values
+                done += 1
+            progress(done)
+        for array in arrays.values():
+            array.flush()
+        (partial / DESCRIPTION).write_text(json.dumps(stamp))
     return UnaryCache(folder, frames)
 
 

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
@@ -44,6 +45,8 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         run = begin(job.config, stage, place=place, start=job.start)
+        if run.loaded is not None and place.rank == 0:
+            write_atomically(job.log.with_name("loaded.txt"), f"{run.loaded.table()}\n")
     else:
         with checkpoint.as_directory() as folder:
             run = resume(job.config, stage, Path(folder), place=place)

@@ -158,7 +158,7 @@ def test_the_best_so_far_only_rises_and_passes_over_failures():
 def final(tmp_path):
     """A finished stage's weights, as far as a search looks at them."""
     save_checkpoint(tmp_path / "last", Checkpoint("stage2", 1, demo(), {"weight": torch.zeros(1)}, {}, []))
-    save_final(tmp_path / "final", tmp_path / "last", extra={})
+    save_final(tmp_path / "final", tmp_path / "last")
     return tmp_path / "final"
 
 
