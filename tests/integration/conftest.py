@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -112,7 +114,10 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     token.write_text(uuid4().hex)
     environment = {**jointseg.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     there = Head(f"http://127.0.0.1:{dashboard}", environment)
+    # A folder of its own: a head that is killed leaves its address in the common one, where later clusters look for it.
+    folder = tempfile.mkdtemp(prefix="ray-")
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    command += [f"--temp-dir={folder}"]
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -129,3 +134,4 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
