@@ -216,7 +216,12 @@ def _run(
     config = _config(place, preset, data, overrides)
     from pipeline.run import run_phases
 
-    run_phases(config, place, phases, screen=Terminal(), verbose=verbose)
+    screen = Terminal()
+    try:
+        run_phases(config, place, phases, screen=screen, verbose=verbose)
+    except KeyboardInterrupt:
+        screen.say(f"interrupted; the same command goes on with {place.out} where it stopped")
+        raise
 
 
 def _config(place: Workspace, preset: str | None, data: Path | None, overrides: list[str] | None) -> Config:
