@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jointseg.crf.filters import BuildFilter, FilterName, resolve_filter
-from jointseg.crf.kernels import kernel_features, paper_kernels
-from jointseg.crf.mean_field import mean_field, pairwise_matrices
+from jointseg.crf.filters import BuildFilter, FilterName, check_filter
+from jointseg.crf.kernels import paper_kernels
+from jointseg.crf.mean_field import pairwise_matrices
+from jointseg.crf.prepared import PreparedImages, valid_pixels
 from jointseg.crf.settings import CrfSettings
 from jointseg.errors import InputError
 
@@ -40,8 +41,9 @@ class DenseCRF(nn.Module):
         Args:
             num_classes: C.
             settings: bandwidths, initial weights, iterations and pairwise form; the paper's where None.
-            filter: a name, or what builds a filter from features (B, P, F). `auto` is `exact`, today the only filter:
-                its time grows with P^2, so mind full-size images.
+            filter: a name for all kernels, or what builds a filter from `Features`. `auto` takes `exact` for images of up to
+                4096 pixels and off the CPU, where its time grows with P^2; else for each kernel what suits it: `separable`,
+                `bilateral_grid` or `permutohedral`. `prepare` tells which.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
                 this waits for the device at each call; turn it off once the pipeline is trusted.
 
@@ -54,7 +56,8 @@ class DenseCRF(nn.Module):
         self.num_classes = num_classes
         self.settings = settings if settings is not None else CrfSettings()
         self.check_inputs = check_inputs
-        self.filter_name, self._build_filter = resolve_filter(filter)
+        check_filter(filter)
+        self.filter = filter
         self.kernels = paper_kernels(self.settings)
         identity_CC, ones_CC = torch.eye(num_classes), torch.ones(num_classes, num_classes)
         crfrnn = self.settings.pairwise == "crfrnn"
@@ -63,15 +66,22 @@ class DenseCRF(nn.Module):
         self.compatibility = nn.Parameter(-identity_CC if crfrnn else ones_CC - identity_CC)
 
     def forward(
-        self, logits: Tensor, *, image: Tensor, depth: Tensor | None = None, num_iterations: int | None = None
+        self,
+        logits: Tensor,
+        *,
+        image: Tensor | None = None,
+        depth: Tensor | None = None,
+        prepared: PreparedImages | None = None,
+        num_iterations: int | None = None,
     ) -> Tensor:
         """Mean-field inference; differentiable by logits, weights and compatibility. Image and depth are inputs: no gradient.
 
         Args:
             logits: (B, C, H, W), float32 or float64 as the module's parameters; higher is likelier.
             image: (B, 3, H, W), RGB in 0..255; uint8, or the dtype of the logits.
-            depth: (B, H, W), metres, the dtype of the logits; None leaves the depth kernel out. It is estimated depth:
-                every pixel has one, and 0 means 0 m, not missing.
+            depth: (B, H, W), metres, the dtype of the logits; None leaves the depth kernel out. Where it is 0 a pixel has no
+                depth: it sends and receives no message of the depth kernel.
+            prepared: what `prepare` made of the image and the depth, in place of both.
             num_iterations: in place of the settings'; 0 returns the logits as they are.
 
         Returns:
@@ -83,33 +93,78 @@ class DenseCRF(nn.Module):
         num_iterations = self.settings.num_iterations if num_iterations is None else num_iterations
         if num_iterations < 0:
             raise InputError(f"num_iterations is {num_iterations}; allowed: 0 or more")
+        if (image is None) == (prepared is None) or (prepared is not None and depth is not None):
+            raise InputError("give either image (and depth, if there is one) or prepared")
         self._check_logits(logits)
-        _check_guide("image", image, logits=logits, shape=(logits.shape[0], 3, *logits.shape[2:]))
-        if depth is not None:
-            _check_guide("depth", depth, logits=logits, shape=(logits.shape[0], *logits.shape[2:]))
+        if image is not None:
+            _check_guides(image, depth, dtype=logits.dtype, device=logits.device, shape=(logits.shape[0], *logits.shape[2:]))
         if self.check_inputs:
-            _check_values(logits, image=image, depth=depth)
+            _finite_range("logits", logits)
+            if image is not None:
+                _check_guide_values(image, depth)
         if num_iterations == 0:
             return logits
         # Sums over all pixels overflow float16, and its steps are wider than the distances compared.
         with torch.autocast(logits.device.type, enabled=False):
-            return self._infer(logits, image=image, depth=depth, num_iterations=num_iterations)
+            if image is not None:
+                prepared = self._prepare(image, depth)
+            assert prepared is not None
+            self._check_prepared(prepared, logits)
+            weights_KCC = torch.stack([self.weights[kernel.name] for kernel in prepared.kernels])
+            matrices_KCC = pairwise_matrices(weights_KCC, self.compatibility, form=self.settings.pairwise)
+            logits_BCP = prepared.mean_field(logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations)
+            return logits_BCP.reshape(logits.shape)
+
+    def prepare(self, *, image: Tensor, depth: Tensor | None = None) -> PreparedImages:
+        """What inference needs to know of the images, for any logits and any weights: `crf(logits, prepared=prepared)`.
+
+        It depends on the bandwidths, not on the weights: other CRFs with the same bandwidths take it too.
+
+        Args:
+            image: as in `forward`.
+            depth: as in `forward`; without it, Sem-CRF is prepared.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        reference = self.compatibility
+        if image.ndim != 4 or image.numel() == 0:
+            raise InputError(f"image has shape {tuple(image.shape)}; allowed: (B, 3, H, W), not empty")
+        shape = (image.shape[0], *image.shape[2:])
+        _check_guides(image, depth, dtype=reference.dtype, device=reference.device, shape=shape)
+        if self.check_inputs:
+            _check_guide_values(image, depth)
+        with torch.autocast(image.device.type, enabled=False):
+            return self._prepare(image, depth)
 
     def extra_repr(self) -> str:
-        """What `print(crf)` says beside the parameters; the filter is the one that was taken."""
-        return f"num_classes={self.num_classes}, filter={self.filter_name!r}, {self.settings!r}"
+        """What `print(crf)` says beside the parameters."""
+        name = self.filter if isinstance(self.filter, str) else getattr(self.filter, "__name__", repr(self.filter))
+        return f"num_classes={self.num_classes}, filter={name!r}, {self.settings!r}"
 
-    def _infer(self, logits: Tensor, *, image: Tensor, depth: Tensor | None, num_iterations: int) -> Tensor:
-        guides = {"image": image.to(logits.dtype)}
+    def _prepare(self, image: Tensor, depth: Tensor | None) -> PreparedImages:
+        guides = {"image": image.detach().to(self.compatibility.dtype)}
         if depth is not None:
+            depth = depth.detach()
             guides["depth"] = depth[:, None]
         kernels = [kernel for kernel in self.kernels if kernel.guide is None or kernel.guide in guides]
-        H, W = logits.shape[2:]
-        filters = [self._build_filter(kernel_features(kernel, guides, size=(H, W))) for kernel in kernels]
-        weights_KCC = torch.stack([self.weights[kernel.name] for kernel in kernels])
-        matrices_KCC = pairwise_matrices(weights_KCC, self.compatibility, form=self.settings.pairwise)
-        logits_BCP = mean_field(logits.flatten(2), filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations)
-        return logits_BCP.reshape(logits.shape)
+        H, W = image.shape[2:]
+        return PreparedImages(kernels, guides, size=(H, W), valid=valid_pixels(depth), filter=self.filter)
+
+    def _check_prepared(self, prepared: PreparedImages, logits: Tensor) -> None:
+        shape = (prepared.num_images, self.num_classes, *prepared.size)
+        if logits.shape != shape or logits.dtype != prepared.dtype or logits.device != prepared.device:
+            raise InputError(
+                f"logits are {tuple(logits.shape)} {logits.dtype} on {logits.device}; allowed beside what was prepared: "
+                f"{shape} {prepared.dtype} on {prepared.device}"
+            )
+        own = {kernel.name: kernel.bandwidths for kernel in self.kernels}
+        for kernel in prepared.kernels:
+            if own.get(kernel.name) != kernel.bandwidths:
+                raise InputError(
+                    f"prepared with bandwidths {kernel.bandwidths} for kernel {kernel.name!r}; allowed: this CRF's, "
+                    f"{own.get(kernel.name)}"
+                )
 
     def _check_logits(self, logits: Tensor) -> None:
         C = self.num_classes
@@ -125,18 +180,27 @@ class DenseCRF(nn.Module):
             raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")
 
 
-def _check_guide(name: str, guide: Tensor, *, logits: Tensor, shape: tuple[int, ...]) -> None:
+def _check_guides(
+    image: Tensor, depth: Tensor | None, *, dtype: torch.dtype, device: torch.device, shape: tuple[int, int, int]
+) -> None:
+    B, H, W = shape
+    _check_guide("image", image, dtypes=(torch.uint8, dtype), device=device, shape=(B, 3, H, W))
+    if depth is not None:
+        _check_guide("depth", depth, dtypes=(dtype,), device=device, shape=shape)
+
+
+def _check_guide(
+    name: str, guide: Tensor, *, dtypes: tuple[torch.dtype, ...], device: torch.device, shape: tuple[int, ...]
+) -> None:
     if guide.shape != shape:
-        raise InputError(f"{name} has shape {tuple(guide.shape)}; allowed beside logits {tuple(logits.shape)}: {shape}")
-    allowed = (torch.uint8, logits.dtype) if name == "image" else (logits.dtype,)
-    if guide.dtype not in allowed:
-        raise InputError(f"{name} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, allowed))}")
-    if guide.device != logits.device:
-        raise InputError(f"{name} is on {guide.device} but logits are on {logits.device}; move one of them")
+        raise InputError(f"{name} has shape {tuple(guide.shape)}; allowed here: {shape}")
+    if guide.dtype not in dtypes:
+        raise InputError(f"{name} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, dtypes))}")
+    if guide.device != device:
+        raise InputError(f"{name} is on {guide.device} but the rest is on {device}; move one of them")
 
 
-def _check_values(logits: Tensor, *, image: Tensor, depth: Tensor | None) -> None:
-    _finite_range("logits", logits)
+def _check_guide_values(image: Tensor, depth: Tensor | None) -> None:
     if image.dtype != torch.uint8:
         low, high = _finite_range("image", image)
         if low < 0 or high > 255:
@@ -151,7 +215,7 @@ def _check_values(logits: Tensor, *, image: Tensor, depth: Tensor | None) -> Non
     if depth is not None:
         low, high = _finite_range("depth", depth)
         if low < 0:
-            raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 or more")
+            raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
 
 
 def _finite_range(name: str, values: Tensor) -> tuple[float, float]:

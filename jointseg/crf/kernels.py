@@ -7,6 +7,7 @@ Not here: how messages are filtered (filters/) and how they are weighed (mean_fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,11 @@ class Kernel:
     guide_bandwidth: float = 1.0
     """Bandwidth of the guide, in its own unit: RGB levels 0..255, or metres."""
 
+    @property
+    def bandwidths(self) -> tuple[float, ...]:
+        """All of them: what a structure built for this kernel depends on."""
+        return (self.position,) if self.guide is None else (self.position, self.guide_bandwidth)
+
 
 def paper_kernels(settings: CrfSettings) -> tuple[Kernel, ...]:
     """Eq 7: appearance, depth and smoothness, with their bandwidths and initial weights."""
@@ -41,7 +47,7 @@ def paper_kernels(settings: CrfSettings) -> tuple[Kernel, ...]:
     )
 
 
-def kernel_features(kernel: Kernel, guides: dict[str, Tensor], *, size: tuple[int, int]) -> Tensor:
+def kernel_features(kernel: Kernel, guides: Mapping[str, Tensor], *, size: tuple[int, int]) -> Tensor:
     """What `kernel` compares, in units of its bandwidths.
 
     Args:

@@ -89,7 +89,7 @@ def test_shapes_are_checked_where_value_checks_are_off():
 
 
 def test_an_unknown_filter_lists_the_known_ones():
-    with pytest.raises(InputError, match="filter: 'lattice' is unknown; allowed: 'auto', 'exact'"):
+    with pytest.raises(InputError, match="filter: 'lattice' is unknown; allowed: 'auto', 'exact', 'separable'"):
         DenseCRF(3, filter="lattice")
 
 

@@ -1,6 +1,6 @@
 """What a message filter is, and which there are: one file per algorithm behind one interface.
 
-Not here: the algorithms (exact.py), and where the features come from (kernels.py).
+Not here: the algorithms (exact.py, structured.py), and where the features come from (kernels.py).
 
 A filter is the linear map of one Gaussian kernel over the pixels of an image,
 
@@ -21,14 +21,18 @@ from typing import Literal, Protocol, TypeAlias
 from torch import Tensor
 
 from jointseg.crf.filters.exact import ExactFilter, blend
+from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid, grid_fits, permutohedral, separable_filter
 from jointseg.errors import InputError
 
 
 class GaussianFilter(Protocol):
     """One kernel over B images, ready to be applied."""
 
-    row_sums: Tensor
-    """(B, P): K 1, what each pixel's message is divided by; at least 1, as every pixel hears itself."""
+    @property
+    def row_sums(self) -> Tensor:
+        """(B, P): K 1, what each pixel's message is divided by; 1 where a pixel is left out, whose message is 0."""
+        ...
 
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v, for any number of channels. Not recorded by autograd."""
@@ -39,26 +43,54 @@ class GaussianFilter(Protocol):
         ...
 
 
-BuildFilter: TypeAlias = Callable[[Tensor], GaussianFilter]
-"""Builds a filter from features (B, P, F), already divided by the bandwidths."""
+BuildFilter: TypeAlias = Callable[[Features], GaussianFilter]
+"""Builds a filter from what pixels are compared by."""
 
-FilterName: TypeAlias = Literal["auto", "exact"]
+FilterName: TypeAlias = Literal["auto", "exact", "separable", "bilateral_grid", "permutohedral"]
 
-FILTERS: Mapping[str, BuildFilter] = {"exact": ExactFilter}
+FILTERS: Mapping[str, BuildFilter] = {
+    "exact": ExactFilter,
+    "separable": separable_filter,
+    "bilateral_grid": bilateral_grid,
+    "permutohedral": permutohedral,
+}
+
+EXACT_UP_TO = 4096
+"""Pixels of an image up to which `auto` takes the exact filter: its matrices are quick to make, and are kept."""
 
 
-def resolve_filter(choice: FilterName | BuildFilter) -> tuple[str, BuildFilter]:
-    """The name and the builder of a filter; `auto` takes `exact`, today the only one.
+def choose_filter(features: Features) -> str:
+    """What `auto` takes: `exact` for small images and off the CPU; else by the kernel.
+
+    `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small, `permutohedral` else.
+    """
+    _, P, F = features.values_BPF.shape
+    if P <= EXACT_UP_TO or features.values_BPF.device.type != "cpu":
+        return "exact"
+    if F == 2:
+        return "separable"
+    return "bilateral_grid" if grid_fits(features) else "permutohedral"
+
+
+def check_filter(choice: FilterName | BuildFilter) -> None:
+    """Refuse names that no filter has.
 
     Raises:
         InputError: no filter has this name.
     """
-    if not isinstance(choice, str):
-        return getattr(choice, "__name__", repr(choice)), choice
-    name = "exact" if choice == "auto" else choice
-    if name not in FILTERS:
+    if isinstance(choice, str) and choice != "auto" and choice not in FILTERS:
         raise InputError(f"filter: {choice!r} is unknown; allowed: 'auto', {', '.join(map(repr, FILTERS))}")
-    return name, FILTERS[name]
 
 
-__all__ = ["FILTERS", "BuildFilter", "ExactFilter", "FilterName", "GaussianFilter", "blend", "resolve_filter"]
+def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[str, GaussianFilter]:
+    """The name of the filter taken for these features, and the filter."""
+    if not isinstance(choice, str):
+        return getattr(choice, "__name__", repr(choice)), choice(features)
+    name = choose_filter(features) if choice == "auto" else choice
+    return name, FILTERS[name](features)
+
+
+__all__ = [
+    "FILTERS", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter", "StructuredFilter",
+    "blend", "build_filter", "check_filter", "choose_filter",
+]  # fmt: skip

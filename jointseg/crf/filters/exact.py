@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from jointseg.crf.filters.features import Features
+
 DEFAULT_BUDGET_BYTES = 256 * 2**20
 _CACHE_BYTES = 2**19
 _MIN_ROWS_FOR_MATMUL = 16
@@ -29,16 +31,18 @@ class ExactFilter:
     then loses every |f - g|^2 below 1e-3. Weights below the smallest normal number of the dtype (1e-38 in float32) count as 0.
     """
 
-    def __init__(self, features_BPF: Tensor, *, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        """Take features in units of the bandwidths; they are treated as constants.
+    def __init__(self, features: Features, *, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
+        """Take what pixels are compared by.
 
         Args:
-            features_BPF: (B, P, F), float32 or float64.
+            features: any, on any device.
             budget_bytes: working memory of this filter, in bytes. One row of weights is the least it can work with.
         """
         # exp(-d^2/2) = 2^-(s d)^2 with s^2 = log2(e)/2. Not exp: MKL's is 15 times slower on arguments that underflow,
         # and most pairs of colours do.
         scale = math.sqrt(0.5 * math.log2(math.e))
+        features_BPF = features.values_BPF
+        self._invalid_BP = None if features.valid_BP is None else ~features.valid_BP
         self._features_FBP = (features_BPF.detach() * scale).permute(2, 0, 1).contiguous()
         self._rows_per_block = self._fitting_rows(budget_bytes)
         self._matrix_BPP: Tensor | None = None
@@ -66,6 +70,8 @@ class ExactFilter:
         matrix_BPP = self._features_FBP.new_empty(B, P, P) if keep else None
         for rows, weights_BRP in self._blocks(matrix_BPP):
             row_sums_BP[:, rows] = weights_BRP.sum(-1)
+        if self._invalid_BP is not None:
+            row_sums_BP[self._invalid_BP] = 1
         self._matrix_BPP = matrix_BPP
         return row_sums_BP
 
@@ -90,6 +96,9 @@ class ExactFilter:
         weights_BRP.exp2_()
         # Subnormal weights change no sum that has a 1 in it, and cost many CPUs a trap at every multiplication.
         torch.threshold_(weights_BRP, torch.finfo(weights_BRP.dtype).tiny, 0.0)
+        if self._invalid_BP is not None:
+            weights_BRP.masked_fill_(self._invalid_BP[:, None, :], 0.0)
+            weights_BRP.masked_fill_(self._invalid_BP[:, rows, None], 0.0)
 
     def _fitting_rows(self, budget_bytes: int) -> int:
         """Rows per block: two blocks within the budget; on a CPU also within its cache, but not too thin for a matmul."""

@@ -1,0 +1,88 @@
+"""Mean field over all kernels in one pass an iteration, as one step of autograd.
+
+Not here: the passes (engine.py, passes.py).
+"""
+
+# B images, C channels, P pixels (H*W, row-major), K kernels
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jointseg.crf.cpu.engine import Engine, aligned
+from jointseg.crf.cpu.layout import padded_width
+
+_NEVER = -1e30
+"""Logit of the channels that only fill a vector: their q is 0."""
+
+
+def to_rows(values_CP: Tensor, padding: float) -> NDArray[Any]:
+    """(C, P) as rows of pixels, (P, C) with C padded to whole vectors."""
+    C, P = values_CP.shape
+    width = padded_width(C)
+    dtype = values_CP.numpy().dtype
+    rows_PC = aligned(P * width, dtype).reshape(P, width)
+    torch.from_numpy(rows_PC)[:, :C].copy_(values_CP.T)
+    rows_PC[:, C:] = padding
+    return rows_PC
+
+
+def fused_mean_field(
+    unary_logits_BCP: Tensor, engines: Sequence[Engine], *, matrices_KCC: Tensor, num_iterations: int
+) -> Tensor:
+    """As mean_field.mean_field, for engines of the same K kernels, one an image. Differentiable once."""
+    result: Tensor = _Fused.apply(unary_logits_BCP, matrices_KCC, engines, num_iterations)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps q of each iteration, and no messages."""
+
+    @staticmethod
+    def forward(ctx: Any, unary_BCP: Tensor, matrices_KCC: Tensor, engines: Sequence[Engine], num_iterations: int) -> Tensor:
+        matrices, ctx.matrices = _padded_matrices(matrices_KCC.detach()), matrices_KCC
+        ctx.engines, ctx.kept = engines, []
+        learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        out_BCP = torch.empty_like(unary_BCP)
+        for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
+            q: list[NDArray[Any]] | None = [] if learning else None
+            rows_PC = engine.mean_field(to_rows(unary_CP, _NEVER), matrices, num_iterations, keep=q)
+            out_CP.copy_(torch.from_numpy(rows_PC)[:, : len(unary_CP)].T)
+            ctx.kept.append(q)
+        return out_BCP
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        C = grad_BCP.shape[1]
+        matrices = _padded_matrices(ctx.matrices.detach())
+        by_unary_BCP = torch.empty_like(grad_BCP)
+        by_matrices_KCC = torch.zeros_like(ctx.matrices) if ctx.needs_input_grad[1] else None
+        for grad_CP, engine, q, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
+            rows_PC, sums = engine.mean_field_backward(
+                to_rows(grad_CP, 0.0), q, matrices, by_matrices=by_matrices_KCC is not None
+            )
+            out_CP.copy_(torch.from_numpy(rows_PC)[:, :C].T)
+            if by_matrices_KCC is not None and sums is not None:
+                by_matrices_KCC += torch.from_numpy(sums)[:, :C, :C]
+        return by_unary_BCP, by_matrices_KCC, None, None
+
+
+def _padded_matrices(matrices_KCC: Tensor) -> NDArray[Any]:
+    """(K,) where every matrix is a multiple of the identity, as before learning; else (K, C, C), 0 in the padding."""
+    K, C, _ = matrices_KCC.shape
+    matrices = matrices_KCC.numpy()
+    multiples = matrices[:, 0, 0]
+    if np.array_equal(matrices, multiples[:, None, None] * np.eye(C, dtype=matrices.dtype)):
+        return multiples.copy()
+    width = padded_width(C)
+    padded = np.zeros((K, width, width), matrices.dtype)
+    padded[:, :C, :C] = matrices
+    return padded

@@ -1,0 +1,173 @@
+"""The filters on CPUs that build a structure per image: permutohedral lattice, bilateral grid, separable.
+
+Not here: their compiled code (cpu/), the sums over all pairs (exact.py), several kernels in one pass (cpu/fused.py).
+"""
+
+# B images, C channels, P pixels (H*W, row-major), F kernel features
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jointseg.crf.cpu.bands import separable
+from jointseg.crf.cpu.engine import Engine
+from jointseg.crf.cpu.fused import to_rows
+from jointseg.crf.cpu.grid import build_grid
+from jointseg.crf.cpu.lattice import build_lattice, key_bits, scale_factors
+from jointseg.crf.cpu.parts import Part
+from jointseg.crf.filters.features import Features
+from jointseg.errors import InputError
+
+GRID_TOLERANCE = 5e-3
+"""Default of the bilateral grid; what it gives at so many cells to a bandwidth was measured on rooms (docs/crf.md)."""
+_MAX_GRID_ROWS = 2**18
+_MAX_GRID_FEATURES = 3
+_MAX_LATTICE_FEATURES = 16
+
+
+class StructuredFilter:
+    """A filter whose structure serves any values, weights and both directions. CPU; float32 or float64."""
+
+    def __init__(self, name: str, features: Features, build: Callable[[NDArray[Any], NDArray[np.bool_]], Part]) -> None:
+        """Build each image's structure.
+
+        Args:
+            name: for messages.
+            features: what pixels are compared by.
+            build: makes the structure of one image from features (P, F) and valid (P,).
+        """
+        if features.values_BPF.device.type != "cpu":
+            raise InputError(f"filter {name!r} runs on the CPU, but features are on {features.values_BPF.device}; use 'exact'")
+        self.name, self.size = name, features.size
+        self.num_threads = torch.get_num_threads()
+        values_BPF = features.values_BPF.detach().contiguous().numpy()
+        self.dtype = values_BPF.dtype
+        everywhere = np.ones(values_BPF.shape[:2], np.bool_)
+        self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.numpy()
+        self.parts = [build(image_PF, valid_P) for image_PF, valid_P in zip(values_BPF, self.valid_BP, strict=True)]
+
+    @cached_property
+    def _engines(self) -> list[Engine]:
+        return [
+            Engine([part], [valid_P], self.size, self.num_threads, self.dtype)
+            for part, valid_P in zip(self.parts, self.valid_BP, strict=True)
+        ]
+
+    @cached_property
+    def row_sums(self) -> Tensor:
+        """(B, P): K 1, and 1 where a pixel is not valid."""
+        return torch.from_numpy(np.stack([engine.row_sums_PK[:, 0] for engine in self._engines]))
+
+    def apply(self, values_BCP: Tensor, /) -> Tensor:
+        """K v. Values (B, C, P) of the features' dtype; not recorded by autograd."""
+        return self._apply(values_BCP, transposed=False)
+
+    def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
+        """K^T v, the exact transpose of `apply`: the lattice's axes are blurred in reverse."""
+        return self._apply(values_BCP, transposed=True)
+
+    @torch.no_grad()
+    def _apply(self, values_BCP: Tensor, *, transposed: bool) -> Tensor:
+        C = values_BCP.shape[1]
+        out = [
+            torch.from_numpy(engine.filter(to_rows(values_CP, 0.0), transposed=transposed))[:, :C].T
+            for engine, values_CP in zip(self._engines, values_BCP, strict=True)
+        ]
+        return torch.stack(out)
+
+
+def permutohedral(features: Features) -> StructuredFilter:
+    """The permutohedral lattice (Adams et al. 2010) as Kraehenbuehl & Koltun (2011) use it, in any number of features up to 16.
+
+    Nobody states its error: against the exact sum a message is off by 4-8 % on rooms. It is the same lattice as pydensecrf's.
+
+    Raises:
+        InputError: more than 16 features, or features so large (tiny bandwidths) that vertices cannot be numbered.
+    """
+    F = features.values_BPF.shape[2]
+    if F > _MAX_LATTICE_FEATURES:
+        raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
+    reach = features.values_BPF.abs().amax((0, 1)).double().numpy() @ scale_factors(F, np.float64) * (F + 1)
+    allowed = 2.0 ** (key_bits(F) - 1)
+    if reach >= allowed:
+        raise InputError(
+            f"filter 'permutohedral': features reach {reach:.3g} lattice steps; allowed: up to {allowed:.3g}; "
+            "use larger bandwidths or 'exact'"
+        )
+    threads = torch.get_num_threads()
+    return StructuredFilter(
+        "permutohedral", features, lambda f_PF, valid_P: build_lattice(f_PF, valid_P, features.size, threads)
+    )
+
+
+def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter:
+    """A dense grid over feature space, linear to write and to read (Paris & Durand 2006).
+
+    Args:
+        features: up to 3, spanning at most 2^18 cells.
+        tolerance: of a message, relative; 0.002 to 0.05.
+
+    Raises:
+        InputError: more features or cells, or a tolerance it cannot give.
+    """
+    if not 2e-3 <= tolerance <= 5e-2:
+        raise InputError(f"filter 'bilateral_grid': tolerance is {tolerance:g}; allowed: 0.002..0.05; below that use 'exact'")
+    cells = cells_per_sigma(tolerance)
+    F, rows = features.values_BPF.shape[2], grid_rows(features, cells)
+    if F > _MAX_GRID_FEATURES or rows > _MAX_GRID_ROWS:
+        raise InputError(
+            f"filter 'bilateral_grid': {F} features over {rows:.3g} cells; allowed: {_MAX_GRID_FEATURES} over {_MAX_GRID_ROWS};"
+            " use larger bandwidths, 'permutohedral' or 'exact'"
+        )
+    return StructuredFilter("bilateral_grid", features, lambda f_PF, valid_P: build_grid(f_PF, valid_P, cells_per_sigma=cells))
+
+
+def cells_per_sigma(tolerance: float) -> float:
+    """Cells to a bandwidth: linear interpolation's error falls with their square."""
+    return 2.0 * math.sqrt(GRID_TOLERANCE / tolerance)
+
+
+def grid_rows(features: Features, cells: float) -> float:
+    """Cells of the largest grid of the batch."""
+    values_BPF = features.values_BPF
+    extents_BF = (values_BPF.amax(1) - values_BPF.amin(1)).double() * cells
+    return float((extents_BF.floor() + 2).prod(1).max().item())
+
+
+def grid_fits(features: Features) -> bool:
+    """Whether `bilateral_grid` takes these features at its default tolerance."""
+    F = features.values_BPF.shape[2]
+    return F <= _MAX_GRID_FEATURES and grid_rows(features, cells_per_sigma(GRID_TOLERANCE)) <= _MAX_GRID_ROWS
+
+
+def separable_filter(features: Features) -> StructuredFilter:
+    """Positions alone: a Gaussian along rows, then along columns. Messages are within 1e-4 of the exact ones.
+
+    Raises:
+        InputError: the features are not x and y of the pixel grid over their bandwidths.
+    """
+    H, W = features.size
+    values_BPF = features.values_BPF
+    sigma = []
+    for axis, (length, step) in enumerate(((W, 1), (H, W))):
+        slope = float(values_BPF[0, step * (length - 1), axis] - values_BPF[0, 0, axis]) / (length - 1) if length > 1 else 1.0
+        if not slope > 0:
+            raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
+        sigma.append(1 / slope)
+    y_HW, x_HW = np.mgrid[:H, :W]
+    expected_PF = torch.from_numpy(np.stack([x_HW / sigma[0], y_HW / sigma[1]], -1).reshape(-1, 2))
+    misfit = (
+        (values_BPF - values_BPF[:, :1] - expected_PF).abs().amax() if values_BPF.shape[2] == 2 else torch.tensor(torch.inf)
+    )
+    if misfit > 1e-4 * float(1 + expected_PF.amax()):
+        raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
+    part = separable((H, W), (sigma[0], sigma[1]), values_BPF.numpy().dtype)
+    return StructuredFilter("separable", features, lambda _f, _v: part)
