@@ -42,8 +42,8 @@ class DenseCRF(nn.Module):
             num_classes: C.
             settings: bandwidths, initial weights, iterations and pairwise form; the paper's where None.
             filter: a name for all kernels, or what builds a filter from `Features`. `auto` takes `exact` for images of up to
-                4096 pixels and off the CPU, where its time grows with P^2; else for each kernel what suits it: `separable`,
-                `bilateral_grid` or `permutohedral`. `prepare` tells which.
+                4096 pixels; larger ones on CUDA get `block_sparse`, on CPUs for each kernel what suits it: `separable`,
+                `bilateral_grid` or `permutohedral`. What `prepare` returns tells which.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
                 this waits for the device at each call; turn it off once the pipeline is trusted.
 

@@ -1,6 +1,6 @@
 """What a message filter is, and which there are: one file per algorithm behind one interface.
 
-Not here: the algorithms (exact.py, structured.py), and where the features come from (kernels.py).
+Not here: the algorithms (exact.py, structured.py, block_sparse.py), and where the features come from (kernels.py).
 
 A filter is the linear map of one Gaussian kernel over the pixels of an image,
 
@@ -18,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
+from jointseg.crf.filters.block_sparse import BlockSparseFilter, triton_available
 from jointseg.crf.filters.exact import ExactFilter, blend
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid, grid_fits, permutohedral, separable_filter
@@ -46,13 +48,14 @@ class GaussianFilter(Protocol):
 BuildFilter: TypeAlias = Callable[[Features], GaussianFilter]
 """Builds a filter from what pixels are compared by."""
 
-FilterName: TypeAlias = Literal["auto", "exact", "separable", "bilateral_grid", "permutohedral"]
+FilterName: TypeAlias = Literal["auto", "exact", "separable", "bilateral_grid", "permutohedral", "block_sparse"]
 
 FILTERS: Mapping[str, BuildFilter] = {
     "exact": ExactFilter,
     "separable": separable_filter,
     "bilateral_grid": bilateral_grid,
     "permutohedral": permutohedral,
+    "block_sparse": BlockSparseFilter,
 }
 
 EXACT_UP_TO = 4096
@@ -60,12 +63,16 @@ EXACT_UP_TO = 4096
 
 
 def choose_filter(features: Features) -> str:
-    """What `auto` takes: `exact` for small images and off the CPU; else by the kernel.
+    """What `auto` takes: `exact` for small images; on CUDA `block_sparse` (float32, with Triton), else `exact`.
 
-    `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small, `permutohedral` else.
+    On CPUs by the kernel: `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is
+    small, `permutohedral` else.
     """
     _, P, F = features.values_BPF.shape
-    if P <= EXACT_UP_TO or features.values_BPF.device.type != "cpu":
+    device = features.values_BPF.device.type
+    if device == "cuda" and P > EXACT_UP_TO and features.values_BPF.dtype == torch.float32 and triton_available():
+        return "block_sparse"
+    if P <= EXACT_UP_TO or device != "cpu":
         return "exact"
     if F == 2:
         return "separable"
@@ -91,6 +98,6 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
 
 
 __all__ = [
-    "FILTERS", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter", "StructuredFilter",
-    "blend", "build_filter", "check_filter", "choose_filter",
+    "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
+    "StructuredFilter", "blend", "build_filter", "check_filter", "choose_filter",
 ]  # fmt: skip

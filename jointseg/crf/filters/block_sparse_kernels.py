@@ -1,0 +1,266 @@
+"""The Triton kernels of the block-sparse filter, and their launches: each works on tiles of pixels that are near each other.
+
+Not here: which pixels make a tile and which pairs of tiles count (block_sparse.py). It needs triton: import it when needed.
+
+Features are in units of sqrt(2 ln 2) bandwidths, so that a weight is 2^-|f - g|^2. Distances are sums of squared float32
+differences; only weights times values goes through the tensor cores. No kernel adds atomically: a sum has one order.
+"""
+
+# B images, C channels, P pixels, G tiles of T pixels (of all images), F kernel features, E pairs of tiles, I work items
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, attr-defined"
+# ruff: noqa: PLR0917  # kernels take no keywords
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from jointseg.crf.filters.block_sparse import TilePairs, Tiles
+
+MAX_CHANNELS = {"tf32": 128, "tf32x3": 64}
+"""Channels that one launch carries, by precision: what the registers of one program hold."""
+
+
+@triton.jit
+def _weights(mine, theirs, F: tl.constexpr, T: tl.constexpr):
+    """(T, T): the kernel between the pixels of two tiles, by pointers (T,) to their first feature."""
+    exponent = tl.zeros((T, T), tl.float32)
+    for f in tl.static_range(F):
+        difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
+        exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
+    return tl.exp2(exponent)
+
+
+@triton.jit
+def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
+    """0 where a pair of tiles weighs at most both its limits, 1 where more, 2 where more than SURE, by the boxes' distance."""
+    row = tl.program_id(0)
+    col = tl.program_id(1) * N + tl.arange(0, N)
+    inside = col < G
+    exponent = tl.zeros((N,), tl.float32)
+    for f in tl.static_range(F):
+        below = tl.load(low + (first + row) * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
+        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + (first + row) * F + f)
+        gap = tl.maximum(tl.maximum(below, above), 0.0)
+        exponent = tl.fma(gap, gap * -1.0, exponent)
+    weight = tl.exp2(exponent)
+    limit = tl.minimum(tl.load(limits + first + row), tl.load(limits + col, mask=inside, other=1.0))
+    level = (weight > limit).to(tl.int8) + (weight > SURE).to(tl.int8)
+    tl.store(out + row.to(tl.int64) * G + col, level, mask=inside)
+
+
+@triton.jit
+def _gather(
+    values, pixels, out, stride_b, stride_c, stride_p, tiles_per_image, C,
+    ROUND: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Values in tile order, (G, C, T); 0 where there is no pixel. ROUND: to the nearest tf32, as the tensor cores cut."""
+    tile = tl.program_id(0).to(tl.int64)
+    t = tl.arange(0, T)
+    c = tl.arange(0, BLOCK_C)
+    pixel = tl.load(pixels + tile * T + t)
+    source = (
+        values
+        + tile // tiles_per_image * stride_b
+        + c.to(tl.int64)[:, None] * stride_c
+        + pixel.to(tl.int64)[None, :] * stride_p
+    )
+    value = tl.load(source, mask=(c[:, None] < C) & (pixel[None, :] >= 0), other=0.0)
+    if ROUND:
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        value = tl.where((bits & 0x7F800000) == 0x7F800000, value, rounded)  # a nan stays one
+    tl.store(out + tile * C * T + c[:, None] * T + t[None, :], value, mask=c[:, None] < C)
+
+
+@triton.jit
+def _apply(
+    features, values, columns, items, out, partials, C,
+    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One work item: the sum over its columns' tiles of weights times values, (T, C)."""
+    item = items + tl.program_id(0) * 4
+    row = tl.load(item).to(tl.int64)
+    first = tl.load(item + 1)
+    stop = tl.load(item + 2)
+    slot = tl.load(item + 3).to(tl.int64)
+    t = tl.arange(0, T)
+    c = tl.arange(0, BLOCK_C)
+    place = c[:, None] * T + t[None, :]
+    inside = c[:, None] < C
+    mine = features + row * F * T + t
+    sums = tl.zeros((T, BLOCK_C), tl.float32)
+    for e in range(first, stop):
+        col = tl.load(columns + e).to(tl.int64)
+        value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
+        weights = _weights(mine, features + col * F * T + t, F, T)
+        sums = tl.dot(weights, tl.trans(value), sums, input_precision=PRECISION)
+    if slot < 0:
+        tl.store(out + row * C * T + place, tl.trans(sums), mask=inside)
+    else:
+        tl.store(partials + slot * C * T + place, tl.trans(sums), mask=inside)
+
+
+@triton.jit
+def _scatter(
+    sums, partials, slots, pixels, out, stride_b, stride_c, tiles_per_image, C,
+    T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's partial sums, in their order, and put the total where its pixels are."""
+    tile = tl.program_id(0).to(tl.int64)
+    t = tl.arange(0, T)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    place = c[:, None] * T + t[None, :]
+    pixel = tl.load(pixels + tile * T + t)
+    inside = (c[:, None] < C) & (pixel[None, :] >= 0)
+    total = tl.load(sums + tile * C * T + place, mask=inside, other=0.0)
+    first = tl.load(slots + tile)
+    partial = partials + first.to(tl.int64) * C * T + place
+    for _ in range(first, tl.load(slots + tile + 1)):
+        total += tl.load(partial, mask=inside, other=0.0)
+        partial += C * T
+    target = out + tile // tiles_per_image * stride_b + c.to(tl.int64)[:, None] * stride_c + pixel[None, :]
+    tl.store(target, total, mask=inside)
+
+
+@triton.jit
+def _shares(features, scales, columns, items, out, F: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr):
+    """For each pair of tiles the most that a pixel of the one hears from the other, times that pixel's scale."""
+    item = items + tl.program_id(0) * 4
+    row = tl.load(item).to(tl.int64)
+    t = tl.arange(0, T)
+    mine = features + row * F * T + t
+    scale = tl.load(scales + row * T + t)
+    ones = tl.full((T, 16), 1.0, tl.float32)
+    for e in range(tl.load(item + 1), tl.load(item + 2)):
+        col = tl.load(columns + e).to(tl.int64)
+        weights = _weights(mine, features + col * F * T + t, F, T)
+        mass = tl.dot(weights, ones, input_precision=PRECISION)  # row sums, 16 times over
+        tl.store(out + e, tl.max(tl.max(mass * scale[:, None], 1), 0))
+
+
+@triton.jit
+def _moments(
+    features, left, right, columns, items, out, C,
+    F: tl.constexpr, BLOCK_F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One work item: for each feature f the sum of k (y . v) (f - g)^2 over its pairs of pixels."""
+    item = items + tl.program_id(0) * 4
+    row = tl.load(item).to(tl.int64)
+    t = tl.arange(0, T)
+    c = tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_F)
+    place = c[:, None] * T + t[None, :]
+    inside = c[:, None] < C
+    y = tl.trans(tl.load(left + row * C * T + place, mask=inside, other=0.0))
+    mine = features + row * F * T + t
+    sums = tl.zeros((T, BLOCK_F), tl.float32)
+    for e in range(tl.load(item + 1), tl.load(item + 2)):
+        col = tl.load(columns + e).to(tl.int64)
+        v = tl.load(right + col * C * T + place, mask=inside, other=0.0)
+        theirs = features + col * F * T + t
+        product = _weights(mine, theirs, F, T) * tl.dot(y, v, input_precision=PRECISION)
+        for f in tl.static_range(F):
+            difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
+            moment = tl.sum(product * difference * difference, 1)
+            sums += tl.where(n[None, :] == f, moment[:, None], 0.0)
+    tl.store(out + tl.program_id(0) * BLOCK_F + n, tl.sum(sums, 0))
+
+
+def apply_pairs(tiles: Tiles, pairs: TilePairs, values_BCP: Tensor, *, precision: str) -> Tensor:
+    """K v over the given pairs, (B, C, P); 0 where no tile has the pixel. Values float32, of any strides.
+
+    Works in rounds of `MAX_CHANNELS` channels, with (2 G + slots) T channels values of memory beside the result.
+    """
+    B, C, _ = values_BCP.shape
+    G, _, T = tiles.features_GFT.shape
+    out_BCP = torch.zeros(values_BCP.shape, dtype=torch.float32, device=values_BCP.device)
+    if not len(pairs.items_I4):
+        return out_BCP
+    for start in range(0, C, MAX_CHANNELS[precision]):
+        target_BCP = out_BCP[:, start : start + MAX_CHANNELS[precision]]
+        num_channels = target_BCP.shape[1]
+        sorted_GCT = _in_tile_order(tiles, values_BCP[:, start : start + num_channels], precision)
+        sums_GCT = torch.empty_like(sorted_GCT)
+        partials_SCT = sorted_GCT.new_empty(max(pairs.num_slots, 1), num_channels, T)
+        with torch.cuda.device_of(sorted_GCT):
+            _apply[(len(pairs.items_I4),)](
+                tiles.features_GFT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
+                F=tiles.features_GFT.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION=precision,
+                num_warps=_num_warps(T), num_stages=3,
+            )  # fmt: skip
+            _scatter[(G, triton.cdiv(num_channels, 16))](
+                sums_GCT, partials_SCT, pairs.slots_G, tiles.pixels_GT, target_BCP,
+                target_BCP.stride(0), target_BCP.stride(1), G // B, num_channels,
+                T=T, BLOCK_C=16, num_warps=4,
+            )  # fmt: skip
+    return out_BCP
+
+
+def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precision: str) -> Tensor:
+    """(E,): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale."""
+    out_E = scales_GT.new_empty(len(pairs.columns_E))
+    if len(out_E):
+        _, F, T = tiles.features_GFT.shape
+        with torch.cuda.device_of(out_E):
+            _shares[(len(pairs.items_I4),)](
+                tiles.features_GFT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
+                F=F, T=T, PRECISION=precision, num_warps=_num_warps(T), num_stages=1,
+            )  # fmt: skip
+    return out_E
+
+
+def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tensor, *, precision: str) -> Tensor:
+    """(I, F): for each work item and feature f the sum of k (y . v) (f - g)^2, in the features' units."""
+    _, F, T = tiles.features_GFT.shape
+    out_IF = torch.zeros(len(pairs.items_I4), F, dtype=torch.float64, device=y_BCP.device)
+    for start in range(0, y_BCP.shape[1] if len(out_IF) else 0, MAX_CHANNELS["tf32x3"]):
+        channels = slice(start, start + MAX_CHANNELS["tf32x3"])
+        left_GCT, right_GCT = (_in_tile_order(tiles, values[:, channels], precision) for values in (y_BCP, v_BCP))
+        num_channels = left_GCT.shape[1]
+        part_IF = left_GCT.new_empty(len(out_IF), 1 << (F - 1).bit_length())
+        with torch.cuda.device_of(left_GCT):
+            _moments[(len(out_IF),)](
+                tiles.features_GFT, left_GCT, right_GCT, pairs.columns_E, pairs.items_I4, part_IF, num_channels,
+                F=F, BLOCK_F=part_IF.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION=precision,
+                num_warps=_num_warps(T), num_stages=2,
+            )  # fmt: skip
+        out_IF += part_IF[:, :F]
+    return out_IF
+
+
+def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *, sure: float) -> Tensor:
+    """(R, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
+    1 where it can weigh more than one of them, 2 where it can weigh more than that and than `sure`.
+    """
+    G, F = low_GF.shape
+    first, stop, _ = rows.indices(G)
+    level_RG = torch.empty(stop - first, G, dtype=torch.int8, device=low_GF.device)
+    with torch.cuda.device_of(level_RG):
+        _near_tiles[(stop - first, triton.cdiv(G, 512))](
+            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4
+        )
+    return level_RG
+
+
+def _in_tile_order(tiles: Tiles, values_BCP: Tensor, precision: str) -> Tensor:
+    G, _, T = tiles.features_GFT.shape
+    B, C, _ = values_BCP.shape
+    out_GCT = torch.empty(G, C, T, dtype=torch.float32, device=values_BCP.device)
+    with torch.cuda.device_of(out_GCT):
+        _gather[(G,)](
+            values_BCP, tiles.pixels_GT, out_GCT, *values_BCP.stride(), G // B, C,
+            ROUND=precision == "tf32", T=T, BLOCK_C=_block(C), num_warps=4,
+        )  # fmt: skip
+    return out_GCT
+
+
+def _block(num_channels: int) -> int:
+    """The least that tl.dot takes is 16, and it wants a power of two."""
+    return max(16, 1 << (num_channels - 1).bit_length())
+
+
+def _num_warps(tile_size: int) -> int:
+    """Of 16 rows of a tile each, as the tensor cores work, but no fewer than the four that they are given together."""
+    return max(4, tile_size // 16)

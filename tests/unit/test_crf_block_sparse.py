@@ -1,0 +1,252 @@
+"""Laws of the block-sparse filter, held to the plain sum in float64; on a CPU the kernels run in Triton's interpreter.
+
+Not here: its speed, and the CRF around it.
+"""
+
+import os
+import sys
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from jointseg.crf.filters import block_sparse
+from jointseg.crf.filters.block_sparse import BlockSparseFilter, sort_into_tiles
+from jointseg.crf.filters.features import Features
+from jointseg.errors import InputError
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are imported, which is when the first filter is built
+pytest.importorskip("triton", reason="the block-sparse filter needs the triton package")
+
+B, H, W = 2, 16, 50
+TOLERANCES = pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+ROUNDING = {1e-3: 1.5e-3, 1e-6: 3e-6}
+
+
+def features_of(values_BPF: Tensor, valid_BP: Tensor | None = None) -> Features:
+    valid_BP = None if valid_BP is None else valid_BP.to(DEVICE)
+    return Features(values_BPF=values_BPF.float().to(DEVICE), size=(1, values_BPF.shape[1]), valid_BP=valid_BP)
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    """Multiples of 1/64 in [-1, 1): tf32 holds them exactly, so that no rounding of values hides in a result."""
+    return (torch.randint(-64, 64, shape, generator=torch.Generator().manual_seed(seed)) / 64).to(DEVICE)
+
+
+@cache
+def wide() -> Features:
+    """Pixels along 25 bandwidths, a few hundred neighbours each, and two colours 80 levels apart; a sixth is not valid."""
+    maker = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    position = torch.stack([x / 2, y / 10], -1).reshape(1, -1, 2).expand(B, -1, -1)
+    colour = torch.randint(0, 2, (B, H * W, 1), generator=maker) * 80 / 3 + torch.rand(B, H * W, 1, generator=maker)
+    return features_of(torch.cat([position, colour], -1), torch.rand(B, H * W, generator=maker) > 1 / 6)
+
+
+@cache
+def built(tolerance: float) -> BlockSparseFilter:
+    return BlockSparseFilter(wide(), tolerance=tolerance)
+
+
+def plain_matrix(features: Features) -> Tensor:
+    values_BPF = features.values_BPF.double()
+    matrix_BPP = (-0.5 * (values_BPF[:, :, None] - values_BPF[:, None]).square().sum(-1)).exp()
+    if features.valid_BP is None:
+        return matrix_BPP
+    return matrix_BPP * features.valid_BP[:, :, None] * features.valid_BP[:, None]
+
+
+def share_of_pairs(block: BlockSparseFilter) -> float:
+    return len(block._pairs.columns_E) * block._tiles.num_images / len(block._tiles.pixels_GT) ** 2
+
+
+@TOLERANCES
+def test_row_sums_lose_no_more_than_the_tolerance(tolerance):
+    plain = plain_matrix(wide()).sum(-1)
+    valid = wide().valid_BP
+    lost = 1 - built(tolerance).row_sums.double()[valid] / plain[valid]
+    assert lost.max() <= tolerance + ROUNDING[tolerance]
+    assert lost.min() >= -ROUNDING[1e-6]
+    assert (built(tolerance).row_sums[~valid] == 1).all()
+
+
+@TOLERANCES
+def test_apply_is_the_plain_sum_to_the_tolerance(tolerance):
+    values, matrix = draw(B, 3, H * W, seed=1), plain_matrix(wide())
+    error = (built(tolerance).apply(values).double() - values.double() @ matrix).abs()
+    assert (error <= (tolerance + ROUNDING[tolerance]) * matrix.sum(-1)[:, None] + 1e-30).all()
+    assert (error[~wide().valid_BP[:, None].expand_as(error)] == 0).all()
+
+
+def test_pairs_are_skipped_and_more_at_a_higher_tolerance():
+    assert share_of_pairs(built(1e-3)) < share_of_pairs(built(1e-6)) < 0.6
+
+
+@TOLERANCES
+def test_it_is_its_own_transpose(tolerance):
+    block, x, y = built(tolerance), draw(B, 2, H * W, seed=2).abs(), draw(B, 2, H * W, seed=3).abs()
+    left = (block.apply(x).double() * y.double()).sum()
+    right = (x.double() * block.apply_transposed(y).double()).sum()
+    torch.testing.assert_close(left, right, rtol=1e-6, atol=0)
+
+
+def test_every_pair_is_kept_both_ways():
+    pairs = built(1e-3)._pairs
+    kept = {(row, column) for row, first, stop, _ in pairs.items_I4.tolist() for column in pairs.columns_E[first:stop].tolist()}
+    assert len(kept) == len(pairs.columns_E)
+    assert kept == {(column, row) for row, column in kept}
+
+
+def test_the_same_input_gives_the_same_bits():
+    values = torch.rand(B, 2, H * W, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    again = BlockSparseFilter(wide(), tolerance=1e-3)
+    assert torch.equal(again.row_sums, built(1e-3).row_sums)
+    assert torch.equal(again.apply(values), built(1e-3).apply(values))
+
+
+def test_a_batch_is_its_images():
+    values_BPF, values = wide().values_BPF[:, :300], draw(B, 2, 300, seed=5)
+    batch = BlockSparseFilter(features_of(values_BPF))
+    for b in range(B):
+        single = BlockSparseFilter(features_of(values_BPF[b : b + 1]))
+        assert torch.equal(single.apply(values[b : b + 1]), batch.apply(values)[b : b + 1])
+        assert torch.equal(single.row_sums, batch.row_sums[b : b + 1])
+
+
+def test_long_rows_are_cut_and_their_parts_added():
+    features = features_of(wide().values_BPF[:1, :400] / 20)
+    whole = BlockSparseFilter(features, tolerance=1e-6)
+    cut = BlockSparseFilter(features, tolerance=1e-6, pairs_per_item=2)
+    values = draw(1, 20, 400, seed=6)
+    assert whole._pairs.num_slots == 0
+    assert cut._pairs.num_slots > len(cut._tiles.pixels_GT)
+    lengths = cut._pairs.items_I4[:, 2] - cut._pairs.items_I4[:, 1]
+    assert lengths.max() <= 2
+    assert (lengths.diff() <= 0).all()
+    torch.testing.assert_close(cut.apply(values), whole.apply(values), rtol=0, atol=1e-5 * 400)
+    assert torch.equal(cut.apply(values), cut.apply(values))
+
+
+@pytest.mark.parametrize("num_tiles", [1, 2, 5, 8, 13])
+def test_every_valid_pixel_is_in_one_tile_and_tiles_are_full(num_tiles):
+    P = 16 * num_tiles + 20
+    valid = torch.zeros(2, P, dtype=torch.bool)
+    valid[0, torch.randperm(P, generator=torch.Generator().manual_seed(0))[: 16 * num_tiles - 3]] = True
+    valid[1, 7:20] = True
+    tiles = sort_into_tiles(features_of(torch.rand(2, P, 4, generator=torch.Generator().manual_seed(1)), valid), 16)
+    for b, pixels in enumerate(tiles.pixels_GT.cpu().view(2, num_tiles, 16)):
+        assert sorted(pixels[pixels >= 0].tolist()) == valid[b].nonzero().squeeze(1).tolist()
+        assert ((pixels >= 0).flatten().int().diff() <= 0).all()
+
+
+@pytest.mark.parametrize("P", [1, 5, 65])
+def test_images_of_few_pixels(P):
+    features = features_of(torch.linspace(0, 3, P)[None, :, None])
+    block, values = BlockSparseFilter(features), draw(1, 1, P, seed=7)
+    torch.testing.assert_close(block.row_sums.double(), plain_matrix(features).sum(-1), rtol=2.5e-3, atol=0)
+    error = block.apply(values).double() - values.double() @ plain_matrix(features)
+    assert error.abs().max() <= 2.5e-3 * block.row_sums.max()
+
+
+@pytest.mark.parametrize("C", [1, 3, 40, 150])
+@TOLERANCES
+def test_any_number_of_channels(C, tolerance):
+    P = 130
+    features = features_of(torch.rand(1, P, 2, generator=torch.Generator().manual_seed(2)) * 2)
+    block, values = BlockSparseFilter(features, tolerance=tolerance), draw(P, 1, C, seed=8).permute(1, 2, 0)
+    error = block.apply(values).double() - values.double() @ plain_matrix(features)
+    assert block.apply(values).is_contiguous()
+    assert error.abs().max() <= (tolerance + ROUNDING[tolerance]) * block.row_sums.max()
+
+
+def test_sixteen_features_and_small_tiles():
+    features = features_of(torch.rand(1, 100, 16, generator=torch.Generator().manual_seed(3)) * 2)
+    block, values = BlockSparseFilter(features, tolerance=1e-6, tile_size=16), draw(1, 3, 100, seed=9)
+    torch.testing.assert_close(block.row_sums.double(), plain_matrix(features).sum(-1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(block.apply(values).double(), values.double() @ plain_matrix(features), rtol=0, atol=1e-4)
+
+
+def test_equal_features_make_every_row_the_sum_of_all():
+    block = BlockSparseFilter(features_of(torch.full((1, 150, 3), 85.0)))
+    values = draw(1, 2, 150, seed=10)
+    assert (block.row_sums == 150).all()
+    torch.testing.assert_close(block.apply(values), values.sum(-1, keepdim=True).expand_as(values), rtol=0, atol=1e-4)
+
+
+def test_far_apart_features_make_the_identity():
+    block = BlockSparseFilter(features_of(torch.arange(150.0)[None, :, None] * torch.tensor([1e4, -1e4])))
+    values = draw(1, 2, 150, seed=11)
+    assert (block.row_sums == 1).all()
+    assert torch.equal(block.apply(values), values)
+    assert share_of_pairs(block) == pytest.approx(1 / 3)
+
+
+def test_an_image_without_a_valid_pixel_hears_nothing():
+    valid = torch.tensor([[False] * 70, [True] * 70])
+    block = BlockSparseFilter(features_of(torch.zeros(2, 70, 2), valid))
+    result = block.apply(torch.ones(2, 1, 70, device=DEVICE))
+    assert (result[0] == 0).all()
+    assert (result[1] == 70).all()
+    assert (block.row_sums[0] == 1).all()
+    nothing = BlockSparseFilter(features_of(torch.zeros(1, 70, 2), valid[:1]))
+    assert (nothing.apply(torch.ones(1, 1, 70, device=DEVICE)) == 0).all()
+    assert (nothing.bandwidth_gradient(*torch.ones(2, 1, 1, 70, device=DEVICE)) == 0).all()
+
+
+def test_a_nan_is_heard_by_valid_pixels_and_from_valid_pixels_only():
+    valid = torch.ones(1, 20, dtype=torch.bool)
+    valid[0, 3] = False
+    block = BlockSparseFilter(features_of(torch.zeros(1, 20, 2), valid))
+    values = torch.ones(1, 1, 20, device=DEVICE)
+    values[0, 0, 3] = torch.nan
+    assert not block.apply(values).isnan().any()
+    values[0, 0, 4] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert torch.equal(block.apply(values).isnan()[0], valid.to(DEVICE))
+
+
+@TOLERANCES
+@pytest.mark.parametrize("C", [2, 70])
+def test_the_bandwidth_gradient_is_that_of_the_plain_sum(tolerance, C):
+    features = Features(values_BPF=wide().values_BPF[:, :300], size=(6, 50), valid_BP=wide().valid_BP[:, :300])
+    y, v = draw(B, C, 300, seed=12), draw(B, C, 300, seed=13)
+    log_bandwidth = torch.zeros(B, 1, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    scaled = Features(values_BPF=features.values_BPF / log_bandwidth.exp(), size=features.size, valid_BP=features.valid_BP)
+    product = (y.double() * (v.double() @ plain_matrix(scaled))).sum()
+    expected = torch.autograd.grad(product, log_bandwidth)[0].squeeze(1)
+    values = features.values_BPF.double()
+    moments = (plain_matrix(features)[..., None] * (values[:, :, None] - values[:, None]).square()).sum((1, 2))
+    error = BlockSparseFilter(features, tolerance=tolerance).bandwidth_gradient(y, v).double() - expected
+    assert (error.abs() <= {1e-3: 1e-2, 1e-6: 1e-5}[tolerance] * C * moments).all()
+
+
+def test_nothing_is_recorded():
+    values = draw(B, 1, H * W, seed=14).requires_grad_()
+    assert not built(1e-3).apply(values).requires_grad
+    assert not built(1e-3).row_sums.requires_grad
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 9e-7, 0.11, -1e-3, float("nan")])
+def test_a_tolerance_out_of_range_is_refused(tolerance):
+    with pytest.raises(InputError, match="1e-6 to 1e-1"):
+        BlockSparseFilter(wide(), tolerance=tolerance)
+
+
+def test_float64_is_refused():
+    with pytest.raises(InputError, match="float64; use 'exact'"):
+        BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2, dtype=torch.float64), size=(2, 2)))
+
+
+def test_a_cpu_is_refused_without_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(InputError, match="needs a CUDA device, but the features are on cpu"):
+        BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)))
+
+
+def test_without_triton_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not block_sparse.triton_available()
+    with pytest.raises(InputError, match="needs the triton package"):
+        BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)))
