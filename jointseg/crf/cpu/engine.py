@@ -212,11 +212,11 @@ class _Member:
             self.wait()
         passes.pixel_pass(
             mode, run.eights, layout.spans[self.thread], layout.size[1],
-            layout.offsets_PV, layout.weights_PV, layout.kernel_of_V,
+            layout.offsets_PV, layout.weights_PV, layout.runs_I3,
             read_norm, write_norm, run.scale_K, self.read_table, self.write_table, reading, writing,
             (*bands, run.bands.read, run.bands.written[self.thread]),
             given.reshape(-1), run.nothing if q is None else q.reshape(-1), run.nothing if out is None else out.reshape(-1),
-            run.C, q is not None and mode != passes.SOFTMAX_BACKWARD, out is not None,
+            run.C, layout.far, q is not None and mode != passes.SOFTMAX_BACKWARD, out is not None,
         )  # fmt: skip
 
     def gather(self) -> None:

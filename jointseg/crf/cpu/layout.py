@@ -19,6 +19,8 @@ from jointseg.crf.cpu.parts import Band, GridAxis, Interpolated, Lines, Part, Se
 from jointseg.crf.cpu.team import pixels_of, run_team, share, wait
 
 Array = NDArray[Any]
+_NEAR_ROWS = 8192
+"""Tables of so many rows stay in the inner caches."""
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -101,14 +103,17 @@ class Layout:
     def _concatenate(self, interpolated: list[tuple[int, Interpolated]], P: int) -> None:
         V = sum(part.offsets_PV.shape[1] for _, part in interpolated)
         self.offsets_PV, self.weights_PV = np.empty((P, V), np.int32), np.empty((P, V), self.dtype)
-        self.kernel_of_V = np.empty(V, np.int64)
+        self.runs_I3 = np.empty((len(interpolated), 3), np.int64)
+        self.far = 0
         self.rows_of_kernel: list[tuple[int, int, int]] = []
         first_row = at = 0
         for k, part in interpolated:
             here = slice(at, at + part.offsets_PV.shape[1])
             np.add(part.offsets_PV, first_row, out=self.offsets_PV[:, here])
             self.weights_PV[:, here] = part.weights_PV
-            self.kernel_of_V[here] = k
+            self.runs_I3[len(self.rows_of_kernel)] = k, here.start, here.stop
+            if part.num_rows > _NEAR_ROWS and here.start == self.far:
+                self.far = here.stop
             self.rows_of_kernel.append((first_row, part.num_rows, k))
             first_row += part.num_rows
             at = here.stop

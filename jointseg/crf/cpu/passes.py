@@ -38,7 +38,7 @@ def pixel_pass(
     W: int,
     offsets_PV: NDArray[np.int32],
     weights_PV: NDArray[Any],
-    kernel_of_V: NDArray[np.int64],
+    runs_I3: NDArray[np.int64],
     read_norm_PK: NDArray[Any],
     write_norm_PK: NDArray[Any],
     scale_K: NDArray[Any],
@@ -51,6 +51,7 @@ def pixel_pass(
     q: NDArray[Any],
     out: NDArray[Any],
     C: int,
+    far: int,
     keeping: bool,
     storing: bool,
 ) -> None:
@@ -60,13 +61,12 @@ def pixel_pass(
     - READ: value = m where reading, else `given`;
     - SOFTMAX: logits = given + m; value = softmax(logits). `out` gets the logits where storing;
     - SOFTMAX_BACKWARD: value = q * (m - <q, m>), and `out` has value added where storing.
+    `runs_I3`: kernel, first and last + 1 of its V; the rows of the first `far` of all V are asked for ahead.
     What is written is write_norm * value; `q` gets the value where keeping (READ, SOFTMAX).
 
     `given`, `q`, `out` and tables are flat, rows of C numbers: a view taken inside the loop would count references there.
     `bands`: the separable kernels (see bands.py), rows of the image at a time; their tables lie one behind the other.
     """
-    V = offsets_PV.shape[1]
-    K = read_norm_PK.shape[1]
     step = 8 * len(eights)
     (
         band_kernels, read_x_start, read_x, read_y_start, read_y, write_x_start, write_x, write_y_start, write_y,
@@ -79,7 +79,6 @@ def pixel_pass(
     blended = np.zeros(S * widest * C, given.dtype)
     values = np.empty((W if S else 1) * C, given.dtype)
     line = np.empty(C, given.dtype)
-    factor_K = np.empty(K, given.dtype)
     for first in range(span[0], span[1], W):
         y = first // W
         if reading:
@@ -97,27 +96,33 @@ def pixel_pass(
             p = first + x
             here = x * C if S else 0
             if p + AHEAD < span[1]:
-                for v in range(V):
+                for v in range(far):
                     at = offsets_PV[p + AHEAD, v] * C
                     if reading:
                         simd.prefetch(read_table, at, eights)
                     if writing:
                         simd.prefetch(write_table, at, eights)
-            for k in range(K):
-                factor_K[k] = scale_K[k] * read_norm_PK[p, k]
             for c in range(0, C, step):
                 total = simd.load(given, p * C + c, eights)
                 if mode == SOFTMAX_BACKWARD or (mode == READ and reading):
                     total = simd.splat(0.0, total)
                 if reading:
-                    for v in range(V):
-                        weight = weights_PV[p, v] * factor_K[kernel_of_V[v]]
-                        total = simd.fma(weight, simd.load(read_table, offsets_PV[p, v] * C + c, eights), total)
+                    for i in range(len(runs_I3)):
+                        kernel = runs_I3[i, 0]
+                        row = simd.load(read_table, offsets_PV[p, runs_I3[i, 1]] * C + c, eights)
+                        message = simd.multiply(row, simd.splat(weights_PV[p, runs_I3[i, 1]], row))
+                        for v in range(runs_I3[i, 1] + 1, runs_I3[i, 2]):
+                            row = simd.load(read_table, offsets_PV[p, v] * C + c, eights)
+                            message = simd.fma(weights_PV[p, v], row, message)
+                        total = simd.fma(scale_K[kernel] * read_norm_PK[p, kernel], message, total)
                     for s in range(S):
-                        factor = factor_K[band_kernels[s]]
+                        kernel = band_kernels[s]
                         base = (s * widest + read_x_start[s, x]) * C + c
-                        for i in range(read_x.shape[2]):
-                            total = simd.fma(read_x[s, x, i] * factor, simd.load(blended, base + i * C, eights), total)
+                        row = simd.load(blended, base, eights)
+                        message = simd.multiply(row, simd.splat(read_x[s, x, 0], row))
+                        for i in range(1, read_x.shape[2]):
+                            message = simd.fma(read_x[s, x, i], simd.load(blended, base + i * C, eights), message)
+                        total = simd.fma(scale_K[kernel] * read_norm_PK[p, kernel], message, total)
                 simd.store(line, c, total)
             first_row = simd.load(line, 0, eights)
             if mode == SOFTMAX:
@@ -159,10 +164,12 @@ def pixel_pass(
             if writing:
                 for c in range(0, C, step):
                     value = simd.load(values, here + c, eights)
-                    for v in range(V):
-                        at = offsets_PV[p, v] * C + c
-                        weight = weights_PV[p, v] * write_norm_PK[p, kernel_of_V[v]]
-                        simd.store(write_table, at, simd.fma(weight, value, simd.load(write_table, at, eights)))
+                    for i in range(len(runs_I3)):
+                        scaled = simd.multiply(value, simd.splat(write_norm_PK[p, runs_I3[i, 0]], value))
+                        for v in range(runs_I3[i, 1], runs_I3[i, 2]):
+                            at = offsets_PV[p, v] * C + c
+                            row = simd.fma(weights_PV[p, v], scaled, simd.load(write_table, at, eights))
+                            simd.store(write_table, at, row)
         if writing:
             for s in range(S):
                 kernel = band_kernels[s]
