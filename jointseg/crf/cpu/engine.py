@@ -45,6 +45,7 @@ class Engine:
         self.layout = Layout(parts, size, self.num_threads, self.dtype)
         self.transposed_layout = self.layout.transposed()
         self.mask_PK = np.stack(valid, 1).astype(self.dtype)
+        self.all_valid = all(bool(valid_P.all()) for valid_P in valid)
         self.inverse_norm_PK = self.mask_PK
         sums_PK = self._row_sums(len(parts))
         with np.errstate(divide="ignore"):
@@ -159,8 +160,7 @@ class _Run:
 
     def __init__(self, engine: Engine, layout: Layout, C: int, *, matrices: Array | None = None) -> None:
         self.engine, self.layout, self.C = engine, layout, C
-        self.step = vector_width(C)
-        self.eights = row_type(self.step)
+        self.rows = row_type(C)
         K, dtype = engine.num_kernels, engine.dtype
         scalar = matrices is None or matrices.ndim == 1
         self.scale_K = np.ones(K, dtype) if matrices is None else matrices.astype(dtype) if scalar else np.ones(K, dtype)
@@ -211,12 +211,13 @@ class _Member:
             passes.clear(run.bands.written[self.thread], 0, len(run.bands.written[self.thread]))
             self.wait()
         passes.pixel_pass(
-            mode, run.eights, layout.spans[self.thread], layout.size[1],
-            layout.offsets_PV, layout.weights_PV, layout.runs_I3,
-            read_norm, write_norm, run.scale_K, self.read_table, self.write_table, reading, writing,
+            mode, run.rows, layout.spans[self.thread], layout.size[1],
+            layout.offsets_PV, layout.weights_PV, layout.runs_I4,
+            read_norm, write_norm, run.scale_K, self.read_table, self.write_table,
+            reading, writing, write_norm is run.engine.mask_PK and run.engine.all_valid,
             (*bands, run.bands.read, run.bands.written[self.thread]),
             given.reshape(-1), run.nothing if q is None else q.reshape(-1), run.nothing if out is None else out.reshape(-1),
-            run.C, layout.far, q is not None and mode != passes.SOFTMAX_BACKWARD, out is not None,
+            q is not None and mode != passes.SOFTMAX_BACKWARD, out is not None,
         )  # fmt: skip
 
     def gather(self) -> None:
@@ -225,7 +226,7 @@ class _Member:
         self.wait()
         self.read_table, self.write_table = self.write_table, self.read_table
         start, stop = layout.pair_spans[self.thread]
-        passes.gather_shared(self.read_table, layout.pairs, start, stop, run.C, run.step, run.eights)
+        passes.gather_shared(self.read_table, layout.pairs, start, stop, run.rows)
         run.bands.gather(self.mine, run.C)
         self.wait()
 
@@ -238,12 +239,10 @@ class _Member:
                 if isinstance(blur, Lines):
                     start, stop = spans[self.thread]
                     rows = self.read_table[first_row * run.C :]
-                    passes.blur_chains(rows, blur.chain, start, stop, run.C, run.step, run.eights)
+                    passes.blur_chains(rows, blur.chain, start, stop, run.rows)
                 elif isinstance(blur, GridAxis):
                     start, stop = self.mine(blur.shape[0] * blur.shape[2])
-                    passes.blur_axis(
-                        self.read_table, first_row, blur.shape, blur.taps, start, stop, run.C, run.step, run.eights
-                    )
+                    passes.blur_axis(self.read_table, first_row, blur.shape, blur.taps, start, stop, run.rows)
             self.wait()
         if mix:
             self.mix()
@@ -254,14 +253,12 @@ class _Member:
         if run.mixes is not None:
             for first_row, num_rows, kernel in layout.rows_of_kernel:
                 start, stop = self.mine(num_rows)
-                passes.mix_rows(
-                    self.read_table, run.mixes[kernel], first_row + start, first_row + stop, run.C, run.step, run.eights
-                )
+                passes.mix_rows(self.read_table, run.mixes[kernel], first_row + start, first_row + stop, run.rows)
             for start, stop, kernel in self._coarse_rows():
-                passes.mix_rows(run.bands.read, run.mixes[kernel], start, stop, run.C, run.step, run.eights)
+                passes.mix_rows(run.bands.read, run.mixes[kernel], start, stop, run.rows)
             self.wait()
         start, stop = layout.pair_spans[self.thread]
-        passes.scatter_shared(self.read_table, layout.pairs, start, stop, run.C, run.step, run.eights)
+        passes.scatter_shared(self.read_table, layout.pairs, start, stop, run.rows)
         self.wait()
 
     def outer_products(self, other: _Member, sums_KCC: Array) -> None:
@@ -275,14 +272,10 @@ class _Member:
                 first_row + start,
                 first_row + stop,
                 sums_KCC[kernel],
-                run.C,
-                run.step,
-                run.eights,
+                run.rows,
             )
         for start, stop, kernel in self._coarse_rows():
-            passes.outer_product(
-                run.bands.read, other.run.bands.read, start, stop, sums_KCC[kernel], run.C, run.step, run.eights
-            )
+            passes.outer_product(run.bands.read, other.run.bands.read, start, stop, sums_KCC[kernel], run.rows)
         self.wait()
 
     def _coarse_rows(self) -> list[tuple[int, int, int]]:
@@ -291,11 +284,6 @@ class _Member:
         begins = layout.read_begin
         shares = [self.mine(int(begins[s + 1] - begins[s])) for s in range(layout.num_separable)]
         return [(int(begins[s]) + a, int(begins[s]) + b, int(layout.separable_kernels[s])) for s, (a, b) in enumerate(shares)]
-
-
-def vector_width(C: int) -> int:
-    """The widest multiple of 8 up to 64 that divides C, itself a multiple of 8: channels in registers at once."""
-    return next(width for width in range(64, 0, -8) if C % width == 0)
 
 
 def aligned(count: int, dtype: Any) -> Array:

@@ -19,7 +19,7 @@ from jointseg.crf.cpu.parts import Band, GridAxis, Interpolated, Lines, Part, Se
 from jointseg.crf.cpu.team import pixels_of, run_team, share, wait
 
 Array = NDArray[Any]
-_NEAR_ROWS = 8192
+_NEAR_ROWS = 2**16
 """Tables of so many rows stay in the inner caches."""
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -55,9 +55,10 @@ class BandTables:
 
     def __init__(self, layout: Layout, C: int) -> None:
         # Behind the last row, as many as a shorter kernel's padded taps reach; they weigh 0.
-        slack = max((layout.bands[0][4].shape[2] * cols for _, cols in layout.coarse_shapes), default=1)
+        taps = max(layout.bands[0][4].shape[2], layout.bands[0][8].shape[2])
+        slack = max((taps * cols for _, cols in layout.coarse_shapes), default=1)
         self.read = np.zeros((sum(rows * cols for rows, cols in layout.coarse_shapes) + slack) * C, layout.dtype)
-        self.written = [np.empty(max(sizes[-1], 1) * C, layout.dtype) for sizes in layout.slab_begins]
+        self.written = [np.empty((sizes[-1] + slack) * C, layout.dtype) for sizes in layout.slab_begins]
         self._layout = layout
 
     def gather(self, mine: Callable[[int], tuple[int, int]], C: int) -> None:
@@ -103,17 +104,14 @@ class Layout:
     def _concatenate(self, interpolated: list[tuple[int, Interpolated]], P: int) -> None:
         V = sum(part.offsets_PV.shape[1] for _, part in interpolated)
         self.offsets_PV, self.weights_PV = np.empty((P, V), np.int32), np.empty((P, V), self.dtype)
-        self.runs_I3 = np.empty((len(interpolated), 3), np.int64)
-        self.far = 0
+        self.runs_I4 = np.empty((len(interpolated), 4), np.int64)
         self.rows_of_kernel: list[tuple[int, int, int]] = []
         first_row = at = 0
         for k, part in interpolated:
             here = slice(at, at + part.offsets_PV.shape[1])
             np.add(part.offsets_PV, first_row, out=self.offsets_PV[:, here])
             self.weights_PV[:, here] = part.weights_PV
-            self.runs_I3[len(self.rows_of_kernel)] = k, here.start, here.stop
-            if part.num_rows > _NEAR_ROWS and here.start == self.far:
-                self.far = here.stop
+            self.runs_I4[len(self.rows_of_kernel)] = k, here.start, here.stop, part.num_rows > _NEAR_ROWS
             self.rows_of_kernel.append((first_row, part.num_rows, k))
             first_row += part.num_rows
             at = here.stop

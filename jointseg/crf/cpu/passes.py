@@ -20,8 +20,10 @@ _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 READ, SOFTMAX, SOFTMAX_BACKWARD = 0, 1, 2
 """What becomes of the messages a pixel has read: nothing; the next q; the gradient by the logits before."""
 
-AHEAD = 3
-"""How many pixels ahead their rows are asked for: they come from the outer caches."""
+TILE = 32
+"""Pixels that go through a pass's steps together: their rows stay in the innermost cache, and a step's pixels overlap."""
+AHEAD = 4
+"""How many pixels ahead rows of large tables are asked for: they come from the outer caches."""
 
 
 @_jit
@@ -31,14 +33,159 @@ def clear(table: NDArray[Any], start: int, stop: int) -> None:
 
 
 @_jit
+def _read_rows(
+    table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64], factor: float,
+    norm_PK: NDArray[Any], span: tuple[int, int], target: NDArray[Any], rows: Any,
+) -> None:  # fmt: skip
+    """Add to `target`: factor * norm * the weighted sum of the rows each pixel of `span` reads for one kernel."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
+    kernel, first, last, far = run
+    for p in range(span[0], span[1]):
+        weight = norm_PK[p, kernel] * factor
+        if far and p + AHEAD < len(offsets_PV):
+            for v in range(first, last):
+                simd.prefetch(table, offsets_PV[p + AHEAD, v] * C, eights)
+        for c in range(0, C, step):
+            row = simd.load(table, offsets_PV[p, first] * C + c, eights)
+            message = simd.multiply(row, simd.splat(weights_PV[p, first], row))
+            for v in range(first + 1, last):
+                message = simd.fma(weights_PV[p, v], simd.load(table, offsets_PV[p, v] * C + c, eights), message)
+            at = (p - span[0]) * C + c
+            simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
+
+
+@_jit
+def _write_rows(
+    table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64],
+    norm_PK: NDArray[Any], span: tuple[int, int], values: NDArray[Any], begin: int, rows: Any,
+) -> None:  # fmt: skip
+    """Add norm * weight * value of each pixel of `span` to its rows for one kernel; the values lie from `begin` on."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
+    kernel, first, last, far = run
+    for p in range(span[0], span[1]):
+        if far and p + AHEAD < len(offsets_PV):
+            for v in range(first, last):
+                simd.prefetch(table, offsets_PV[p + AHEAD, v] * C, eights)
+        for c in range(0, C, step):
+            value = simd.load(values, begin + (p - span[0]) * C + c, eights)
+            value = simd.multiply(value, simd.splat(norm_PK[p, kernel], value))
+            for v in range(first, last):
+                at = offsets_PV[p, v] * C + c
+                simd.store(table, at, simd.fma(weights_PV[p, v], value, simd.load(table, at, eights)))
+
+
+@_jit
+def _blend_coarse_rows(
+    table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], target: NDArray[Any], rows: Any
+) -> None:
+    """Set `target` to the weighted sum of successive coarse rows, `pitch` numbers apart, the first at `begin`."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    for at in range(0, pitch, step):
+        row = simd.load(table, begin + at, eights)
+        total = simd.multiply(row, simd.splat(weights_T[0], row))
+        for i in range(1, len(weights_T)):
+            total = simd.fma(weights_T[i], simd.load(table, begin + i * pitch + at, eights), total)
+        simd.store(target, at, total)
+
+
+@_jit
+def _read_band(
+    blended: NDArray[Any], starts: NDArray[np.int64], weights_WT: NDArray[Any], columns: tuple[int, int], factor: float,
+    norm_PK: NDArray[Any], kernel: int, first: int, target: NDArray[Any], rows: Any,
+) -> None:  # fmt: skip
+    """Add to `target`: factor * norm * the weighted sum of coarse columns, for columns of the row from pixel `first` on."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
+    for x in range(columns[0], columns[1]):
+        weight = norm_PK[first + x, kernel] * factor
+        for c in range(0, C, step):
+            base = starts[x] * C + c
+            row = simd.load(blended, base, eights)
+            message = simd.multiply(row, simd.splat(weights_WT[x, 0], row))
+            for i in range(1, weights_WT.shape[1]):
+                message = simd.fma(weights_WT[x, i], simd.load(blended, base + i * C, eights), message)
+            at = (x - columns[0]) * C + c
+            simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
+
+
+@_jit
+def _write_band(
+    values: NDArray[Any], plain: bool, norm_PK: NDArray[Any], kernel: int, first: int, starts: NDArray[np.int64],
+    weights_XT: NDArray[Any], table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], rows: Any,
+) -> None:  # fmt: skip
+    """Add an image row's norm * values to the coarse rows from `begin` on: along x first, then once for each y."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
+    for X in range(pitch // C):
+        for c in range(0, C, step):
+            total = simd.splat(0.0, simd.load(values, c, eights))
+            for i in range(weights_XT.shape[1]):
+                x = starts[X] + i
+                weight = weights_XT[X, i] if plain else weights_XT[X, i] * norm_PK[first + x, kernel]
+                total = simd.fma(weight, simd.load(values, x * C + c, eights), total)
+            for i in range(len(weights_T)):
+                at = begin + i * pitch + X * C + c
+                simd.store(table, at, simd.fma(weights_T[i], total, simd.load(table, at, eights)))
+
+
+@_jit
+def _softmax(logits: NDArray[Any], count: int, values: NDArray[Any], begin: int, rows: Any) -> None:
+    """The softmax of `count` rows, written from `begin` on."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
+    for pixel in range(count):
+        base = pixel * C
+        greatest = simd.load(logits, base, eights)
+        for c in range(step, C, step):
+            greatest = simd.maximum(greatest, simd.load(logits, base + c, eights))
+        peak = simd.splat(simd.largest(greatest), greatest)
+        partial = simd.splat(0.0, greatest)
+        for c in range(0, C, step):
+            power = simd.exp(simd.subtract(simd.load(logits, base + c, eights), peak))
+            partial = simd.add(partial, power)
+            simd.store(values, begin + base + c, power)
+        inverse = simd.splat(1 / simd.total(partial), partial)
+        for c in range(0, C, step):
+            simd.store(values, begin + base + c, simd.multiply(simd.load(values, begin + base + c, eights), inverse))
+
+
+@_jit
+def _softmax_backward(
+    grads: NDArray[Any], count: int, q: NDArray[Any], at: int, values: NDArray[Any], begin: int, rows: Any
+) -> None:
+    """The softmax's derivative q * (g - <q, g>) of `count` rows of g, written from `begin` on; q lies from `at` on."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
+    for pixel in range(count):
+        base = pixel * C
+        partial = simd.splat(0.0, simd.load(grads, base, eights))
+        for c in range(0, C, step):
+            product = simd.multiply(simd.load(q, at + base + c, eights), simd.load(grads, base + c, eights))
+            partial = simd.add(partial, product)
+        mean = simd.splat(simd.total(partial), partial)
+        for c in range(0, C, step):
+            row = simd.subtract(simd.load(grads, base + c, eights), mean)
+            simd.store(values, begin + base + c, simd.multiply(simd.load(q, at + base + c, eights), row))
+
+
+@_jit
 def pixel_pass(
     mode: int,
-    eights: Any,
+    rows: Any,
     span: tuple[int, int],
     W: int,
     offsets_PV: NDArray[np.int32],
     weights_PV: NDArray[Any],
-    runs_I3: NDArray[np.int64],
+    runs_I4: NDArray[np.int64],
     read_norm_PK: NDArray[Any],
     write_norm_PK: NDArray[Any],
     scale_K: NDArray[Any],
@@ -46,152 +193,89 @@ def pixel_pass(
     write_table: NDArray[Any],
     reading: bool,
     writing: bool,
+    plain: bool,
     bands: Any,
     given: NDArray[Any],
     q: NDArray[Any],
     out: NDArray[Any],
-    C: int,
-    far: int,
     keeping: bool,
     storing: bool,
 ) -> None:
     """Read each pixel's messages, make of them what `mode` says, and write that to the table the next messages come from.
 
     With m = sum over the kernels of scale * read_norm * (what is read):
-    - READ: value = m where reading, else `given`;
+    - READ: value = m where reading, else `given`; `out` gets it where storing;
     - SOFTMAX: logits = given + m; value = softmax(logits). `out` gets the logits where storing;
     - SOFTMAX_BACKWARD: value = q * (m - <q, m>), and `out` has value added where storing.
-    `runs_I3`: kernel, first and last + 1 of its V; the rows of the first `far` of all V are asked for ahead.
-    What is written is write_norm * value; `q` gets the value where keeping (READ, SOFTMAX).
+    What is written is write_norm * value (`plain`: all of write_norm is 1); `q` gets the value where keeping (READ, SOFTMAX).
 
-    `given`, `q`, `out` and tables are flat, rows of C numbers: a view taken inside the loop would count references there.
-    `bands`: the separable kernels (see bands.py), rows of the image at a time; their tables lie one behind the other.
+    `runs_I4`: kernel, first and last + 1 of its V, whether its table is large. `bands`: the separable kernels (see bands.py);
+    their tables lie one behind the other. `given`, `q`, `out` and tables are flat, rows of C numbers.
     """
-    step = 8 * len(eights)
+    C = simd.LANES * len(rows[0]) * len(rows[1])
     (
         band_kernels, read_x_start, read_x, read_y_start, read_y, write_x_start, write_x, write_y_start, write_y,
         coarse_cols, read_begin, write_begin, band_read, band_write,
     ) = bands  # fmt: skip
     S = len(band_kernels)
-    widest = 0
+    widest = 1
     for s in range(S):
         widest = max(widest, coarse_cols[s])
-    blended = np.zeros(S * widest * C, given.dtype)
-    values = np.empty((W if S else 1) * C, given.dtype)
-    line = np.empty(C, given.dtype)
-    for first in range(span[0], span[1], W):
-        y = first // W
+    blended_SN = np.empty((S, widest * C), given.dtype)
+    values, tile = np.empty(W * C, given.dtype), np.empty(TILE * C, given.dtype)
+    for y in range(span[0] // W, span[1] // W):
         if reading:
             for s in range(S):
-                target = s * widest * C
-                pitch = coarse_cols[s] * C
-                base = (read_begin[s] + read_y_start[s, y] * coarse_cols[s]) * C
-                for at in range(0, pitch, step):
-                    row = simd.load(band_read, base + at, eights)
-                    total = simd.multiply(row, simd.splat(read_y[s, y, 0], row))
-                    for i in range(1, read_y.shape[2]):
-                        total = simd.fma(read_y[s, y, i], simd.load(band_read, base + i * pitch + at, eights), total)
-                    simd.store(blended, target + at, total)
-        for x in range(W):
-            p = first + x
-            here = x * C if S else 0
-            if p + AHEAD < span[1]:
-                for v in range(far):
-                    at = offsets_PV[p + AHEAD, v] * C
-                    if reading:
-                        simd.prefetch(read_table, at, eights)
-                    if writing:
-                        simd.prefetch(write_table, at, eights)
-            for c in range(0, C, step):
-                total = simd.load(given, p * C + c, eights)
-                if mode == SOFTMAX_BACKWARD or (mode == READ and reading):
-                    total = simd.splat(0.0, total)
-                if reading:
-                    for i in range(len(runs_I3)):
-                        kernel = runs_I3[i, 0]
-                        row = simd.load(read_table, offsets_PV[p, runs_I3[i, 1]] * C + c, eights)
-                        message = simd.multiply(row, simd.splat(weights_PV[p, runs_I3[i, 1]], row))
-                        for v in range(runs_I3[i, 1] + 1, runs_I3[i, 2]):
-                            row = simd.load(read_table, offsets_PV[p, v] * C + c, eights)
-                            message = simd.fma(weights_PV[p, v], row, message)
-                        total = simd.fma(scale_K[kernel] * read_norm_PK[p, kernel], message, total)
-                    for s in range(S):
-                        kernel = band_kernels[s]
-                        base = (s * widest + read_x_start[s, x]) * C + c
-                        row = simd.load(blended, base, eights)
-                        message = simd.multiply(row, simd.splat(read_x[s, x, 0], row))
-                        for i in range(1, read_x.shape[2]):
-                            message = simd.fma(read_x[s, x, i], simd.load(blended, base + i * C, eights), message)
-                        total = simd.fma(scale_K[kernel] * read_norm_PK[p, kernel], message, total)
-                simd.store(line, c, total)
-            first_row = simd.load(line, 0, eights)
-            if mode == SOFTMAX:
-                top = first_row
-                for c in range(step, C, step):
-                    top = simd.maximum(top, simd.load(line, c, eights))
-                peak = simd.splat(simd.largest(top), top)
-                partial = simd.splat(0.0, top)
-                for c in range(0, C, step):
-                    power = simd.exp(simd.subtract(simd.load(line, c, eights), peak))
-                    partial = simd.add(partial, power)
-                    simd.store(values, here + c, power)
-                inverse = simd.splat(1 / simd.total(partial), partial)
-                for c in range(0, C, step):
-                    simd.store(values, here + c, simd.multiply(simd.load(values, here + c, eights), inverse))
-                if storing:
-                    for c in range(0, C, step):
-                        simd.store(out, p * C + c, simd.load(line, c, eights))
-            elif mode == SOFTMAX_BACKWARD:
-                partial = simd.splat(0.0, first_row)
-                for c in range(0, C, step):
-                    partial = simd.add(partial, simd.multiply(simd.load(q, p * C + c, eights), simd.load(line, c, eights)))
-                mean = simd.splat(simd.total(partial), partial)
-                for c in range(0, C, step):
-                    row = simd.subtract(simd.load(line, c, eights), mean)
-                    row = simd.multiply(simd.load(q, p * C + c, eights), row)
-                    simd.store(values, here + c, row)
-                    if storing:
-                        simd.store(out, p * C + c, simd.add(row, simd.load(out, p * C + c, eights)))
+                begin, pitch = (read_begin[s] + read_y_start[s, y] * coarse_cols[s]) * C, coarse_cols[s] * C
+                _blend_coarse_rows(band_read, begin, pitch, read_y[s, y], blended_SN[s], rows)
+        for left in range(0, W, TILE):
+            right = min(left + TILE, W)
+            here, count = (y * W + left, y * W + right), right - left
+            numbers = slice(here[0] * C, here[1] * C)
+            if mode == SOFTMAX or not reading:
+                tile[: count * C] = given[numbers]
             else:
-                for c in range(0, C, step):
-                    row = simd.load(line, c, eights)
-                    simd.store(values, here + c, row)
-                    if storing:
-                        simd.store(out, p * C + c, row)
+                tile[:] = 0
+            if reading:
+                for i in range(len(runs_I4)):
+                    scale = scale_K[runs_I4[i, 0]]
+                    _read_rows(read_table, offsets_PV, weights_PV, runs_I4[i], scale, read_norm_PK, here, tile, rows)
+                for s in range(S):
+                    kernel = band_kernels[s]
+                    _read_band(
+                        blended_SN[s], read_x_start[s], read_x[s], (left, right), scale_K[kernel],
+                        read_norm_PK, kernel, y * W, tile, rows,
+                    )  # fmt: skip
+            if storing and mode != SOFTMAX_BACKWARD:
+                out[numbers] = tile[: count * C]
+            if mode == SOFTMAX:
+                _softmax(tile, count, values, left * C, rows)
+            elif mode == SOFTMAX_BACKWARD:
+                _softmax_backward(tile, count, q, here[0] * C, values, left * C, rows)
+                if storing:
+                    out[numbers] += values[left * C : right * C]
+            else:
+                values[left * C : right * C] = tile[: count * C]
             if keeping:
-                for c in range(0, C, step):
-                    simd.store(q, p * C + c, simd.load(values, here + c, eights))
+                q[numbers] = values[left * C : right * C]
             if writing:
-                for c in range(0, C, step):
-                    value = simd.load(values, here + c, eights)
-                    for i in range(len(runs_I3)):
-                        scaled = simd.multiply(value, simd.splat(write_norm_PK[p, runs_I3[i, 0]], value))
-                        for v in range(runs_I3[i, 1], runs_I3[i, 2]):
-                            at = offsets_PV[p, v] * C + c
-                            row = simd.fma(weights_PV[p, v], scaled, simd.load(write_table, at, eights))
-                            simd.store(write_table, at, row)
+                for i in range(len(runs_I4)):
+                    _write_rows(write_table, offsets_PV, weights_PV, runs_I4[i], write_norm_PK, here, values, left * C, rows)
         if writing:
             for s in range(S):
-                kernel = band_kernels[s]
-                for X in range(coarse_cols[s]):
-                    for c in range(0, C, step):
-                        total = simd.splat(0.0, simd.load(values, c, eights))
-                        start = write_x_start[s, X]
-                        for i in range(write_x.shape[2]):
-                            weight = write_x[s, X, i]
-                            if weight != 0:
-                                weight *= write_norm_PK[first + start + i, kernel]
-                                total = simd.fma(weight, simd.load(values, (start + i) * C + c, eights), total)
-                        for i in range(write_y.shape[2]):
-                            weight = write_y[s, y, i]
-                            if weight != 0:
-                                at = (write_begin[s] + (write_y_start[s, y] + i) * coarse_cols[s] + X) * C + c
-                                simd.store(band_write, at, simd.fma(weight, total, simd.load(band_write, at, eights)))
+                begin, pitch = (write_begin[s] + write_y_start[s, y] * coarse_cols[s]) * C, coarse_cols[s] * C
+                _write_band(
+                    values, plain, write_norm_PK, band_kernels[s], y * W, write_x_start[s], write_x[s],
+                    band_write, begin, pitch, write_y[s, y], rows,
+                )  # fmt: skip
 
 
 @_jit
-def gather_shared(table: NDArray[Any], pairs: NDArray[np.int32], start: int, stop: int, C: int, step: int, eights: Any) -> None:
+def gather_shared(table: NDArray[Any], pairs: NDArray[np.int32], start: int, stop: int, rows: Any) -> None:
     """Add to rows what other threads wrote for them: pairs (owner, other), owner by owner. [start, stop) keeps owners whole."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
     for i in range(start, stop):
         for c in range(0, C, step):
             at = pairs[i, 0] * C + c
@@ -200,18 +284,22 @@ def gather_shared(table: NDArray[Any], pairs: NDArray[np.int32], start: int, sto
 
 
 @_jit
-def scatter_shared(
-    table: NDArray[Any], pairs: NDArray[np.int32], start: int, stop: int, C: int, step: int, eights: Any
-) -> None:
+def scatter_shared(table: NDArray[Any], pairs: NDArray[np.int32], start: int, stop: int, rows: Any) -> None:
     """The way back: rows that other threads read are copies of their owners'."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
     for i in range(start, stop):
         for c in range(0, C, step):
             simd.store(table, pairs[i, 1] * C + c, simd.load(table, pairs[i, 0] * C + c, eights))
 
 
 @_jit
-def blur_chains(table: NDArray[Any], chain: NDArray[np.int32], start: int, stop: int, C: int, step: int, eights: Any) -> None:
+def blur_chains(table: NDArray[Any], chain: NDArray[np.int32], start: int, stop: int, rows: Any) -> None:
     """v_i <- v_i + (v_{i-1} + v_{i+1}) / 2 along lines of neighbours, in place. [start, stop) keeps lines whole."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
     for c in range(0, C, step):
         i = start
         while i < stop:
@@ -239,14 +327,15 @@ def blur_axis(
     taps: NDArray[Any],
     start: int,
     stop: int,
-    C: int,
-    step: int,
-    eights: Any,
+    rows: Any,
 ) -> None:
     """Convolve lines [start, stop) of a dense grid of rows (outer, length, inner) along the middle, in place; 0 outside.
 
     `taps`: the middle one and those to one side of it.
     """
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
     _, length, inner = shape
     line = np.empty(length * step, table.dtype)
     radius = len(taps) - 1
@@ -272,8 +361,11 @@ def blur_axis(
 
 
 @_jit
-def mix_rows(table: NDArray[Any], matrix_CC: NDArray[Any], start: int, stop: int, C: int, step: int, eights: Any) -> None:
+def mix_rows(table: NDArray[Any], matrix_CC: NDArray[Any], start: int, stop: int, rows: Any) -> None:
     """Rows [start, stop): r <- A r, with `matrix_CC` = A transposed, so that its rows are A's columns."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
     mixed = np.empty(C, table.dtype)
     flat = matrix_CC.reshape(-1)
     for row in range(start, stop):
@@ -287,10 +379,11 @@ def mix_rows(table: NDArray[Any], matrix_CC: NDArray[Any], start: int, stop: int
 
 
 @_jit
-def outer_product(
-    left: NDArray[Any], right: NDArray[Any], start: int, stop: int, sum_CC: NDArray[Any], C: int, step: int, eights: Any
-) -> None:
+def outer_product(left: NDArray[Any], right: NDArray[Any], start: int, stop: int, sum_CC: NDArray[Any], rows: Any) -> None:
     """sum_CC += the sum over rows [start, stop) of left (row) x right (row)."""
+    eights = rows[0]
+    step = simd.LANES * len(eights)
+    C = step * len(rows[1])
     flat = sum_CC.reshape(-1)
     for row in range(start, stop):
         for c in range(0, C, step):

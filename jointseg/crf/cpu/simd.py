@@ -27,9 +27,14 @@ LANES = 8
 """Rows are a whole number of eights: what AVX2 holds, half of AVX-512, two of NEON."""
 
 
-def row_type(width: int) -> tuple[int, ...]:
-    """What tells compiled functions the width of rows, a multiple of 8: its length is part of its type, so of their code."""
-    return (0,) * (width // LANES)
+def row_type(C: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What tells compiled functions the length of rows, a multiple of 8: how many eights make a chunk, how many chunks a row.
+
+    Only the tuples' lengths count. They are part of their types, so both numbers are constants in what is compiled for them. A
+    chunk is what is held in registers at once: up to 64 numbers.
+    """
+    width = next(width for width in range(64, 0, -LANES) if C % width == 0)
+    return (0,) * (width // LANES), (0,) * (C // width)
 
 
 class VectorType(types.Type):
@@ -100,7 +105,7 @@ def _greater(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 
 @intrinsic
 def load(_typing: Any, array: Any, start: Any, eights: Any) -> Any:
-    """The row of a contiguous array that begins at its number `start`, as wide as `row_type` made `eights` say."""
+    """The row of a contiguous array that begins at its number `start`, as wide as `eights`, of `row_type`, say."""
     kind = VectorType(array.dtype, LANES * len(eights))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
