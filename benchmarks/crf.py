@@ -59,7 +59,7 @@ def peer(logits: Tensor, image: Tensor, depth: Tensor, settings: CrfSettings) ->
     crf = Peer(H * W, C)
     crf.setUnaryEnergy(np.ascontiguousarray(-logits[0].flatten(1).numpy()))
     for kernel in paper_kernels(settings):
-        features_PF = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, size=(H, W))[0]
+        features_PF = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, like=image)[0]
         crf.addPairwiseEnergy(np.ascontiguousarray(features_PF.T.numpy()), compat=kernel.weight, normalization=NORMALIZE_AFTER)
     return torch.from_numpy(np.array(crf.inference(NUM_ITERATIONS))).reshape(1, C, H, W)
 

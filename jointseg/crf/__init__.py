@@ -4,7 +4,8 @@ Not here: anything but these names; it needs torch and numba alone and knows not
 """
 
 from jointseg.crf.dense_crf import DenseCRF
+from jointseg.crf.kernels import Kernel
 from jointseg.crf.prepared import PreparedImages
 from jointseg.crf.settings import CrfSettings
 
-__all__ = ["CrfSettings", "DenseCRF", "PreparedImages"]
+__all__ = ["CrfSettings", "DenseCRF", "Kernel", "PreparedImages"]

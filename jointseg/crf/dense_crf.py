@@ -7,19 +7,22 @@ Not here: the equations of inference (mean_field.py), the kernels (kernels.py), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from jointseg.crf.filters import BuildFilter, FilterName, check_filter
-from jointseg.crf.kernels import paper_kernels
+from jointseg.crf.inputs import Guides, finite_range
+from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices
-from jointseg.crf.prepared import PreparedImages, valid_pixels
+from jointseg.crf.prepared import PreparedImages
 from jointseg.crf.settings import CrfSettings
 from jointseg.errors import InputError
 
 
 class DenseCRF(nn.Module):
-    """The paper's CRF (Eq 5-7) on the logits of any segmentation network.
+    """The paper's CRF (Eq 5-7) on the logits of any segmentation network, or one with kernels of your own.
 
     `crf(logits, image=image, depth=depth)` is Sem-CRF+; without depth it is Sem-CRF, kernels 1 and 3 alone.
 
@@ -33,7 +36,9 @@ class DenseCRF(nn.Module):
         num_classes: int,
         settings: CrfSettings | None = None,
         *,
+        kernels: Sequence[Kernel] | None = None,
         filter: FilterName | BuildFilter = "auto",
+        learn_bandwidths: bool = False,
         check_inputs: bool = True,
     ) -> None:
         """Set up the weights.
@@ -41,29 +46,35 @@ class DenseCRF(nn.Module):
         Args:
             num_classes: C.
             settings: bandwidths, initial weights, iterations and pairwise form; the paper's where None.
+            kernels: in place of the paper's; of `settings`, iterations and form remain.
             filter: a name for all kernels, or what builds a filter from `Features`. `auto` takes `exact` for images of up to
                 4096 pixels; larger ones on CUDA get `block_sparse`, on CPUs for each kernel what suits it: `separable`,
                 `bilateral_grid` or `permutohedral`. What `prepare` returns tells which.
+            learn_bandwidths: also learn the bandwidths, as `log_bandwidths`: for each kernel the natural logarithms of
+                `Kernel.bandwidths`. Only `exact` and `block_sparse` have this derivative.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
                 this waits for the device at each call; turn it off once the pipeline is trusted.
 
         Raises:
-            InputError: `num_classes` is below 1, or `filter` is unknown.
+            InputError: `num_classes` is below 1, `filter` is unknown, or two kernels have one name.
         """
         super().__init__()
         if num_classes < 1:
             raise InputError(f"num_classes is {num_classes}; allowed: at least 1")
+        check_filter(filter)
         self.num_classes = num_classes
         self.settings = settings if settings is not None else CrfSettings()
-        self.check_inputs = check_inputs
-        check_filter(filter)
-        self.filter = filter
-        self.kernels = paper_kernels(self.settings)
+        self.kernels = paper_kernels(self.settings) if kernels is None else tuple(kernels)
+        _check_kernels(self.kernels)
+        self.filter, self.check_inputs = filter, check_inputs
         identity_CC, ones_CC = torch.eye(num_classes), torch.ones(num_classes, num_classes)
         crfrnn = self.settings.pairwise == "crfrnn"
         start_CC = identity_CC if crfrnn else ones_CC
         self.weights = nn.ParameterDict({kernel.name: nn.Parameter(kernel.weight * start_CC) for kernel in self.kernels})
         self.compatibility = nn.Parameter(-identity_CC if crfrnn else ones_CC - identity_CC)
+        self.log_bandwidths = nn.ParameterDict()
+        if learn_bandwidths:
+            self.log_bandwidths.update({k.name: nn.Parameter(torch.tensor(k.bandwidths).log()) for k in self.kernels})
 
     def forward(
         self,
@@ -71,6 +82,8 @@ class DenseCRF(nn.Module):
         *,
         image: Tensor | None = None,
         depth: Tensor | None = None,
+        guides: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
         prepared: PreparedImages | None = None,
         num_iterations: int | None = None,
     ) -> Tensor:
@@ -81,7 +94,9 @@ class DenseCRF(nn.Module):
             image: (B, 3, H, W), RGB in 0..255; uint8, or the dtype of the logits.
             depth: (B, H, W), metres, the dtype of the logits; None leaves the depth kernel out. Where it is 0 a pixel has no
                 depth: it sends and receives no message of the depth kernel.
-            prepared: what `prepare` made of the image and the depth, in place of both.
+            guides: what kernels of your own compare, by name: (B, channels, H, W), the dtype of the logits.
+            mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits: padding.
+            prepared: what `prepare` made of the four above, in their place.
             num_iterations: in place of the settings'; 0 returns the logits as they are.
 
         Returns:
@@ -93,29 +108,38 @@ class DenseCRF(nn.Module):
         num_iterations = self.settings.num_iterations if num_iterations is None else num_iterations
         if num_iterations < 0:
             raise InputError(f"num_iterations is {num_iterations}; allowed: 0 or more")
-        if (image is None) == (prepared is None) or (prepared is not None and depth is not None):
-            raise InputError("give either image (and depth, if there is one) or prepared")
+        if prepared is not None and not (image is None and depth is None and guides is None and mask is None):
+            raise InputError("give either prepared, or image, depth, guides and mask")
         self._check_logits(logits)
-        if image is not None:
-            _check_guides(image, depth, dtype=logits.dtype, device=logits.device, shape=(logits.shape[0], *logits.shape[2:]))
         if self.check_inputs:
-            _finite_range("logits", logits)
-            if image is not None:
-                _check_guide_values(image, depth)
-        if num_iterations == 0:
+            finite_range("logits", logits)
+        if prepared is None:
+            given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
+            self._check_guides(given, logits)
+            if num_iterations > 0:
+                prepared = self._prepare(given, logits)
+        else:
+            self._check_prepared(prepared, logits)
+        if prepared is None or not prepared.kernels or num_iterations == 0:
             return logits
         # Sums over all pixels overflow float16, and its steps are wider than the distances compared.
         with torch.autocast(logits.device.type, enabled=False):
-            if image is not None:
-                prepared = self._prepare(image, depth)
-            assert prepared is not None
-            self._check_prepared(prepared, logits)
             weights_KCC = torch.stack([self.weights[kernel.name] for kernel in prepared.kernels])
             matrices_KCC = pairwise_matrices(weights_KCC, self.compatibility, form=self.settings.pairwise)
-            logits_BCP = prepared.mean_field(logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations)
+            learned = [self.log_bandwidths[kernel.name] for kernel in prepared.kernels] if self.log_bandwidths else None
+            logits_BCP = prepared.mean_field(
+                logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations, log_bandwidths=learned
+            )
             return logits_BCP.reshape(logits.shape)
 
-    def prepare(self, *, image: Tensor, depth: Tensor | None = None) -> PreparedImages:
+    def prepare(
+        self,
+        *,
+        image: Tensor | None = None,
+        depth: Tensor | None = None,
+        guides: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> PreparedImages:
         """What inference needs to know of the images, for any logits and any weights: `crf(logits, prepared=prepared)`.
 
         It depends on the bandwidths, not on the weights: other CRFs with the same bandwidths take it too.
@@ -123,33 +147,42 @@ class DenseCRF(nn.Module):
         Args:
             image: as in `forward`.
             depth: as in `forward`; without it, Sem-CRF is prepared.
+            guides: as in `forward`.
+            mask: as in `forward`.
 
         Raises:
-            InputError: as `forward`.
+            InputError: as `forward`, or neither an image nor a depth nor a guide is given.
         """
-        reference = self.compatibility
-        if image.ndim != 4 or image.numel() == 0:
-            raise InputError(f"image has shape {tuple(image.shape)}; allowed: (B, 3, H, W), not empty")
-        shape = (image.shape[0], *image.shape[2:])
-        _check_guides(image, depth, dtype=reference.dtype, device=reference.device, shape=shape)
-        if self.check_inputs:
-            _check_guide_values(image, depth)
-        with torch.autocast(image.device.type, enabled=False):
-            return self._prepare(image, depth)
+        given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
+        sized = next(iter(given.channels.values()), None)
+        if sized is None or sized.ndim != 4 or sized.numel() == 0:
+            raise InputError("nothing to prepare: give image (B, 3, H, W), not empty, depth or guides")
+        like = self.compatibility.detach().new_empty(1).expand(sized.shape[0], 1, *sized.shape[2:])
+        self._check_guides(given, like)
+        return self._prepare(given, like)
+
+    @property
+    def bandwidths(self) -> dict[str, tuple[float, ...]]:
+        """Of each kernel, as they are now: the position's in pixels, then the guides' in their units."""
+        learned = {name: tuple(log_G.detach().exp().tolist()) for name, log_G in self.log_bandwidths.items()}
+        return {kernel.name: learned.get(kernel.name, kernel.bandwidths) for kernel in self.kernels}
 
     def extra_repr(self) -> str:
         """What `print(crf)` says beside the parameters."""
         name = self.filter if isinstance(self.filter, str) else getattr(self.filter, "__name__", repr(self.filter))
         return f"num_classes={self.num_classes}, filter={name!r}, {self.settings!r}"
 
-    def _prepare(self, image: Tensor, depth: Tensor | None) -> PreparedImages:
-        guides = {"image": image.detach().to(self.compatibility.dtype)}
-        if depth is not None:
-            depth = depth.detach()
-            guides["depth"] = depth[:, None]
-        kernels = [kernel for kernel in self.kernels if kernel.guide is None or kernel.guide in guides]
-        H, W = image.shape[2:]
-        return PreparedImages(kernels, guides, size=(H, W), valid=valid_pixels(depth), filter=self.filter)
+    def _prepare(self, given: Guides, like: Tensor) -> PreparedImages:
+        bandwidths = self.bandwidths
+        kernels = [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in given.compared_by(self.kernels)]
+        with torch.autocast(like.device.type, enabled=False):
+            return PreparedImages(kernels, given, like=like.detach(), filter=self.filter)
+
+    def _check_guides(self, given: Guides, like: Tensor) -> None:
+        given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
+        given.compared_by(self.kernels)
+        if self.check_inputs:
+            given.check_values()
 
     def _check_prepared(self, prepared: PreparedImages, logits: Tensor) -> None:
         shape = (prepared.num_images, self.num_classes, *prepared.size)
@@ -158,7 +191,7 @@ class DenseCRF(nn.Module):
                 f"logits are {tuple(logits.shape)} {logits.dtype} on {logits.device}; allowed beside what was prepared: "
                 f"{shape} {prepared.dtype} on {prepared.device}"
             )
-        own = {kernel.name: kernel.bandwidths for kernel in self.kernels}
+        own = self.bandwidths
         for kernel in prepared.kernels:
             if own.get(kernel.name) != kernel.bandwidths:
                 raise InputError(
@@ -180,48 +213,10 @@ class DenseCRF(nn.Module):
             raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")
 
 
-def _check_guides(
-    image: Tensor, depth: Tensor | None, *, dtype: torch.dtype, device: torch.device, shape: tuple[int, int, int]
-) -> None:
-    B, H, W = shape
-    _check_guide("image", image, dtypes=(torch.uint8, dtype), device=device, shape=(B, 3, H, W))
-    if depth is not None:
-        _check_guide("depth", depth, dtypes=(dtype,), device=device, shape=shape)
-
-
-def _check_guide(
-    name: str, guide: Tensor, *, dtypes: tuple[torch.dtype, ...], device: torch.device, shape: tuple[int, ...]
-) -> None:
-    if guide.shape != shape:
-        raise InputError(f"{name} has shape {tuple(guide.shape)}; allowed here: {shape}")
-    if guide.dtype not in dtypes:
-        raise InputError(f"{name} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, dtypes))}")
-    if guide.device != device:
-        raise InputError(f"{name} is on {guide.device} but the rest is on {device}; move one of them")
-
-
-def _check_guide_values(image: Tensor, depth: Tensor | None) -> None:
-    if image.dtype != torch.uint8:
-        low, high = _finite_range("image", image)
-        if low < 0 or high > 255:
-            raise InputError(
-                f"image has values in {low:g}..{high:g}; allowed: RGB levels 0..255, not normalised (clamp if resized)"
-            )
-        # Fractions tell an image in 0..1 from a nearly black one, whose levels are 0 and 1.
-        if 0 < high <= 1 and bool((image != image.round()).any()):
-            raise InputError(
-                f"image has values in {low:g}..{high:g}, as if scaled to 0..1; allowed: RGB levels 0..255 (image * 255)"
-            )
-    if depth is not None:
-        low, high = _finite_range("depth", depth)
-        if low < 0:
-            raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
-
-
-def _finite_range(name: str, values: Tensor) -> tuple[float, float]:
-    low, high = (bound.item() for bound in values.detach().aminmax())
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        raise InputError(
-            f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite; allowed: finite"
-        )
-    return low, high
+def _check_kernels(kernels: Sequence[Kernel]) -> None:
+    names = [kernel.name for kernel in kernels]
+    for kernel in kernels:
+        if names.count(kernel.name) > 1:
+            raise InputError(f"kernel {kernel.name!r} is there {names.count(kernel.name)} times; allowed: one of a name")
+        if not all(0 < bandwidth < float("inf") for bandwidth in kernel.bandwidths):
+            raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: above 0, finite")

@@ -1,4 +1,4 @@
-"""The kernels of the paper's CRF (Eq 7) as data, and the features each compares pixels by.
+"""The kernels of the CRF as data, the paper's (Eq 7) and anybody's own, and the features each compares pixels by.
 
 Not here: how messages are filtered (filters/) and how they are weighed (mean_field.py).
 """
@@ -7,9 +7,8 @@ Not here: how messages are filtered (filters/) and how they are weighed (mean_fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,55 +18,57 @@ from jointseg.crf.settings import CrfSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """exp(-|p_i - p_j|^2 / (2 position^2) - |g_i - g_j|^2 / (2 guide_bandwidth^2)), where g is what `guide` names."""
+    """exp(-|p_i - p_j|^2 / (2 position^2) - sum_g |g_i - g_j|^2 / (2 guides[g]^2)), over the guides that it names."""
 
     name: str
     weight: float
     """Initial weight w(k)."""
     position: float
     """Bandwidth of the position, pixels."""
-    guide: Literal["image", "depth"] | None = None
-    """What is compared beside the position: `image` (three channels), `depth` (one) or nothing."""
-    guide_bandwidth: float = 1.0
-    """Bandwidth of the guide, in its own unit: RGB levels 0..255, or metres."""
+    guides: Mapping[str, float] = field(default_factory=dict)
+    """What is compared beside the position, and its bandwidth in its own unit: `image` (RGB levels 0..255), `depth` (metres),
+    or any name that `DenseCRF` is given as one of `guides`."""
 
     @property
     def bandwidths(self) -> tuple[float, ...]:
-        """All of them: what a structure built for this kernel depends on."""
-        return (self.position,) if self.guide is None else (self.position, self.guide_bandwidth)
+        """The position's, then the guides': what a structure built for this kernel depends on."""
+        return (self.position, *self.guides.values())
+
+    def with_bandwidths(self, bandwidths: Sequence[float]) -> Kernel:
+        """The same kernel with other bandwidths, in the order of `bandwidths`."""
+        position, *others = bandwidths
+        return replace(self, position=position, guides=dict(zip(self.guides, others, strict=True)))
 
 
 def paper_kernels(settings: CrfSettings) -> tuple[Kernel, ...]:
     """Eq 7: appearance, depth and smoothness, with their bandwidths and initial weights."""
     s = settings
     return (
-        Kernel(name="appearance", weight=s.w_appearance, position=s.theta_alpha, guide="image", guide_bandwidth=s.theta_beta),
-        Kernel(name="depth", weight=s.w_depth, position=s.theta_gamma, guide="depth", guide_bandwidth=s.theta_zeta),
+        Kernel(name="appearance", weight=s.w_appearance, position=s.theta_alpha, guides={"image": s.theta_beta}),
+        Kernel(name="depth", weight=s.w_depth, position=s.theta_gamma, guides={"depth": s.theta_zeta}),
         Kernel(name="smoothness", weight=s.w_smoothness, position=s.theta_tau),
     )
 
 
-def kernel_features(kernel: Kernel, guides: Mapping[str, Tensor], *, size: tuple[int, int]) -> Tensor:
+def kernel_features(kernel: Kernel, guides: Mapping[str, Tensor], *, like: Tensor) -> Tensor:
     """What `kernel` compares, in units of its bandwidths.
 
     Args:
-        kernel: the kernel; its guide must be among `guides`.
-        guides: floating-point channels by name, each (B, channels, H, W), in raw units.
-        size: H, W.
+        kernel: the kernel; its guides must be among `guides`.
+        guides: channels by name, each (B, channels, H, W), in raw units.
+        like: (B, any, H, W), of the dtype and on the device that the features get.
 
     Returns:
-        (B, P, F): x, y, then the guide's channels; detached.
+        (B, P, F): x, y, then the guides' channels; detached.
     """
-    H, W = size
-    any_guide = next(iter(guides.values()))
-    y_HW, x_HW = torch.meshgrid(
-        torch.arange(H, dtype=any_guide.dtype, device=any_guide.device),
-        torch.arange(W, dtype=any_guide.dtype, device=any_guide.device),
-        indexing="ij",
-    )
-    position_BFHW = torch.stack([x_HW, y_HW]).expand(any_guide.shape[0], -1, -1, -1) / kernel.position
-    if kernel.guide is None:
-        features_BFHW = position_BFHW
-    else:
-        features_BFHW = torch.cat([position_BFHW, guides[kernel.guide].detach() / kernel.guide_bandwidth], dim=1)
-    return features_BFHW.flatten(2).mT
+    B, _, H, W = like.shape
+    y_HW, x_HW = torch.meshgrid(torch.arange(H, device=like.device), torch.arange(W, device=like.device), indexing="ij")
+    parts = [torch.stack([x_HW, y_HW]).to(like.dtype).expand(B, -1, -1, -1) / kernel.position]
+    parts += [guides[name].detach().to(like.dtype) / bandwidth for name, bandwidth in kernel.guides.items()]
+    return torch.cat(parts, dim=1).flatten(2).mT
+
+
+def feature_groups(kernel: Kernel, guides: Mapping[str, Tensor]) -> list[int]:
+    """For each of `kernel_features`, which of `kernel.bandwidths` divides it."""
+    channels = [2, *(guides[name].shape[1] for name in kernel.guides)]
+    return [group for group, count in enumerate(channels) for _ in range(count)]

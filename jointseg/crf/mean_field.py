@@ -7,11 +7,13 @@ Not here: how messages are filtered (filters/), which kernels the paper uses (ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jointseg.crf.filters import GaussianFilter, blend
 
@@ -25,19 +27,32 @@ def pairwise_matrices(weights_KCC: Tensor, compatibility_CC: Tensor, *, form: Li
 
 
 def mean_field(
-    unary_logits_BCP: Tensor, filters: Sequence[GaussianFilter], *, matrices_KCC: Tensor, num_iterations: int
+    unary_logits_BCP: Tensor,
+    filters: Sequence[GaussianFilter],
+    *,
+    matrices_KCC: Tensor,
+    num_iterations: int,
+    log_bandwidths: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Run parallel updates from q = softmax(unary logits). Returns logits (B, C, P); softmax over C gives the last q."""
-    if num_iterations > 1:
+    """Run parallel updates from q = softmax(unary logits). Returns logits (B, C, P); softmax over C gives the last q.
+
+    `log_bandwidths`: of each kernel, the logarithm of the bandwidth of each of its F features, to differentiate by; the filters
+    must have been built for their values, and have `bandwidth_gradient`.
+    """
+    if num_iterations > 1 and log_bandwidths is None:
         filters, matrices_KCC = merge_terms(filters, matrices_KCC)
+    messages = [partial(message, gaussian=gaussian) for gaussian in filters]
+    if log_bandwidths is not None:
+        pairs = zip(filters, log_bandwidths, strict=True)
+        messages = [partial(message_by_bandwidths, gaussian=gaussian, log_bandwidths_F=log_F) for gaussian, log_F in pairs]
     logits_BCP = unary_logits_BCP
     for _ in range(num_iterations):
-        logits_BCP = mean_field_step(logits_BCP.softmax(1), unary_logits_BCP, filters, matrices_KCC=matrices_KCC)
+        logits_BCP = mean_field_step(logits_BCP.softmax(1), unary_logits_BCP, messages, matrices_KCC=matrices_KCC)
     return logits_BCP
 
 
 def mean_field_step(
-    q_BCP: Tensor, unary_logits_BCP: Tensor, filters: Sequence[GaussianFilter], *, matrices_KCC: Tensor
+    q_BCP: Tensor, unary_logits_BCP: Tensor, messages: Sequence[Callable[[Tensor], Tensor]], *, matrices_KCC: Tensor
 ) -> Tensor:
     """One parallel update: U - sum_k A_k message_k. Returns logits; softmax over C gives the next q.
 
@@ -45,9 +60,9 @@ def mean_field_step(
     only q to keep: the messages are in no derivative.
     """
     logits_BCP = unary_logits_BCP
-    for gaussian, matrix_CC in zip(filters, matrices_KCC, strict=True):
+    for message_of, matrix_CC in zip(messages, matrices_KCC, strict=True):
         mixed_BCP = matrix_CC.expand(len(q_BCP), -1, -1).bmm(q_BCP)  # not @: to broadcast, it keeps a copy of q
-        logits_BCP = logits_BCP - message(mixed_BCP, gaussian)
+        logits_BCP = logits_BCP - message_of(mixed_BCP)
     return logits_BCP
 
 
@@ -92,3 +107,33 @@ class _Filtered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, None, None]:
         return _Filtered.apply(grad_BCP, ctx.gaussian, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
+
+
+def message_by_bandwidths(values_BCP: Tensor, gaussian: GaussianFilter, log_bandwidths_F: Tensor) -> Tensor:
+    """As `message`, differentiable once, also by the logarithms of the features' bandwidths."""
+    result: Tensor = _MessageByBandwidths.apply(values_BCP, log_bandwidths_F, gaussian)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _MessageByBandwidths(torch.autograd.Function):
+    """m = (K v) / (K 1): d m = (d K v - m d K 1) / (K 1), so both derivatives are one sum, with a channel of ones beside v."""
+
+    @staticmethod
+    def forward(ctx: Any, values_BCP: Tensor, log_bandwidths_F: Tensor, gaussian: GaussianFilter) -> Tensor:  # noqa: ARG004
+        message_BCP = gaussian.apply(values_BCP) / gaussian.row_sums[:, None, :]
+        ctx.gaussian = gaussian
+        ctx.save_for_backward(values_BCP, message_BCP)
+        return message_BCP
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        values_BCP, message_BCP = ctx.saved_tensors
+        scaled_BCP = grad_BCP / ctx.gaussian.row_sums[:, None, :]
+        by_bandwidths_F = None
+        if ctx.needs_input_grad[1]:
+            by_row_sum_B1P = -(scaled_BCP * message_BCP).sum(1, keepdim=True)
+            y_BCP = torch.cat([scaled_BCP, by_row_sum_B1P], 1)
+            v_BCP = torch.cat([values_BCP, torch.ones_like(by_row_sum_B1P)], 1)
+            by_bandwidths_F = ctx.gaussian.bandwidth_gradient(y_BCP, v_BCP).sum(0)
+        return ctx.gaussian.apply_transposed(scaled_BCP), by_bandwidths_F, None

@@ -3,21 +3,24 @@
 Not here: weights (dense_crf.py).
 """
 
-# B images, C classes, P pixels (H*W, row-major), K kernels
+# B images, C classes, P pixels (H*W, row-major), K kernels, F kernel features
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import fused_mean_field
 from jointseg.crf.filters import BuildFilter, Features, FilterName, GaussianFilter, StructuredFilter, build_filter
-from jointseg.crf.kernels import Kernel, kernel_features
+from jointseg.crf.inputs import Guides
+from jointseg.crf.kernels import Kernel, feature_groups, kernel_features
 from jointseg.crf.mean_field import mean_field
+from jointseg.errors import InputError
 
 
 class PreparedImages:
@@ -26,32 +29,29 @@ class PreparedImages:
     It holds for the kernels' bandwidths, and for the number of threads that torch had when it was made.
     """
 
-    def __init__(
-        self,
-        kernels: Sequence[Kernel],
-        guides: Mapping[str, Tensor],
-        *,
-        size: tuple[int, int],
-        valid: Mapping[str, Tensor],
-        filter: FilterName | BuildFilter,
-    ) -> None:
+    def __init__(self, kernels: Sequence[Kernel], guides: Guides, *, like: Tensor, filter: FilterName | BuildFilter) -> None:
         """Build a filter for each kernel.
 
         Args:
-            kernels: those to build.
-            guides: floating-point channels by name, (B, channels, H, W).
-            size: H, W.
-            valid: by guide, (B, P), bool: which pixels have one. A guide that is not among them is everywhere.
+            kernels: those to build; each guide they name must be there.
+            guides: what they compare.
+            like: (B, any, H, W), of the size, dtype and device that logits will have.
             filter: a name, or what builds a filter.
         """
-        self.kernels, self.size = tuple(kernels), size
-        any_guide = next(iter(guides.values()))
-        self.num_images, self.dtype, self.device = len(any_guide), any_guide.dtype, any_guide.device
-        features = [
-            Features(values_BPF=kernel_features(kernel, guides, size=size), size=size, valid_BP=valid.get(kernel.guide or ""))
+        self.kernels, self.size = tuple(kernels), (like.shape[2], like.shape[3])
+        self.num_images, self.dtype, self.device = like.shape[0], like.dtype, like.device
+        self.groups = [feature_groups(kernel, guides.channels) for kernel in self.kernels]
+        built = [
+            build_filter(
+                filter,
+                Features(
+                    values_BPF=kernel_features(kernel, guides.channels, like=like),
+                    size=self.size,
+                    valid_BP=guides.valid_for(kernel),
+                ),
+            )
             for kernel in self.kernels
         ]
-        built = [build_filter(filter, of_kernel) for of_kernel in features]
         self.filter_names = {kernel.name: name for kernel, (name, _) in zip(self.kernels, built, strict=True)}
         self.filters: list[GaussianFilter] = [gaussian for _, gaussian in built]
 
@@ -59,7 +59,7 @@ class PreparedImages:
     def _engines(self) -> list[Engine] | None:
         """One pass over all kernels an image, where every filter has a structure for it."""
         structured = [gaussian for gaussian in self.filters if isinstance(gaussian, StructuredFilter)]
-        if len(structured) < len(self.filters):
+        if len(structured) < len(self.filters) or not structured:
             return None
         first = structured[0]
         return [
@@ -71,19 +71,37 @@ class PreparedImages:
             for i in range(self.num_images)
         ]  # fmt: skip
 
-    def mean_field(self, unary_logits_BCP: Tensor, *, matrices_KCC: Tensor, num_iterations: int) -> Tensor:
-        """mean_field.mean_field with these filters, in the fastest way there is for them."""
-        engines = self._engines
-        if engines is None or num_iterations == 0:
+    def mean_field(
+        self,
+        unary_logits_BCP: Tensor,
+        *,
+        matrices_KCC: Tensor,
+        num_iterations: int,
+        log_bandwidths: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """mean_field.mean_field with these filters, in the fastest way there is for them.
+
+        `log_bandwidths`: of each kernel, in the order of `Kernel.bandwidths`, to differentiate by.
+        """
+        if log_bandwidths is not None:
+            return mean_field(
+                unary_logits_BCP, self.filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
+                log_bandwidths=self._by_feature(log_bandwidths),
+            )  # fmt: skip
+        if self._engines is None or num_iterations == 0:
             return mean_field(unary_logits_BCP, self.filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations)
-        return fused_mean_field(unary_logits_BCP, engines, matrices_KCC=matrices_KCC, num_iterations=num_iterations)
+        return fused_mean_field(unary_logits_BCP, self._engines, matrices_KCC=matrices_KCC, num_iterations=num_iterations)
+
+    def _by_feature(self, log_bandwidths: Sequence[Tensor]) -> list[Tensor]:
+        for kernel, gaussian in zip(self.kernels, self.filters, strict=True):
+            if not hasattr(gaussian, "bandwidth_gradient"):
+                raise InputError(
+                    f"kernel {kernel.name!r}: filter {self.filter_names[kernel.name]!r} has no derivative by bandwidths; "
+                    "allowed: 'exact', 'block_sparse'"
+                )
+        return [log_G[torch.tensor(groups)] for log_G, groups in zip(log_bandwidths, self.groups, strict=True)]
 
     def __repr__(self) -> str:
         """Which filter each kernel got."""
         H, W = self.size
         return f"PreparedImages({self.num_images} of {H} x {W}, filters={self.filter_names})"
-
-
-def valid_pixels(depth: Tensor | None) -> dict[str, Tensor]:
-    """Which pixels have a depth: those above 0."""
-    return {} if depth is None or bool((depth > 0).all()) else {"depth": (depth > 0).flatten(1)}

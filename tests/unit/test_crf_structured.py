@@ -13,6 +13,7 @@ from torch import Tensor
 from jointseg.crf import CrfSettings, DenseCRF
 from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filter
 from jointseg.crf.filters.structured import bilateral_grid
+from jointseg.crf.inputs import Guides
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
 from jointseg.crf.mean_field import mean_field
 from jointseg.crf.prepared import PreparedImages
@@ -38,9 +39,8 @@ def scene(B: int = 1, C: int = 3, H: int = 19, W: int = 26, *, seed: int = 0, dt
 def features_for(name: str, parts, *, valid: Tensor | None = None, scale: float = 1 / 16) -> Features:
     _, image, depth = parts
     kernel = paper_kernels(CrfSettings().scaled(scale if name != "separable" else 1.0))[KERNEL_OF[name]]
-    size = tuple(image.shape[2:])
-    values = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, size=size)
-    return Features(values_BPF=values, size=size, valid_BP=valid)
+    values = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, like=image)
+    return Features(values_BPF=values, size=tuple(image.shape[2:]), valid_BP=valid)
 
 
 def messages(gaussian, values: Tensor) -> Tensor:
@@ -63,9 +63,7 @@ def test_messages_are_as_near_the_exact_ones_as_stated(name, tolerance):
 @pytest.mark.parametrize("sigma", [0.3, 0.9, 1.4, 1.6, 3.0, 7.5, 40.0, 1e4])
 def test_a_separable_message_is_within_1e_4_of_the_exact_one_everywhere(sigma):
     size = (31, 44)
-    values = kernel_features(
-        Kernel(name="k", weight=1, position=sigma), {"image": torch.zeros(1, 1, *size).double()}, size=size
-    )
+    values = kernel_features(Kernel(name="k", weight=1, position=sigma), {}, like=torch.zeros(1, 1, *size).double())
     features = Features(values_BPF=values, size=size)
     q = (torch.rand(1, 4, 31 * 44, generator=torch.Generator().manual_seed(0), dtype=torch.float64) > 0.5).double()
     error = messages(FILTERS["separable"](features), q) - messages(ExactFilter(features), q)
@@ -272,7 +270,7 @@ def test_prepared_for_other_bandwidths_or_sizes_is_refused():
         DenseCRF(3, CrfSettings(theta_beta=4.0)).double()(logits, prepared=prepared)
     with pytest.raises(InputError, match="beside what was prepared"):
         DenseCRF(3).double()(logits[:, :, 1:], prepared=prepared)
-    with pytest.raises(InputError, match="either image"):
+    with pytest.raises(InputError, match="either prepared, or image"):
         DenseCRF(3).double()(logits, image=image, prepared=prepared)
 
 
@@ -309,8 +307,8 @@ def test_auto_takes_exact_for_small_images_and_what_suits_each_kernel_for_large_
 
 def test_auto_takes_the_lattice_where_the_grid_would_be_too_large():
     image = torch.rand(1, 1, 100, 100)
-    kernel = Kernel(name="k", weight=1, position=0.5, guide="image", guide_bandwidth=0.001)
-    features = Features(values_BPF=kernel_features(kernel, {"image": image}, size=(100, 100)), size=(100, 100))
+    kernel = Kernel(name="k", weight=1, position=0.5, guides={"image": 0.001})
+    features = Features(values_BPF=kernel_features(kernel, {"image": image}, like=image), size=(100, 100))
     assert choose_filter(features) == "permutohedral"
     with pytest.raises(InputError, match=r"filter 'bilateral_grid': 3 features over .* cells; allowed: 3 over 262144"):
         bilateral_grid(features)
@@ -341,7 +339,7 @@ def test_the_lattice_is_pydensecrfs():
     peer = densecrf.DenseCRF(H * W, C)
     peer.setUnaryEnergy(np.ascontiguousarray(-logits[0].flatten(1).numpy()))
     for kernel in paper_kernels(settings_):
-        values = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, size=(H, W))[0].T
+        values = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, like=image)[0].T
         peer.addPairwiseEnergy(
             np.ascontiguousarray(values.numpy()), compat=kernel.weight, normalization=densecrf.NORMALIZE_AFTER
         )
@@ -353,7 +351,8 @@ def test_the_lattice_is_pydensecrfs():
 def test_mean_field_of_prepared_images_without_structure_is_the_plain_one():
     logits, image, depth = scene(H=6, W=7)
     kernels = paper_kernels(CrfSettings())
-    prepared = PreparedImages(kernels, {"image": image, "depth": depth[:, None]}, size=(6, 7), valid={}, filter="exact")
+    guides = Guides(channels={"image": image, "depth": depth[:, None]})
+    prepared = PreparedImages(kernels, guides, like=logits, filter="exact")
     matrices = -torch.stack([kernel.weight * torch.eye(3).double() for kernel in kernels])
     run = partial(mean_field, logits.flatten(2), prepared.filters, matrices_KCC=matrices, num_iterations=2)
     torch.testing.assert_close(prepared.mean_field(logits.flatten(2), matrices_KCC=matrices, num_iterations=2), run())

@@ -18,6 +18,8 @@ from jointseg.crf.filters.features import Features
 DEFAULT_BUDGET_BYTES = 256 * 2**20
 _CACHE_BYTES = 2**19
 _MIN_ROWS_FOR_MATMUL = 16
+_SCALE = math.sqrt(0.5 * math.log2(math.e))
+"""exp(-d^2/2) = 2^-(s d)^2. Not exp: MKL's is 15 times slower on arguments that underflow, and most pairs of colours do."""
 
 
 class ExactFilter:
@@ -38,12 +40,9 @@ class ExactFilter:
             features: any, on any device.
             budget_bytes: working memory of this filter, in bytes. One row of weights is the least it can work with.
         """
-        # exp(-d^2/2) = 2^-(s d)^2 with s^2 = log2(e)/2. Not exp: MKL's is 15 times slower on arguments that underflow,
-        # and most pairs of colours do.
-        scale = math.sqrt(0.5 * math.log2(math.e))
         features_BPF = features.values_BPF
         self._invalid_BP = None if features.valid_BP is None else ~features.valid_BP
-        self._features_FBP = (features_BPF.detach() * scale).permute(2, 0, 1).contiguous()
+        self._features_FBP = (features_BPF.detach() * _SCALE).permute(2, 0, 1).contiguous()
         self._rows_per_block = self._fitting_rows(budget_bytes)
         self._matrix_BPP: Tensor | None = None
         self.row_sums = self._build(keep=self._bytes_of_rows(features_BPF.shape[1]) <= budget_bytes)
@@ -61,6 +60,21 @@ class ExactFilter:
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v: (a - b)^2 and (b - a)^2 are the same number, bit for bit."""
         return self.apply(values_BCP)
+
+    @torch.no_grad()
+    def bandwidth_gradient(self, y_BCP: Tensor, v_BCP: Tensor) -> Tensor:
+        """The derivative of <y, K v> by the log of each feature's bandwidth: (B, F).
+
+        It is the sum over pairs of (y_p . v_p') k(p, p') (f_p - f_p')^2, f that feature.
+        """
+        F, B, _ = self._features_FBP.shape
+        sums_FB = self._features_FBP.new_zeros(F, B)
+        for rows, weights_BRP in self._blocks():
+            shared_BRP = weights_BRP * (y_BCP[:, :, rows].mT @ v_BCP)
+            for f, feature_BP in enumerate(self._features_FBP):
+                difference_BRP = feature_BP[:, rows, None] - feature_BP[:, None, :]
+                sums_FB[f] += (shared_BRP * difference_BRP.square_()).sum((1, 2))
+        return sums_FB.T / _SCALE**2
 
     @torch.no_grad()
     def _build(self, *, keep: bool) -> Tensor:

@@ -1,0 +1,119 @@
+"""What the CRF is given besides logits, and what of it is refused.
+
+Not here: what is done with it (prepared.py, dense_crf.py).
+"""
+
+# B images, P pixels (H*W, row-major)
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jointseg.crf.kernels import Kernel
+from jointseg.errors import InputError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Guides:
+    """Everything that kernels may compare, for B images of H x W."""
+
+    channels: Mapping[str, Tensor]
+    """By name, each (B, channels, H, W): `image`, `depth` and the user's own."""
+    mask: Tensor | None = None
+    """(B, H, W), bool: where False, a pixel sends and receives no message at all."""
+
+    @staticmethod
+    def of(*, image: Tensor | None, depth: Tensor | None, guides: Mapping[str, Tensor] | None, mask: Tensor | None) -> Guides:
+        """Gather what `DenseCRF.forward` was given."""
+        channels = dict(guides or {})
+        for name in ("image", "depth"):
+            if name in channels:
+                raise InputError(f"guides holds {name!r}; allowed: names of your own (give {name}= by itself)")
+        if image is not None:
+            channels["image"] = image
+        if depth is not None:
+            channels["depth"] = depth[:, None]
+        return Guides(channels=channels, mask=mask)
+
+    def compared_by(self, kernels: Sequence[Kernel]) -> list[Kernel]:
+        """Those kernels that have all they compare; only depth may be left out.
+
+        Raises:
+            InputError: another guide is missing.
+        """
+        having = []
+        for kernel in kernels:
+            missing = [name for name in kernel.guides if name not in self.channels]
+            if not missing:
+                having.append(kernel)
+            elif missing != ["depth"]:
+                given = ", ".join(self.channels) or "none"
+                raise InputError(f"kernel {kernel.name!r} compares {', '.join(missing)}; given: {given}")
+        return having
+
+    def valid_for(self, kernel: Kernel) -> Tensor | None:
+        """(B, P): which pixels take part in this kernel; None where all do. A depth of 0 is none."""
+        parts = [] if self.mask is None else [self.mask]
+        if "depth" in kernel.guides and bool((self.channels["depth"] == 0).any()):
+            parts.append(self.channels["depth"][:, 0] > 0)
+        return torch.stack(parts).all(0).flatten(1) if parts else None
+
+    def check(self, *, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Refuse shapes, dtypes and devices that do not fit logits of B, H, W = `shape`."""
+        B, H, W = shape
+        for name, guide in self.channels.items():
+            channels = {"image": 3, "depth": 1}.get(name)
+            fits = guide.ndim == 4 and guide.shape[0] == B and guide.shape[2:] == (H, W) and guide.shape[1] > 0
+            if not fits or (channels is not None and guide.shape[1] != channels):
+                shown = tuple(guide.shape) if name != "depth" else (guide.shape[0], *guide.shape[2:])
+                allowed = f"({B}, {H}, {W})" if name == "depth" else f"({B}, {channels or 'channels'}, {H}, {W})"
+                raise InputError(f"{name} has shape {shown}; allowed here: {allowed}")
+            dtypes = (torch.uint8, dtype) if name == "image" else (dtype,)
+            if guide.dtype not in dtypes:
+                raise InputError(f"{name} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, dtypes))}")
+            if guide.device != device:
+                raise InputError(f"{name} is on {guide.device} but the rest is on {device}; move one of them")
+        if self.mask is not None and (self.mask.shape != shape or self.mask.dtype != torch.bool or self.mask.device != device):
+            found = f"{tuple(self.mask.shape)} {self.mask.dtype} on {self.mask.device}"
+            raise InputError(f"mask is {found}; allowed here: {shape} torch.bool on {device}")
+
+    def check_values(self) -> None:
+        """Refuse values that no image, depth or guide has. Waits for the device."""
+        for name, guide in self.channels.items():
+            if guide.dtype == torch.uint8:
+                continue
+            low, high = finite_range(name, guide)
+            if name == "image":
+                _check_levels(guide, low, high)
+            if name == "depth" and low < 0:
+                raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
+
+
+def _check_levels(image: Tensor, low: float, high: float) -> None:
+    if low < 0 or high > 255:
+        raise InputError(
+            f"image has values in {low:g}..{high:g}; allowed: RGB levels 0..255, not normalised (clamp if resized)"
+        )
+    # Fractions tell an image in 0..1 from a nearly black one, whose levels are 0 and 1.
+    if 0 < high <= 1 and bool((image != image.round()).any()):
+        raise InputError(
+            f"image has values in {low:g}..{high:g}, as if scaled to 0..1; allowed: RGB levels 0..255 (image * 255)"
+        )
+
+
+def finite_range(name: str, values: Tensor) -> tuple[float, float]:
+    """The least and the greatest of the values.
+
+    Raises:
+        InputError: one of them is NaN or infinite.
+    """
+    low, high = (bound.item() for bound in values.detach().aminmax())
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise InputError(
+            f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite; allowed: finite"
+        )
+    return low, high
