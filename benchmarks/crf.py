@@ -1,18 +1,20 @@
-"""Time, memory and error of the dense CRF with each choice of filter, against pydensecrf2 where it is installed.
+"""Time, memory and error of the dense CRF with each choice of filter, against pydensecrf2, and pykeops where it is installed.
 
-Not here: correctness, which tests hold to the specification.
+Not here: correctness, which tests hold to the specification; the plots of what this writes (plot_crf.py).
 
-    python benchmarks/crf.py [--sizes 257x257 513x513] [--threads 2] [--repeats 5] [--frame IMAGE DEPTH] [--json FILE]
+    python benchmarks/crf.py [--sizes 65x65 257x257 513x513] [--classes 40] [--threads 2] [--repeats 5] [--device cpu]
+                             [--frame IMAGE DEPTH]... [--errors] [--json FILE]
 
 All candidates run interleaved in one process on the same picture, so read the ratios; times are medians in milliseconds, set-up
-included, for 10 iterations and 40 classes. Memory is the rise of the process's peak, each run in a process of its own. With
-`--errors` (minutes), also the error against the exact mean field on the middle 128 x 128 pixels: mean |dq|, and the share of
-labels that differ.
+included, for 10 iterations of the paper's three kernels. Memory is the rise of the process's peak (CUDA: of the allocator's),
+each run in a process of its own. Without --frame the picture is made up. `--errors` adds, over all frames given, the distance
+from the exact mean field on the middle 128 x 128 pixels: mean |dq|, and the share of labels that differ; it needs 5 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
@@ -20,6 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +31,19 @@ from PIL import Image
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf.filters import ExactFilter, FilterName
 from jointseg.crf.kernels import kernel_features, paper_kernels
 
-NUM_CLASSES, NUM_ITERATIONS, REFERENCE_SIZE, CROP = 40, 10, 513, 128
+NUM_ITERATIONS, REFERENCE_SIZE, CROP = 10, 513, 128
 Scene = tuple[Tensor, Tensor, Tensor]
+Frame = tuple[str, str]
 
 
-def scene(H: int, W: int, frame: list[str] | None) -> Scene:
+def scene(size: tuple[int, int], C: int, frame: Frame | None, device: str = "cpu") -> Scene:
     """Logits, image and depth: of the given picture, or planes in a few colours with noise, as rooms have."""
+    H, W = size
     draw = torch.Generator().manual_seed(0)
-    planes = torch.nn.functional.interpolate(torch.rand(1, 4, 5, 7, generator=draw), (H, W), mode="nearest")
+    planes = torch.nn.functional.interpolate(torch.rand(1, 4, 5, 7, generator=draw), size, mode="nearest")
     image = (255 * planes[:, :3] + 4 * torch.randn(1, 3, H, W, generator=draw)).clamp(0, 255)
     depth = 1 + 5 * planes[:, 3] + 0.05 * torch.rand(1, H, W, generator=draw)
     if frame is not None:
@@ -45,77 +51,118 @@ def scene(H: int, W: int, frame: list[str] | None) -> Scene:
         levels = np.asarray(Image.open(frame[1]).resize((W, H), Image.Resampling.NEAREST), np.float32)
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
         depth = torch.from_numpy((levels + 0.5) / 25.5 if levels.max() <= 255 else levels / 1000)[None]
-    coarse = torch.randn(1, NUM_CLASSES, H // 24 + 2, W // 24 + 2, generator=draw)
-    logits = 2 * torch.nn.functional.interpolate(coarse, (H, W), mode="nearest")
-    return logits + 0.7 * torch.randn(logits.shape, generator=draw), image, depth
+    coarse = torch.randn(1, C, H // 24 + 2, W // 24 + 2, generator=draw)
+    logits = 2 * torch.nn.functional.interpolate(coarse, size, mode="nearest") + 0.7 * torch.randn(1, C, H, W, generator=draw)
+    return logits.to(device), image.to(device), depth.to(device)
 
 
-def peer(logits: Tensor, image: Tensor, depth: Tensor, settings: CrfSettings) -> Tensor:
+def pydensecrf(logits: Tensor, image: Tensor, depth: Tensor, settings: CrfSettings) -> Tensor:
     """The same inference by pydensecrf2: q (1, C, H, W)."""
-    from pydensecrf.densecrf import NORMALIZE_AFTER  # noqa: PLC0415
-    from pydensecrf.densecrf import DenseCRF as Peer  # noqa: PLC0415
+    from pydensecrf import densecrf  # noqa: PLC0415
 
     _, C, H, W = logits.shape
-    crf = Peer(H * W, C)
+    crf = densecrf.DenseCRF(H * W, C)
     crf.setUnaryEnergy(np.ascontiguousarray(-logits[0].flatten(1).numpy()))
     for kernel in paper_kernels(settings):
-        features_PF = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, like=image)[0]
-        crf.addPairwiseEnergy(np.ascontiguousarray(features_PF.T.numpy()), compat=kernel.weight, normalization=NORMALIZE_AFTER)
+        features_PF = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, like=logits)[0]
+        crf.addPairwiseEnergy(
+            np.ascontiguousarray(features_PF.T.numpy()), compat=kernel.weight, normalization=densecrf.NORMALIZE_AFTER
+        )
     return torch.from_numpy(np.array(crf.inference(NUM_ITERATIONS))).reshape(1, C, H, W)
 
 
+def keops(logits: Tensor, image: Tensor, depth: Tensor, settings: CrfSettings) -> Tensor:
+    """The same inference by exact sums of pykeops: q (1, C, H, W)."""
+    from pykeops.torch import LazyTensor  # noqa: PLC0415
+
+    unary_PC = logits[0].flatten(1).T.contiguous()
+    ones_P1 = torch.ones_like(unary_PC[:, :1])
+    sums = []
+    for kernel in paper_kernels(settings):
+        features_PF = kernel_features(kernel, {"image": image, "depth": depth[:, None]}, like=logits)[0].contiguous()
+        squares = ((LazyTensor(features_PF[:, None]) - LazyTensor(features_PF[None])) ** 2).sum(-1)
+        lazy = (-0.5 * squares).exp()
+        sums.append((kernel.weight, lazy, lazy @ ones_P1))
+    now_PC = unary_PC
+    for _ in range(NUM_ITERATIONS):
+        q_PC = now_PC.softmax(1)
+        now_PC = unary_PC + sum(weight * (lazy @ q_PC) / row_sums for weight, lazy, row_sums in sums)
+    return now_PC.softmax(1).T.reshape(logits.shape)
+
+
 def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
-    """What is compared on one picture, by name; each gives q."""
+    """What is compared on one picture, by name; each gives q, or what its backward pass left."""
     logits, image, depth = parts
-    settings = CrfSettings(num_iterations=NUM_ITERATIONS).scaled(logits.shape[2] / REFERENCE_SIZE)
-    frozen = {name: DenseCRF(NUM_CLASSES, settings, filter=name).requires_grad_(False) for name in ("auto", "permutohedral")}
-    learning = DenseCRF(NUM_CLASSES, settings)
-    prepared = frozen["auto"].prepare(image=image, depth=depth)
+    _, C, H, W = logits.shape
+    device = logits.device.type
+    settings = CrfSettings(num_iterations=NUM_ITERATIONS).scaled(H / REFERENCE_SIZE)
+
+    def inference(filter: FilterName) -> Callable[[], Tensor]:
+        crf = DenseCRF(C, settings, filter=filter).to(device).requires_grad_(False)
+        return lambda: crf(logits, image=image, depth=depth).softmax(1)
+
+    crf, learning = (DenseCRF(C, settings).to(device) for _ in range(2))
+    crf.requires_grad_(False)
+    prepared = crf.prepare(image=image, depth=depth)
+    prepared.mean_field(logits.flatten(2), matrices_KCC=torch.zeros(3, C, C, device=device), num_iterations=1)
 
     def step() -> Tensor:
         out: Tensor = learning(logits, image=image, depth=depth, num_iterations=5)
         torch.autograd.backward(out.square().mean())
         return out.detach()
 
-    runs: dict[str, Callable[[], Tensor]] = {
-        "auto": lambda: frozen["auto"](logits, image=image, depth=depth).softmax(1),
-        "auto, prepared": lambda: frozen["auto"](logits, prepared=prepared).softmax(1),
-        "auto, training step of 5": step,
-        "permutohedral": lambda: frozen["permutohedral"](logits, image=image, depth=depth).softmax(1),
-    }
-    if importlib.util.find_spec("pydensecrf") is not None:
-        runs = {"pydensecrf2": lambda: peer(logits, image, depth, settings), **runs}
+    runs: dict[str, Callable[[], Tensor]] = {}
+    if device == "cpu" and importlib.util.find_spec("pydensecrf") is not None:
+        runs["pydensecrf2"] = lambda: pydensecrf(logits, image, depth, settings)
+    runs |= {"auto": inference("auto"), "auto, prepared": lambda: crf(logits, prepared=prepared).softmax(1)}
+    runs["auto, training step of 5"] = step
+    if device == "cpu":
+        runs["permutohedral"] = inference("permutohedral")
+    if H * W <= 5000 or device == "cuda":
+        runs["exact"] = inference("exact")
+    if importlib.util.find_spec("pykeops") is not None and (H * W <= 17000 or device == "cuda"):
+        runs["pykeops, exact"] = lambda: keops(logits, image, depth, settings)
     return runs
 
 
-def errors(parts: Scene) -> dict[str, tuple[float, float]]:
-    """Mean |dq| and the share of labels that differ from the exact mean field, on the middle of the picture."""
-    top, left = ((length - CROP) // 2 for length in parts[0].shape[2:])
-    logits, image, depth = (part[..., top : top + CROP, left : left + CROP].contiguous() for part in parts)
+def errors(frames: list[Frame | None], C: int) -> dict[str, tuple[float, float]]:
+    """Mean |dq| and the share of labels that differ from the exact mean field, over the middles of all frames."""
+    sums: dict[str, list[tuple[float, float]]] = {}
     settings = CrfSettings(num_iterations=NUM_ITERATIONS)
-    found = {}
-    with torch.no_grad():
-        exact = DenseCRF(NUM_CLASSES, settings, filter="exact")(logits, image=image, depth=depth).softmax(1)
-        runs = {
-            name: DenseCRF(NUM_CLASSES, settings, filter=name)(logits, image=image, depth=depth).softmax(1)
-            for name in ("auto", "permutohedral")
-        }
-    if importlib.util.find_spec("pydensecrf") is not None:
-        runs["pydensecrf2"] = peer(logits, image, depth, settings)
-    for name, q in runs.items():
-        found[name] = (float((q - exact).abs().mean()), float((q.argmax(1) != exact.argmax(1)).float().mean()))
-    return found
+    for frame in frames:
+        parts = scene((REFERENCE_SIZE, REFERENCE_SIZE), C, frame)
+        middle = slice((REFERENCE_SIZE - CROP) // 2, (REFERENCE_SIZE + CROP) // 2)
+        logits, image, depth = (part[..., middle, middle].contiguous() for part in parts)
+        exact = partial(ExactFilter, budget_bytes=5 * CROP**4)
+
+        def q_of(filter: FilterName | Callable[..., ExactFilter], parts: Scene = (logits, image, depth)) -> Tensor:
+            crf = DenseCRF(C, settings, filter=filter).requires_grad_(False)
+            return crf(parts[0], image=parts[1], depth=parts[2]).softmax(1)
+
+        truth = q_of(exact)
+        found = {"auto": q_of("auto"), "permutohedral": q_of("permutohedral")}
+        if importlib.util.find_spec("pydensecrf") is not None:
+            found["pydensecrf2"] = pydensecrf(logits, image, depth, settings)
+        for name, q in found.items():
+            labels = float((q.argmax(1) != truth.argmax(1)).float().mean())
+            sums.setdefault(name, []).append((float((q - truth).abs().mean()), labels))
+    return {name: (statistics.mean(dq for dq, _ in rows), statistics.mean(n for _, n in rows)) for name, rows in sums.items()}
 
 
-def peak_rise(size: tuple[int, int], frame: list[str] | None, name: str, threads: int) -> float:
+def peak_rise(size: tuple[int, int], C: int, frame: Frame | None, *, name: str, threads: int, device: str) -> float:
     """MiB by which one run raises this process's peak; call it in a fresh process."""
     torch.set_num_threads(threads)
-    candidates(scene(70, 70, None))[name]()  # code loads at the first run
-    run = candidates(scene(*size, frame))[name]
-    before = resident("VmRSS")
+    candidates(scene((70, 70), C, None, device)).get(name, lambda: None)()  # code loads at the first run
+    run = candidates(scene(size, C, frame, device))[name]
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before_mib = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again from here
     run()
-    return resident("VmHWM") - before
+    return resident("VmHWM") - before_mib
 
 
 def resident(field: str) -> float:
@@ -124,54 +171,70 @@ def resident(field: str) -> float:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
-def processor() -> str:
-    """The processor's name as Linux gives it, else its architecture."""
+def processor(device: str) -> str:
+    """The device's name; for a CPU as Linux gives it, else its architecture."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def measure(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each run, interleaved."""
+def measure(runs: dict[str, Callable[[], Tensor]], repeats: int, device: str) -> dict[str, float]:
+    """Median milliseconds of each run, interleaved, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            if device == "cuda":
+                torch.cuda.synchronize()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(taken[1:]) for name, taken in times.items()}
 
 
+def versions() -> str:
+    """Of what is compared."""
+    names = {"torch": "torch", "numba": "numba", "triton": "triton", "pydensecrf": "pydensecrf2", "pykeops": "pykeops"}
+    installed = [package for module, package in names.items() if importlib.util.find_spec(module) is not None]
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in installed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time, memory and error of the dense CRF.")
-    parser.add_argument("--sizes", nargs="+", default=["257x257", "513x513"], help="HEIGHTxWIDTH in pixels")
+    parser.add_argument("--sizes", nargs="+", default=["65x65", "257x257", "513x513"], help="HEIGHTxWIDTH in pixels")
+    parser.add_argument("--classes", type=int, nargs="+", default=[40])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--frame", nargs=2, metavar=("IMAGE", "DEPTH"), help="a picture, and its depth: 16 bit in mm, or NYU's 8 bit"
+        "--frame", nargs=2, action="append", metavar=("IMAGE", "DEPTH"), help="depth: 16 bit in mm, or NYU's 8 bit"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--errors", action="store_true", help="measure the error against the exact mean field")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{processor()}, {arguments.threads} threads, torch {torch.__version__}")
-    print(f"C = {NUM_CLASSES}, {NUM_ITERATIONS} iterations, three kernels, float32\n")
-    print(f"{'size':>9}  {'run':<28}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}{'mean |dq|':>12}{'labels':>9}")
+    frames: list[Frame | None] = [tuple(frame) for frame in arguments.frame or []] or [None]
+    machine = f"{processor(arguments.device)}, {arguments.threads} threads"
+    print(f"{machine}; {versions()}; {NUM_ITERATIONS} iterations, three kernels, float32\n")
+    print(f"{'size':>9} {'C':>4}  {'run':<26}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}{'mean |dq|':>12}{'labels':>9}")
     rows = []
     processes = multiprocessing.get_context("spawn")
-    for size in arguments.sizes:
-        H, W = map(int, size.split("x"))
-        parts = scene(H, W, arguments.frame)
-        error = errors(parts) if arguments.errors else {}
-        medians = measure(candidates(parts), arguments.repeats)
-        for name, median in medians.items():
-            with processes.Pool(1) as alone:
-                peak = alone.apply(peak_rise, ((H, W), arguments.frame, name, arguments.threads))
-            ratio = medians.get("pydensecrf2", float("nan")) / median
-            dq, labels = error.get(name, (float("nan"), float("nan")))
-            row = {"size": size, "run": name, "ms": median, "peer_over_this": ratio, "peak_mib": peak, "mean_dq": dq}
-            rows.append({**row, "labels_differ": labels, "threads": arguments.threads})
-            print(f"{size:>9}  {name:<28}{median:>9.1f}{ratio:>11.2f}{peak:>10.0f}{dq:>12.2e}{labels:>9.2%}", flush=True)
+    for C in arguments.classes:
+        error = errors(frames, C) if arguments.errors else {}
+        for size in arguments.sizes:
+            H, W = map(int, size.split("x"))
+            medians = measure(candidates(scene((H, W), C, frames[0], arguments.device)), arguments.repeats, arguments.device)
+            for name, median in medians.items():
+                with processes.Pool(1) as alone:
+                    how = {"name": name, "threads": arguments.threads, "device": arguments.device}
+                    peak = alone.apply(peak_rise, ((H, W), C, frames[0]), how)
+                ratio = medians.get("pydensecrf2", float("nan")) / median
+                dq, labels = error.get(name, (float("nan"), float("nan")))
+                row = {"size": size, "classes": C, "run": name, "ms": median, "peer_over_this": ratio, "peak_mib": peak}
+                rows.append({**row, "mean_dq": dq, "labels_differ": labels, "machine": machine})
+                columns = f"{median:>9.1f}{ratio:>11.2f}{peak:>10.0f}{dq:>12.2e}{labels:>9.2%}"
+                print(f"{size:>9} {C:>4}  {name:<26}{columns}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filter
+from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filter, structured
 from jointseg.crf.filters.structured import bilateral_grid
 from jointseg.crf.inputs import Guides
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
@@ -22,6 +22,12 @@ from jointseg.errors import InputError
 KERNEL_OF = {"permutohedral": 0, "bilateral_grid": 1, "separable": 2}
 NAMES = pytest.mark.parametrize("name", KERNEL_OF)
 FORMS = pytest.mark.parametrize("form", ["crfrnn", "hadamard"])
+
+
+@pytest.fixture(autouse=True)
+def _threads_for_small_images(monkeypatch):
+    """As many threads as a test sets, whatever the number of pixels."""
+    monkeypatch.setattr(structured, "PIXELS_PER_THREAD", 1)
 
 
 def scene(B: int = 1, C: int = 3, H: int = 19, W: int = 26, *, seed: int = 0, dtype=torch.float64):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from jointseg.crf.cpu.parts import Interpolated, Lines, renumber
 from jointseg.crf.cpu.team import pixels_of, run_team, wait
 
-_jit = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_inner = numba.njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _MIX_0, _MIX_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
@@ -35,7 +36,7 @@ def scale_factors(num_features: int, dtype: Any) -> NDArray[Any]:
     return np.array([1.0 / math.sqrt((i + 2) * (i + 1)) * deviation for i in range(num_features)], dtype)
 
 
-@_jit
+@_inner
 def _slot(table: NDArray[np.uint64], k0: Any, k1: Any) -> Any:
     """Where the key is in the table, or where it would go."""
     mask = np.uint64(table.shape[0] - 1)
@@ -47,13 +48,13 @@ def _slot(table: NDArray[np.uint64], k0: Any, k1: Any) -> Any:
     return slot
 
 
-@_jit
+@_inner
 def find(table: NDArray[np.uint64], k0: Any, k1: Any) -> Any:
     """The vertex with this key, or -1."""
     return np.int64(table[_slot(table, k0, k1), 2]) - 1
 
 
-@_jit
+@_inner
 def _grown(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
     larger = np.zeros((table.shape[0] * 2, 3), np.uint64)
     for old in range(table.shape[0]):
@@ -64,7 +65,7 @@ def _grown(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return larger
 
 
-@_jit
+@_inner
 def _locate(
     features_PF: NDArray[Any],
     p: int,
@@ -113,7 +114,7 @@ def _locate(
     barycentric[0] += kind(1) + barycentric[F + 1]
 
 
-@_jit
+@_inner
 def _key_step(num_features: int, bits: int, each: int, axis: int, at_axis: int) -> tuple[Any, Any]:
     """What to add to a key so that every coordinate changes by `each`, but the one at `axis` by `at_axis`."""
     half, field = (num_features + 1) // 2, np.uint64(bits)
@@ -182,7 +183,8 @@ def embed(
         if count * 2 + 2 * F + 2 > len(table):
             table = _grown(table)
             longer = np.empty((len(table) // 2 + F + 2, 2), np.uint64)
-            longer[:count] = keys[:count]
+            for i in range(count):
+                longer[i, 0], longer[i, 1] = keys[i, 0], keys[i, 1]
             keys = longer
     return table, keys[:count]
 
@@ -193,8 +195,9 @@ def merge(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
     """Add keys to a table of `known` ones. Returns the table, all keys by vertex, and the vertex of each of `more`."""
     keys = np.empty((len(known) + len(more), 2), np.uint64)
-    keys[: len(known)] = known
     count = len(known)
+    for i in range(count):
+        keys[i, 0], keys[i, 1] = known[i, 0], known[i, 1]
     vertex = np.empty(len(more), np.int32)
     for i in range(len(more)):
         if count * 2 + 2 > table.shape[0]:
@@ -202,7 +205,7 @@ def merge(
         slot = _slot(table, more[i, 0], more[i, 1])
         if table[slot, 2] == 0:
             table[slot, 0], table[slot, 1], table[slot, 2] = more[i, 0], more[i, 1], np.uint64(count + 1)
-            keys[count] = more[i]
+            keys[count, 0], keys[count, 1] = more[i, 0], more[i, 1]
             vertex[i] = count
             count += 1
         else:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jointseg.crf.cpu import simd
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_inner = numba.njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 READ, SOFTMAX, SOFTMAX_BACKWARD = 0, 1, 2
 """What becomes of the messages a pixel has read: nothing; the next q; the gradient by the logits before."""
@@ -32,7 +33,21 @@ def clear(table: NDArray[Any], start: int, stop: int) -> None:
     table[start:stop] = 0
 
 
-@_jit
+@_inner
+def _copy(source: NDArray[Any], at: int, target: NDArray[Any], to: int, count: int, eights: Any) -> None:
+    """Numbers [at, at + count) to [to, ...), whole vectors. Not by slices: their error messages take seconds to compile."""
+    for i in range(0, count, simd.LANES * len(eights)):
+        simd.store(target, to + i, simd.load(source, at + i, eights))
+
+
+@_inner
+def _add(source: NDArray[Any], at: int, target: NDArray[Any], to: int, count: int, eights: Any) -> None:
+    """Numbers [at, at + count) added to [to, ...), whole vectors."""
+    for i in range(0, count, simd.LANES * len(eights)):
+        simd.store(target, to + i, simd.add(simd.load(source, at + i, eights), simd.load(target, to + i, eights)))
+
+
+@_inner
 def _read_rows(
     table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64], factor: float,
     norm_PK: NDArray[Any], span: tuple[int, int], target: NDArray[Any], rows: Any,
@@ -56,7 +71,7 @@ def _read_rows(
             simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
 
 
-@_jit
+@_inner
 def _write_rows(
     table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64],
     norm_PK: NDArray[Any], span: tuple[int, int], values: NDArray[Any], begin: int, rows: Any,
@@ -78,7 +93,7 @@ def _write_rows(
                 simd.store(table, at, simd.fma(weights_PV[p, v], value, simd.load(table, at, eights)))
 
 
-@_jit
+@_inner
 def _blend_coarse_rows(
     table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], target: NDArray[Any], rows: Any
 ) -> None:
@@ -93,7 +108,7 @@ def _blend_coarse_rows(
         simd.store(target, at, total)
 
 
-@_jit
+@_inner
 def _read_band(
     blended: NDArray[Any], starts: NDArray[np.int64], weights_WT: NDArray[Any], columns: tuple[int, int], factor: float,
     norm_PK: NDArray[Any], kernel: int, first: int, target: NDArray[Any], rows: Any,
@@ -114,7 +129,7 @@ def _read_band(
             simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
 
 
-@_jit
+@_inner
 def _write_band(
     values: NDArray[Any], plain: bool, norm_PK: NDArray[Any], kernel: int, first: int, starts: NDArray[np.int64],
     weights_XT: NDArray[Any], table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], rows: Any,
@@ -135,7 +150,7 @@ def _write_band(
                 simd.store(table, at, simd.fma(weights_T[i], total, simd.load(table, at, eights)))
 
 
-@_jit
+@_inner
 def _softmax(logits: NDArray[Any], count: int, values: NDArray[Any], begin: int, rows: Any) -> None:
     """The softmax of `count` rows, written from `begin` on."""
     eights = rows[0]
@@ -157,7 +172,7 @@ def _softmax(logits: NDArray[Any], count: int, values: NDArray[Any], begin: int,
             simd.store(values, begin + base + c, simd.multiply(simd.load(values, begin + base + c, eights), inverse))
 
 
-@_jit
+@_inner
 def _softmax_backward(
     grads: NDArray[Any], count: int, q: NDArray[Any], at: int, values: NDArray[Any], begin: int, rows: Any
 ) -> None:
@@ -231,9 +246,9 @@ def pixel_pass(
         for left in range(0, W, TILE):
             right = min(left + TILE, W)
             here, count = (y * W + left, y * W + right), right - left
-            numbers = slice(here[0] * C, here[1] * C)
+            begin_here = here[0] * C
             if mode == SOFTMAX or not reading:
-                tile[: count * C] = given[numbers]
+                _copy(given, begin_here, tile, 0, count * C, rows[0])
             else:
                 tile[:] = 0
             if reading:
@@ -247,17 +262,17 @@ def pixel_pass(
                         read_norm_PK, kernel, y * W, tile, rows,
                     )  # fmt: skip
             if storing and mode != SOFTMAX_BACKWARD:
-                out[numbers] = tile[: count * C]
+                _copy(tile, 0, out, begin_here, count * C, rows[0])
             if mode == SOFTMAX:
                 _softmax(tile, count, values, left * C, rows)
             elif mode == SOFTMAX_BACKWARD:
-                _softmax_backward(tile, count, q, here[0] * C, values, left * C, rows)
+                _softmax_backward(tile, count, q, begin_here, values, left * C, rows)
                 if storing:
-                    out[numbers] += values[left * C : right * C]
+                    _add(values, left * C, out, begin_here, count * C, rows[0])
             else:
-                values[left * C : right * C] = tile[: count * C]
+                _copy(tile, 0, values, left * C, count * C, rows[0])
             if keeping:
-                q[numbers] = values[left * C : right * C]
+                _copy(values, left * C, q, begin_here, count * C, rows[0])
             if writing:
                 for i in range(len(runs_I4)):
                     _write_rows(write_table, offsets_PV, weights_PV, runs_I4[i], write_norm_PK, here, values, left * C, rows)

@@ -28,6 +28,7 @@ from jointseg.errors import InputError
 
 GRID_TOLERANCE = 5e-3
 """Default of the bilateral grid; what it gives at so many cells to a bandwidth was measured on rooms (docs/crf.md)."""
+PIXELS_PER_THREAD = 8192
 _MAX_GRID_ROWS = 2**18
 _MAX_GRID_FEATURES = 3
 _MAX_LATTICE_FEATURES = 16
@@ -47,7 +48,7 @@ class StructuredFilter:
         if features.values_BPF.device.type != "cpu":
             raise InputError(f"filter {name!r} runs on the CPU, but features are on {features.values_BPF.device}; use 'exact'")
         self.name, self.size = name, features.size
-        self.num_threads = torch.get_num_threads()
+        self.num_threads = threads_for(features)
         values_BPF = features.values_BPF.detach().contiguous().numpy()
         self.dtype = values_BPF.dtype
         everywhere = np.ones(values_BPF.shape[:2], np.bool_)
@@ -84,6 +85,12 @@ class StructuredFilter:
         return torch.stack(out)
 
 
+def threads_for(features: Features) -> int:
+    """As many as torch may use, but no more than have a share of pixels that is worth waiting for each other."""
+    H, W = features.size
+    return max(1, min(torch.get_num_threads(), H * W // PIXELS_PER_THREAD))
+
+
 def permutohedral(features: Features) -> StructuredFilter:
     """The permutohedral lattice (Adams et al. 2010) as Kraehenbuehl & Koltun (2011) use it, in any number of features up to 16.
 
@@ -102,7 +109,7 @@ def permutohedral(features: Features) -> StructuredFilter:
             f"filter 'permutohedral': features reach {reach:.3g} lattice steps; allowed: up to {allowed:.3g}; "
             "use larger bandwidths or 'exact'"
         )
-    threads = torch.get_num_threads()
+    threads = threads_for(features)
     return StructuredFilter(
         "permutohedral", features, lambda f_PF, valid_P: build_lattice(f_PF, valid_P, features.size, threads)
     )
