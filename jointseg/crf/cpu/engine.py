@@ -48,9 +48,8 @@ class Engine:
         self.all_valid = all(bool(valid_P.all()) for valid_P in valid)
         self.inverse_norm_PK = self.mask_PK
         sums_PK = self._row_sums(len(parts))
-        with np.errstate(divide="ignore"):
-            self.inverse_norm_PK = np.where(self.mask_PK > 0, 1 / sums_PK, 0).astype(self.dtype)
-        self.row_sums_PK = np.where(self.mask_PK > 0, sums_PK, 1)
+        self.row_sums_PK = sums_PK + (1 - self.mask_PK)  # sums are 0 where a pixel takes no part
+        self.inverse_norm_PK = self.mask_PK / self.row_sums_PK
 
     @property
     def num_kernels(self) -> int:

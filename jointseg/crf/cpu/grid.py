@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu.parts import GridAxis, Interpolated
+from jointseg.crf.cpu.team import run_team, share
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 _RADIUS = 3.5
@@ -35,10 +36,10 @@ def blur_taps(cells_per_sigma: float, length: int, dtype: Any) -> NDArray[Any]:
 @_jit
 def _corners(
     features_PF: NDArray[Any], valid_P: NDArray[np.bool_], low_F: NDArray[Any], cells: float, strides_F: NDArray[np.int64],
-    offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any],
+    offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], start: int, stop: int,
 ) -> None:  # fmt: skip
-    P, F = features_PF.shape
-    for p in range(P):
+    F = features_PF.shape[1]
+    for p in range(start, stop):
         if not valid_P[p]:
             offsets_PV[p] = 0
             weights_PV[p] = 0
@@ -58,18 +59,38 @@ def _corners(
                 weights_PV[p, v + (1 << i)] = weight * above
 
 
-def build_grid(features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, cells_per_sigma: float) -> Interpolated:
+@_jit
+def _bounds(features_PF: NDArray[Any], valid_P: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the greatest of each feature over valid pixels; zeros where there are none."""
+    P, F = features_PF.shape
+    low_F, high_F = np.zeros(F, features_PF.dtype), np.zeros(F, features_PF.dtype)
+    found = False
+    for p in range(P):
+        if valid_P[p]:
+            for i in range(F):
+                value = features_PF[p, i]
+                low_F[i] = min(low_F[i], value) if found else value
+                high_F[i] = max(high_F[i], value) if found else value
+            found = True
+    return low_F, high_F
+
+
+def build_grid(
+    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, cells_per_sigma: float, num_threads: int = 1
+) -> Interpolated:
     """The grid over these features, in units of the bandwidths, with `cells_per_sigma` cells to a bandwidth."""
     P, F = features_PF.shape
-    taken = features_PF[valid_P] if not valid_P.all() else features_PF
-    if len(taken) == 0:
-        taken = np.zeros((1, F), features_PF.dtype)
-    low_F = taken.min(0)
-    shape = grid_shape(low_F, taken.max(0), cells_per_sigma)
+    low_F, high_F = _bounds(features_PF, valid_P)
+    shape = grid_shape(low_F, high_F, cells_per_sigma)
     strides_F = np.array([math.prod(shape[i + 1 :]) for i in range(F)], np.int64)
     offsets_PV = np.empty((P, 2**F), np.int32)
     weights_PV = np.empty((P, 2**F), features_PF.dtype)
-    _corners(features_PF, valid_P, low_F, cells_per_sigma, strides_F, offsets_PV, weights_PV)
+
+    def work(thread: int, arrivals: NDArray[np.int64]) -> None:
+        span = share(P, thread, num_threads)
+        _corners(features_PF, valid_P, low_F, cells_per_sigma, strides_F, offsets_PV, weights_PV, *span)
+
+    run_team(work, num_threads)
     blurs = tuple(
         GridAxis(
             (math.prod(shape[:i]), shape[i], math.prod(shape[i + 1 :])),

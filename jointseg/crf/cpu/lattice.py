@@ -99,7 +99,7 @@ def _locate(
         mine = elevated[i] - lowest[i]
         for j in range(F + 1):
             other = elevated[j] - lowest[j]
-            rank += mine < other or (mine == other and j < i)
+            rank += (mine < other) | ((mine == other) & (j < i))  # no branches: none could be foretold
         ranks[i] = rank
     for i in range(F + 1):
         if ranks[i] < 0:
@@ -244,7 +244,7 @@ def chains(table: NDArray[np.uint64], keys: NDArray[np.uint64], num_features: in
 
 
 def build_lattice(
-    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], size: tuple[int, int], num_threads: int
+    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, size: tuple[int, int], num_threads: int
 ) -> Interpolated:
     """The lattice of these features, in units of the bandwidths. Each thread places its pixels; one merges what they found."""
     P, F = features_PF.shape

@@ -1,7 +1,7 @@
 """Rows of channels as SIMD vectors in numba: a value of type `VectorType` is `width` floats in registers.
 
-Not here: what is computed with them (passes.py). Numba alone does not vectorise such loops. A row is held as LLVM vectors of 8
-numbers, not as one of 40: LLVM takes vectors that are not a power of two apart, number by number, at every branch.
+Not here: what is computed with them (passes.py). Numba alone does not vectorise such loops. A row is held as LLVM vectors of 16
+and 8 numbers, not as one of 40: LLVM takes vectors that are not a power of two apart, number by number, at every branch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class _VectorModel(models.PrimitiveModel):
 
 def _parts_of(kind: VectorType) -> list[ir.VectorType]:
     element = ir.FloatType() if kind.dtype == types.float32 else ir.DoubleType()
-    return [ir.VectorType(element, LANES)] * (kind.width // LANES)
+    sixteens, eight = divmod(kind.width, 2 * LANES)
+    return [ir.VectorType(element, 2 * LANES)] * sixteens + [ir.VectorType(element, LANES)] * (eight // LANES)
 
 
 def _parts(builder: ir.IRBuilder, value: ir.Value) -> list[ir.Value]:

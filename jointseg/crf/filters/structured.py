@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -109,10 +109,8 @@ def permutohedral(features: Features) -> StructuredFilter:
             f"filter 'permutohedral': features reach {reach:.3g} lattice steps; allowed: up to {allowed:.3g}; "
             "use larger bandwidths or 'exact'"
         )
-    threads = threads_for(features)
-    return StructuredFilter(
-        "permutohedral", features, lambda f_PF, valid_P: build_lattice(f_PF, valid_P, features.size, threads)
-    )
+    build = partial(build_lattice, size=features.size, num_threads=threads_for(features))
+    return StructuredFilter("permutohedral", features, build)
 
 
 def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter:
@@ -134,7 +132,8 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
             f"filter 'bilateral_grid': {F} features over {rows:.3g} cells; allowed: {_MAX_GRID_FEATURES} over {_MAX_GRID_ROWS};"
             " use larger bandwidths, 'permutohedral' or 'exact'"
         )
-    return StructuredFilter("bilateral_grid", features, lambda f_PF, valid_P: build_grid(f_PF, valid_P, cells_per_sigma=cells))
+    build = partial(build_grid, cells_per_sigma=cells, num_threads=threads_for(features))
+    return StructuredFilter("bilateral_grid", features, build)
 
 
 def cells_per_sigma(tolerance: float) -> float:
