@@ -1,31 +1,33 @@
-"""The passes put together: filtering, mean field and its derivative over the parts of all kernels of one image.
+"""The structure of all kernels over one image, and the threads that run on it: filtering, mean field and its derivative.
 
-Not here: autograd and batches (fused.py, filters/), what a pass computes (passes.py).
+Not here: the steps of a thread (program.py), autograd and batches (fused.py, filters/).
 """
 
-# P pixels, V rows a pixel reads and writes over all kernels, K kernels, C channels padded to whole vectors, R rows of the table
+# P pixels, K kernels, C channels padded to whole vectors, T iterations, N = P * C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jointseg.crf.cpu import passes
-from jointseg.crf.cpu.layout import Layout, padded_width
-from jointseg.crf.cpu.parts import GridAxis, Lines, Part
+from jointseg.crf.cpu import passes, program
+from jointseg.crf.cpu.layout import Structure, lay_out, padded_width
+from jointseg.crf.cpu.parts import Part
+from jointseg.crf.cpu.passes import READ, SOFTMAX, SOFTMAX_BACKWARD
+from jointseg.crf.cpu.program import Team, Values
 from jointseg.crf.cpu.simd import row_type
-from jointseg.crf.cpu.team import run_team, share, wait
+from jointseg.crf.cpu.team import run_team
 
 Array = NDArray[Any]
 
 
 class Engine:
-    """The structure of K kernels over one image, at one number of threads; serves any values, weights and direction.
+    """K kernels over one image, at one number of threads; serves any values, weights and direction.
 
-    `inverse_norm_PK` is 1 / row sum, or 0 where a pixel takes no part in a kernel.
+    `row_sums_PK` are K 1, and 1 where a pixel takes no part in a kernel.
     """
 
     def __init__(
@@ -40,249 +42,166 @@ class Engine:
             num_threads: threads of every later call too; the layout depends on it.
             dtype: np.float32 or np.float64, that of the parts' weights and of all values.
         """
-        self.size, self.dtype = size, np.dtype(dtype)
+        self.dtype = np.dtype(dtype)
         self.num_threads = max(1, min(num_threads, size[0]))
-        self.layout = Layout(parts, size, self.num_threads, self.dtype)
-        self.transposed_layout = self.layout.transposed()
-        self.mask_PK = np.stack(valid, 1).astype(self.dtype)
-        self.all_valid = all(bool(valid_P.all()) for valid_P in valid)
-        self.inverse_norm_PK = self.mask_PK
-        sums_PK = self._row_sums(len(parts))
-        self.row_sums_PK = sums_PK + (1 - self.mask_PK)  # sums are 0 where a pixel takes no part
-        self.inverse_norm_PK = self.mask_PK / self.row_sums_PK
-
-    @property
-    def num_kernels(self) -> int:
-        """K."""
-        return int(self.mask_PK.shape[1])
+        self.num_kernels = len(parts)
+        self.structure, self.transposed = lay_out(parts, size, self.num_threads, self.dtype)
+        self._mask_PK = np.stack(valid, 1).astype(self.dtype)
+        self._all_valid = all(bool(valid_P.all()) for valid_P in valid)
+        self.row_sums_PK = self._row_sums() + (1 - self._mask_PK)  # sums are 0 where a pixel takes no part
+        self._inverse_PK = self._mask_PK / self.row_sums_PK
 
     def filter(self, values_PC: Array, *, transposed: bool = False) -> Array:
         """Sum over the kernels of K v, not normalised, or of K^T v. Values (P, C), C whole vectors."""
-        run = _Run(self, self.transposed_layout if transposed else self.layout, values_PC.shape[1])
-        out_PC = np.empty_like(values_PC)
+        structure = self.transposed if transposed else self.structure
+        return self._filtered(structure, self._values(structure, values_PC.shape[1]), values_PC)
 
-        def work(thread: int, arrivals: NDArray[np.int64]) -> None:
-            team = _Member(run, thread, arrivals)
-            team.one_pass(passes.READ, values_PC, self.mask_PK, self.mask_PK, reading=False)
-            team.blur()
-            team.one_pass(passes.READ, values_PC, self.mask_PK, self.mask_PK, writing=False, out=out_PC)
-
-        run_team(work, self.num_threads)
-        return out_PC
-
-    def mean_field(self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: list[Array] | None = None) -> Array:
-        """Logits (P, C) after `num_iterations` >= 1 of U - sum_k A_k message_k, from q = softmax(U).
+    def mean_field(self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False) -> tuple[Array, Array]:
+        """Logits (P, C) after `num_iterations` >= 1 of U - sum_k A_k message_k, from q = softmax(U), and (T, N) q if kept.
 
         Args:
             unary_PC: U; padding channels hold a large negative number.
             matrices: A_k, (K, C, C), 0 in padding; or (K,): multiples of the identity.
             num_iterations: at least 1.
-            keep: gets q (P, C) of each iteration, the first of them softmax(U).
+            keep: whether to return q of each iteration, the first of them softmax(U).
         """
-        C = unary_PC.shape[1]
-        run = _Run(self, self.layout, C, matrices=-matrices)
-        out_PC = np.empty_like(unary_PC)
-        kept = [np.empty_like(unary_PC) for _ in range(num_iterations)] if keep is not None else [None] * num_iterations
+        P, C = unary_PC.shape
+        values, weighing = self._values(self.structure, C, -matrices), self._weighing(self._inverse_PK, self._mask_PK)
+        out_PC, kept_TN = np.empty_like(unary_PC), np.empty((num_iterations, P * C) if keep else (1, 1), self.dtype)
+        unary, out = unary_PC.reshape(-1), out_PC.reshape(-1)
 
-        def work(thread: int, arrivals: NDArray[np.int64]) -> None:
-            team = _Member(run, thread, arrivals)
-            norm, mask = self.inverse_norm_PK, self.mask_PK
-            team.one_pass(passes.SOFTMAX, unary_PC, norm, mask, reading=False, q=kept[0])
+        def work(member: _Member) -> None:
+            member.step(SOFTMAX, weighing, unary, kept_TN[0], out, reading=False, keeping=keep)
             for iteration in range(1, num_iterations):
-                team.blur()
-                team.one_pass(passes.SOFTMAX, unary_PC, norm, mask, q=kept[iteration])
-            team.blur()
-            team.one_pass(passes.SOFTMAX, unary_PC, norm, mask, writing=False, out=out_PC)
+                member.settle()
+                member.step(SOFTMAX, weighing, unary, kept_TN[iteration if keep else 0], out, keeping=keep)
+            member.settle()
+            member.step(SOFTMAX, weighing, unary, kept_TN[0], out, writing=False, storing=True)
 
-        run_team(work, self.num_threads)
-        if keep is not None:
-            keep.extend(kept)  # type: ignore[arg-type]
-        return out_PC
+        self._run(work, self.structure, values, C)
+        return out_PC, kept_TN
 
     def mean_field_backward(
-        self, grad_PC: Array, q: Sequence[Array], matrices: Array, *, by_matrices: bool
+        self, grad_PC: Array, kept_TN: Array, matrices: Array, *, by_matrices: bool
     ) -> tuple[Array, Array | None]:
         """The derivative of `mean_field`: by U (P, C), and by the A_k (K, C, C) where asked.
 
         Args:
             grad_PC: by the logits that came out; 0 in padding channels.
-            q: what `mean_field` kept.
+            kept_TN: what `mean_field` kept.
             matrices: the same A_k.
             by_matrices: whether to compute the second.
         """
         C = grad_PC.shape[1]
-        transposed = matrices.swapaxes(-1, -2) if matrices.ndim == 3 else matrices
-        run = _Run(self, self.transposed_layout, C, matrices=-np.ascontiguousarray(transposed))
-        spread = _Run(self, self.layout, C) if by_matrices else None
+        values = self._values(self.transposed, C, -(matrices.swapaxes(1, 2) if matrices.ndim == 3 else matrices))
+        beside = self._values(self.structure, C) if by_matrices else values
+        weighing, plain = self._weighing(self._mask_PK, self._inverse_PK), self._weighing(self._mask_PK, self._mask_PK)
         sums = np.zeros((self.num_threads, self.num_kernels, C, C), self.dtype) if by_matrices else None
         by_unary_PC = grad_PC.copy()
+        grad, by_unary = grad_PC.reshape(-1), by_unary_PC.reshape(-1)
 
-        def work(thread: int, arrivals: NDArray[np.int64]) -> None:
-            team = _Member(run, thread, arrivals)
-            writer = team.beside(spread) if spread is not None else None
-            norm, mask = self.inverse_norm_PK, self.mask_PK
-            team.one_pass(passes.READ, grad_PC, mask, norm, reading=False)
-            for step in range(len(q) - 1, -1, -1):
-                team.blur(mix=False)
-                if writer is not None and sums is not None:
-                    writer.one_pass(passes.READ, q[step], mask, mask, reading=False)
-                    writer.gather()
-                    team.outer_products(writer, sums[thread])
-                team.mix()
-                team.one_pass(passes.SOFTMAX_BACKWARD, grad_PC, mask, norm, writing=step > 0, q=q[step], out=by_unary_PC)
+        def work(member: _Member) -> None:
+            member.step(READ, weighing, grad, by_unary, by_unary, reading=False)
+            for iteration in range(len(kept_TN) - 1, -1, -1):
+                q = kept_TN[iteration]
+                member.settle(mixing=False)
+                if sums is not None:
+                    other = member.beside(self.structure, beside)
+                    other.step(READ, plain, q, by_unary, by_unary, reading=False)
+                    other.settle(blurring=False, mixing=False)
+                    member.outer_products(other, sums)
+                member.settle(gathering=False, blurring=False)
+                member.step(SOFTMAX_BACKWARD, weighing, grad, q, by_unary, writing=iteration > 0, storing=True)
 
-        run_team(work, self.num_threads)
+        self._run(work, self.transposed, values, C)
         return by_unary_PC, None if sums is None else -sums.sum(0)
 
-    def _row_sums(self, K: int) -> Array:
+    def _row_sums(self) -> Array:
         """K 1 of each kernel: channel k of one filtering whose table rows of kernel k keep channel k alone."""
-        C = padded_width(K)
-        matrices = np.zeros((K, C, C), self.dtype)
-        for k in range(K):
+        C = padded_width(self.num_kernels)
+        matrices = np.zeros((self.num_kernels, C, C), self.dtype)
+        for k in range(self.num_kernels):
             matrices[k, k, k] = 1
-        run = _Run(self, self.layout, C, matrices=matrices)
-        ones_PC = np.ones((self.mask_PK.shape[0], C), self.dtype)
-        out_PC = np.empty_like(ones_PC)
+        ones_PC = np.ones((len(self._mask_PK), C), self.dtype)
+        return self._filtered(self.structure, self._values(self.structure, C, matrices), ones_PC)[:, : self.num_kernels]
 
-        def work(thread: int, arrivals: NDArray[np.int64]) -> None:
-            team = _Member(run, thread, arrivals)
-            team.one_pass(passes.READ, ones_PC, self.mask_PK, self.mask_PK, reading=False)
-            team.blur()
-            team.one_pass(passes.READ, ones_PC, self.mask_PK, self.mask_PK, writing=False, out=out_PC)
+    def _filtered(self, structure: Structure, values: Values, given_PC: Array) -> Array:
+        out_PC, weighing = np.empty_like(given_PC), self._weighing(self._mask_PK, self._mask_PK)
+        given, out = given_PC.reshape(-1), out_PC.reshape(-1)
 
-        run_team(work, self.num_threads)
-        return out_PC[:, :K]
+        def work(member: _Member) -> None:
+            member.step(READ, weighing, given, out, out, reading=False)
+            member.settle()
+            member.step(READ, weighing, given, out, out, writing=False, storing=True)
+
+        self._run(work, structure, values, given_PC.shape[1])
+        return out_PC
+
+    def _weighing(self, reading_PK: Array, writing_PK: Array) -> _Weighing:
+        return _Weighing((reading_PK, writing_PK), writing_PK is self._mask_PK and self._all_valid)
+
+    def _values(self, structure: Structure, C: int, matrices: Array | None = None) -> Values:
+        scale_K = np.ones(self.num_kernels, self.dtype)
+        mixes = np.zeros((0, C, C), self.dtype)
+        if matrices is not None and matrices.ndim == 1:
+            scale_K = matrices.astype(self.dtype)
+        elif matrices is not None:
+            mixes = np.ascontiguousarray(matrices.swapaxes(1, 2), self.dtype)
+        table, other = (aligned(max(structure.num_rows, 1) * C, self.dtype) for _ in range(2))
+        coarse, slabs = np.zeros(structure.bands.num_read * C, self.dtype), aligned(structure.bands.num_written * C, self.dtype)
+        return Values(table, other, coarse, slabs, scale_K, mixes)
+
+    def _run(self, work: Callable[[_Member], None], structure: Structure, values: Values, C: int) -> None:
+        run_team(
+            lambda thread, arrivals: work(_Member(Team(thread, self.num_threads, arrivals), structure, values, row_type(C))),
+            self.num_threads,
+        )
 
 
-class _Run:
-    """What one call's threads share: tables of values, and what is done to them."""
+class _Weighing(NamedTuple):
+    """What is read and what is written are weighed by (P, K) each."""
 
-    def __init__(self, engine: Engine, layout: Layout, C: int, *, matrices: Array | None = None) -> None:
-        self.engine, self.layout, self.C = engine, layout, C
-        self.rows = row_type(C)
-        K, dtype = engine.num_kernels, engine.dtype
-        scalar = matrices is None or matrices.ndim == 1
-        self.scale_K = np.ones(K, dtype) if matrices is None else matrices.astype(dtype) if scalar else np.ones(K, dtype)
-        self.mixes = None if scalar else np.ascontiguousarray(matrices.swapaxes(1, 2), dtype)  # type: ignore[union-attr]
-        self.tables = [aligned(max(layout.num_rows, 1) * C, dtype) for _ in range(2)]
-        self.bands = layout.band_tables(C)
-        self.nothing = np.zeros(1, dtype)
+    norms: tuple[Array, Array]
+    plain: bool
+    """Whether the second is 1 everywhere."""
 
 
 class _Member:
-    """One thread's part in a run: calls in the same order on every thread, with barriers where one needs another's result."""
+    """One thread of a team: steps in the same order on every thread."""
 
-    def __init__(self, run: _Run, thread: int, arrivals: NDArray[np.int64], phase: list[int] | None = None) -> None:
-        self.run, self.thread, self.arrivals = run, thread, arrivals
-        self.phase = [0] if phase is None else phase
-        self.read_table, self.write_table = run.tables
+    def __init__(self, team: Team, structure: Structure, values: Values, rows: Any, phase: list[int] | None = None) -> None:
+        self.team, self.structure, self.values, self.rows = team, structure, values, rows
+        self._flip = True  # the first pass writes into the second table
+        self._phase = [0] if phase is None else phase
 
-    def beside(self, run: _Run) -> _Member:
-        """The same thread in another run of the same team."""
-        return _Member(run, self.thread, self.arrivals, self.phase)
+    def beside(self, structure: Structure, values: Values) -> _Member:
+        """The same thread with other tables."""
+        return _Member(self.team, structure, values, self.rows, self._phase)
 
-    def wait(self) -> None:
-        """Until all threads are here."""
-        self.phase[0] = wait(self.arrivals, self.phase[0], self.run.engine.num_threads)
-
-    def mine(self, total: int) -> tuple[int, int]:
-        """This thread's share of `total` things."""
-        return share(total, self.thread, self.run.engine.num_threads)
-
-    def one_pass(
-        self,
-        mode: int,
-        given: Array,
-        read_norm: Array,
-        write_norm: Array,
-        *,
-        reading: bool = True,
-        writing: bool = True,
-        q: Array | None = None,
-        out: Array | None = None,
-    ) -> None:
-        """passes.pixel_pass over this thread's pixels. What is written waits in the tables for `blur`."""
-        run, layout = self.run, self.run.layout
-        bands = layout.bands[self.thread]
-        if writing:
-            start, stop = self.mine(len(self.write_table) // run.C)
-            passes.clear(self.write_table, start * run.C, stop * run.C)
-            passes.clear(run.bands.written[self.thread], 0, len(run.bands.written[self.thread]))
-            self.wait()
-        passes.pixel_pass(
-            mode, run.rows, layout.spans[self.thread], layout.size[1],
-            layout.offsets_PV, layout.weights_PV, layout.runs_I4,
-            read_norm, write_norm, run.scale_K, self.read_table, self.write_table,
-            reading, writing, write_norm is run.engine.mask_PK and run.engine.all_valid,
-            (*bands, run.bands.read, run.bands.written[self.thread]),
-            given.reshape(-1), run.nothing if q is None else q.reshape(-1), run.nothing if out is None else out.reshape(-1),
-            q is not None and mode != passes.SOFTMAX_BACKWARD, out is not None,
+    def step(
+        self, mode: int, weighing: _Weighing, given: Array, q: Array, out: Array, *,
+        reading: bool = True, writing: bool = True, keeping: bool = False, storing: bool = False,
+    ) -> None:  # fmt: skip
+        """A pass over this thread's pixels (passes.pixel_pass)."""
+        self._flip = not self._flip
+        does = (reading, writing, keeping, storing, weighing.plain)
+        self._phase[0] = passes.pixel_pass(
+            mode, self.structure, self.values, self.team, self._phase[0], self._flip, weighing.norms, does,
+            given, q, out, self.rows,
         )  # fmt: skip
 
-    def gather(self) -> None:
-        """Every row of the table just written gets all that was written for it."""
-        run, layout = self.run, self.run.layout
-        self.wait()
-        self.read_table, self.write_table = self.write_table, self.read_table
-        start, stop = layout.pair_spans[self.thread]
-        passes.gather_shared(self.read_table, layout.pairs, start, stop, run.rows)
-        run.bands.gather(self.mine, run.C)
-        self.wait()
+    def settle(self, *, gathering: bool = True, blurring: bool = True, mixing: bool = True) -> None:
+        """Make what was written readable."""
+        self._phase[0] = program.settle(
+            self.structure, self.values, self.team, self._phase[0], self._flip, self.rows, (gathering, blurring, mixing)
+        )
 
-    def blur(self, *, mix: bool = True) -> None:
-        """Make of what was written what can be read."""
-        run, layout = self.run, self.run.layout
-        self.gather()
-        for together in layout.blurs:
-            for first_row, blur, spans in together:
-                if isinstance(blur, Lines):
-                    start, stop = spans[self.thread]
-                    rows = self.read_table[first_row * run.C :]
-                    passes.blur_chains(rows, blur.chain, start, stop, run.rows)
-                elif isinstance(blur, GridAxis):
-                    start, stop = self.mine(blur.shape[0] * blur.shape[2])
-                    passes.blur_axis(self.read_table, first_row, blur.shape, blur.taps, start, stop, run.rows)
-            self.wait()
-        if mix:
-            self.mix()
-
-    def mix(self) -> None:
-        """Multiply rows by their kernel's matrix, and give threads their copies of shared rows."""
-        run, layout = self.run, self.run.layout
-        if run.mixes is not None:
-            for first_row, num_rows, kernel in layout.rows_of_kernel:
-                start, stop = self.mine(num_rows)
-                passes.mix_rows(self.read_table, run.mixes[kernel], first_row + start, first_row + stop, run.rows)
-            for start, stop, kernel in self._coarse_rows():
-                passes.mix_rows(run.bands.read, run.mixes[kernel], start, stop, run.rows)
-            self.wait()
-        start, stop = layout.pair_spans[self.thread]
-        passes.scatter_shared(self.read_table, layout.pairs, start, stop, run.rows)
-        self.wait()
-
-    def outer_products(self, other: _Member, sums_KCC: Array) -> None:
-        """Add, kernel by kernel, the sum over rows of this run's row x the other's: this thread's share of it."""
-        run, layout = self.run, self.run.layout
-        for first_row, num_rows, kernel in layout.rows_of_kernel:
-            start, stop = self.mine(num_rows)
-            passes.outer_product(
-                self.read_table,
-                other.read_table,
-                first_row + start,
-                first_row + stop,
-                sums_KCC[kernel],
-                run.rows,
-            )
-        for start, stop, kernel in self._coarse_rows():
-            passes.outer_product(run.bands.read, other.run.bands.read, start, stop, sums_KCC[kernel], run.rows)
-        self.wait()
-
-    def _coarse_rows(self) -> list[tuple[int, int, int]]:
-        """This thread's share of each separable kernel's coarse points, and the kernel."""
-        layout = self.run.layout
-        begins = layout.read_begin
-        shares = [self.mine(int(begins[s + 1] - begins[s])) for s in range(layout.num_separable)]
-        return [(int(begins[s]) + a, int(begins[s]) + b, int(layout.separable_kernels[s])) for s, (a, b) in enumerate(shares)]
+    def outer_products(self, other: _Member, sums_TKCC: Array) -> None:
+        """Sums over rows, kernel by kernel, of a row here x the same row there."""
+        mine = sums_TKCC[self.team.thread]
+        self._phase[0] = program.outer_products(
+            self.structure, self.values, other.values, self.team, self._phase[0], self._flip, mine, self.rows
+        )
 
 
 def aligned(count: int, dtype: Any) -> Array:

@@ -52,10 +52,9 @@ class _Fused(torch.autograd.Function):
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         out_BCP = torch.empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
-            q: list[NDArray[Any]] | None = [] if learning else None
-            rows_PC = engine.mean_field(to_rows(unary_CP, _NEVER), matrices, num_iterations, keep=q)
+            rows_PC, kept_TN = engine.mean_field(to_rows(unary_CP, _NEVER), matrices, num_iterations, keep=learning)
             out_CP.copy_(torch.from_numpy(rows_PC)[:, : len(unary_CP)].T)
-            ctx.kept.append(q)
+            ctx.kept.append(kept_TN)
         return out_BCP
 
     @staticmethod
@@ -65,9 +64,9 @@ class _Fused(torch.autograd.Function):
         matrices = _padded_matrices(ctx.matrices.detach())
         by_unary_BCP = torch.empty_like(grad_BCP)
         by_matrices_KCC = torch.zeros_like(ctx.matrices) if ctx.needs_input_grad[1] else None
-        for grad_CP, engine, q, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
+        for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
             rows_PC, sums = engine.mean_field_backward(
-                to_rows(grad_CP, 0.0), q, matrices, by_matrices=by_matrices_KCC is not None
+                to_rows(grad_CP, 0.0), kept_TN, matrices, by_matrices=by_matrices_KCC is not None
             )
             out_CP.copy_(torch.from_numpy(rows_PC)[:, :C].T)
             if by_matrices_KCC is not None and sums is not None:

@@ -1,27 +1,83 @@
 """Where all kernels' rows lie in one table, which thread owns which, and how rows that several threads write are shared.
 
-Not here: what is done with them (engine.py, passes.py).
+Not here: what is done with them (passes.py, tables.py, program.py).
 """
 
-# P pixels, V rows a pixel reads and writes over all kernels, R rows, K kernels, S of them separable
+# P pixels, V rows a pixel reads and writes over all kernels, R rows, K kernels, I of them interpolated, S separable, T threads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu.parts import Band, GridAxis, Interpolated, Lines, Part, Separable, renumber
-from jointseg.crf.cpu.team import pixels_of, run_team, share, wait
+from jointseg.crf.cpu.team import run_team, share, wait
 
 Array = NDArray[Any]
+LINES, GRID = 0, 1
 _NEAR_ROWS = 2**16
 """Tables of so many rows stay in the inner caches."""
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Bands(NamedTuple):
+    """The separable kernels. Their coarse points lie one kernel behind the other, rows of C numbers."""
+
+    kernel: NDArray[np.int64]
+    cols: NDArray[np.int64]
+    """(S,): coarse points in a row of them."""
+    widest: int
+    read_x_start: NDArray[np.int64]
+    read_x: Array
+    read_y_start: NDArray[np.int64]
+    read_y: Array
+    write_x_start: NDArray[np.int64]
+    write_x: Array
+    write_y_start: NDArray[np.int64]
+    write_y: Array
+    """Bands as (S, n) and (S, n, taps): by image column, image row, coarse column, image row."""
+    read_begin: NDArray[np.int64]
+    """(S + 1,): where each kernel's points begin in the table that all read."""
+    slab_TS2: NDArray[np.int64]
+    """Coarse rows that each thread writes."""
+    slab_begin_TS: NDArray[np.int64]
+    """Where they begin in the table that is written."""
+    num_read: int
+    num_written: int
+    """Points of the two tables, with slack behind for taps that weigh 0."""
+
+
+class Structure(NamedTuple):
+    """All kernels for one direction, as compiled code takes it."""
+
+    W: int
+    lines_T2: NDArray[np.int64]
+    """Image rows of each thread."""
+    offsets_PV: NDArray[np.int32]
+    weights_PV: Array
+    runs_I4: NDArray[np.int64]
+    """Kernel, first and last + 1 of its V, whether its table is large."""
+    rows_I3: NDArray[np.int64]
+    """First row, number of rows, kernel."""
+    num_rows: int
+    """Of the table, with those that threads have of rows they do not own."""
+    pairs: NDArray[np.int32]
+    """(owner's row, another thread's row of the same), owner by owner."""
+    pairs_T2: NDArray[np.int64]
+    """Each thread's share of the pairs."""
+    blurs_N9: NDArray[np.int64]
+    """Round, LINES or GRID, first row; where lines begin in `chains`; or outer, length, inner, and where taps begin and end in
+    `taps`. Blurs of one round are of different kernels."""
+    lines_NT2: NDArray[np.int64]
+    """Each thread's part of the lines, cut where lines begin."""
+    chains: NDArray[np.int32]
+    taps: Array
+    bands: Bands
 
 
 @_jit
@@ -50,156 +106,139 @@ def _assign(touched_TR: NDArray[np.bool_], pairs: NDArray[np.int32], rows_TR: ND
     return extra
 
 
-class BandTables:
-    """Values on the separable kernels' coarse points, flat: what all threads read, and what each writes of it."""
+def lay_out(
+    parts: Sequence[Part], size: tuple[int, int], num_threads: int, dtype: np.dtype[Any]
+) -> tuple[Structure, Structure]:
+    """The structure of these kernels over one image, and that of their transposes; they share all large arrays.
 
-    def __init__(self, layout: Layout, C: int) -> None:
-        # Behind the last row, as many as a shorter kernel's padded taps reach; they weigh 0.
-        taps = max(layout.bands[0][4].shape[2], layout.bands[0][8].shape[2])
-        slack = max((taps * cols for _, cols in layout.coarse_shapes), default=1)
-        self.read = np.zeros((sum(rows * cols for rows, cols in layout.coarse_shapes) + slack) * C, layout.dtype)
-        self.written = [np.empty((sizes[-1] + slack) * C, layout.dtype) for sizes in layout.slab_begins]
-        self._layout = layout
-
-    def gather(self, mine: Callable[[int], tuple[int, int]], C: int) -> None:
-        """Add up what the threads wrote, for the caller's share of the coarse rows."""
-        layout = self._layout
-        for s, (rows, cols) in enumerate(layout.coarse_shapes):
-            start, stop = mine(rows)
-            target = self.read[layout.read_begin[s] * C :][: rows * cols * C].reshape(rows, cols * C)
-            target[start:stop] = 0
-            for slabs, begins, written in zip(layout.slabs, layout.slab_begins, self.written, strict=True):
-                low, high = slabs[s]
-                first, last = max(start, low), min(stop, high)
-                if first < last:
-                    slab = written[begins[s] * C : begins[s + 1] * C].reshape(high - low, cols * C)
-                    target[first:last] += slab[first - low : last - low]
-
-
-class Layout:
-    """All kernels' structure for one direction."""
-
-    def __init__(self, parts: Sequence[Part], size: tuple[int, int], num_threads: int, dtype: Any) -> None:
-        self.size, self.dtype, self.num_threads = size, dtype, num_threads
-        self.spans = [pixels_of(thread, num_threads, size) for thread in range(num_threads)]
-        interpolated = [(k, part) for k, part in enumerate(parts) if isinstance(part, Interpolated)]
-        self._concatenate(interpolated, size[0] * size[1])
-        self._share(num_threads)
-        self._set_blurs(interpolated, reverse=False)
-        self._interpolated = interpolated
-        self._set_separable([(k, part) for k, part in enumerate(parts) if isinstance(part, Separable)])
-
-    def transposed(self) -> Layout:
-        """The layout of the transposed kernels; it shares all large arrays."""
-        other = Layout.__new__(Layout)
-        other.__dict__.update(self.__dict__)
-        other._set_blurs(self._interpolated, reverse=True)
-        other._set_separable([(k, part.transposed()) for k, part in self._separable])
-        return other
-
-    def band_tables(self, C: int) -> BandTables:
-        """Fresh tables for values of C channels."""
-        return BandTables(self, C)
-
-    def _concatenate(self, interpolated: list[tuple[int, Interpolated]], P: int) -> None:
-        V = sum(part.offsets_PV.shape[1] for _, part in interpolated)
-        self.offsets_PV, self.weights_PV = np.empty((P, V), np.int32), np.empty((P, V), self.dtype)
-        self.runs_I4 = np.empty((len(interpolated), 4), np.int64)
-        self.rows_of_kernel: list[tuple[int, int, int]] = []
-        first_row = at = 0
-        for k, part in interpolated:
-            here = slice(at, at + part.offsets_PV.shape[1])
-            np.add(part.offsets_PV, first_row, out=self.offsets_PV[:, here])
-            self.weights_PV[:, here] = part.weights_PV
-            self.runs_I4[len(self.rows_of_kernel)] = k, here.start, here.stop, part.num_rows > _NEAR_ROWS
-            self.rows_of_kernel.append((first_row, part.num_rows, k))
-            first_row += part.num_rows
-            at = here.stop
-        self.num_rows = first_row
-
-    def _share(self, num_threads: int) -> None:
-        R = self.num_rows
-        if num_threads == 1 or R == 0:
-            self.pairs, self.pair_spans = np.zeros((0, 2), np.int32), [(0, 0)] * num_threads
-            return
-        touched_TR, rows_TR = np.zeros((num_threads, R), np.bool_), np.empty((num_threads, R), np.int32)
-        pairs, count = np.empty((R * (num_threads - 1), 2), np.int32), [0]
-
-        def work(thread: int, arrivals: NDArray[np.int64]) -> None:
-            start, stop = self.spans[thread]
-            _touch(self.offsets_PV, start, stop, touched_TR[thread])
-            phase = wait(arrivals, 0, num_threads)
-            if thread == 0:
-                count[0] = _assign(touched_TR, pairs, rows_TR)
-            wait(arrivals, phase, num_threads)
-            renumber(self.offsets_PV, rows_TR[thread], start, stop)
-
-        run_team(work, num_threads)
-        self.pairs = pairs[: count[0]].copy()
-        self.num_rows += count[0]
-        splits = [share(count[0], thread, num_threads)[0] for thread in range(num_threads)] + [count[0]]
-        owners = self.pairs[:, 0]
-        for i in range(1, num_threads):  # an owner's pairs stay with one thread
-            while 0 < splits[i] < count[0] and owners[splits[i]] == owners[splits[i] - 1]:
-                splits[i] += 1
-        self.pair_spans = [(splits[i], max(splits[i], splits[i + 1])) for i in range(num_threads)]
-
-    def _set_blurs(self, interpolated: list[tuple[int, Interpolated]], *, reverse: bool) -> None:
-        """Axes that may be blurred at the same time, being of different kernels, in rounds."""
-        rounds: list[list[tuple[int, Lines | GridAxis, list[tuple[int, int]]]]] = []
-        for (_, part), (first_row, _, _) in zip(interpolated, self.rows_of_kernel, strict=True):
-            for i, blur in enumerate(reversed(part.blurs) if reverse else part.blurs):
-                if i == len(rounds):
-                    rounds.append([])
-                rounds[i].append((first_row, blur, self._line_spans(blur)))
-        self.blurs = rounds
-
-    def _line_spans(self, blur: Lines | GridAxis) -> list[tuple[int, int]]:
-        """Each thread's part of the list of lines, cut where lines begin."""
-        if isinstance(blur, GridAxis):
-            return []
-        begins = np.flatnonzero(blur.chain < 0)
-        cuts = [len(blur.chain)] * (self.num_threads + 1)
-        for thread in range(self.num_threads):
-            at = np.searchsorted(begins, len(blur.chain) * thread // self.num_threads)
-            cuts[thread] = int(begins[at]) if at < len(begins) else len(blur.chain)
-        return list(pairwise(cuts))
-
-    def _set_separable(self, separable: list[tuple[int, Separable]]) -> None:
-        self._separable = separable
-        self.separable_kernels = np.array([k for k, _ in separable], np.int64)
-        self.num_separable = len(separable)
-        self.coarse_shapes = [(part.read_y.num_columns, part.read_x.num_columns) for _, part in separable]
-        self.slabs: list[list[tuple[int, int]]] = []
-        self.bands: list[Any] = []
-        self.read_begin = np.cumsum([0, *(rows * cols for rows, cols in self.coarse_shapes)])
-        self.slab_begins: list[NDArray[np.int64]] = []
-        coarse_cols = np.array([cols for _, cols in self.coarse_shapes], np.int64)
-        read_x, read_y = _stack([p.read_x for _, p in separable]), _stack([p.read_y for _, p in separable])
-        write_x = _stack([p.write_x.transposed() for _, p in separable])
-        write_y = _stack([p.write_y for _, p in separable])
-        for start, stop in self.spans:
-            y0, y1 = start // self.size[1], stop // self.size[1]
-            slabs = []
-            write_y_start = write_y[0].copy()
-            for s in range(self.num_separable):
-                first = int(write_y[0][s, y0:y1].min())
-                last = int(write_y[0][s, y0:y1].max()) + write_y[1].shape[2]
-                slabs.append((first, min(last, self.coarse_shapes[s][0])))
-                write_y_start[s] -= first
-            self.slabs.append(slabs)
-            begins = np.cumsum([0, *((high - low) * cols for (low, high), cols in zip(slabs, coarse_cols, strict=True))])
-            self.slab_begins.append(begins)
-            fixed = (self.separable_kernels, *read_x, *read_y, *write_x, write_y_start, write_y[1], coarse_cols)
-            self.bands.append((*fixed, self.read_begin, begins))
+    Args:
+        parts: one a kernel.
+        size: H, W.
+        num_threads: at most H.
+        dtype: of weights and values.
+    """
+    H, W = size
+    interpolated = [(k, part) for k, part in enumerate(parts) if isinstance(part, Interpolated)]
+    separable = [(k, part) for k, part in enumerate(parts) if isinstance(part, Separable)]
+    lines_T2 = np.array([share(H, thread, num_threads) for thread in range(num_threads)], np.int64)
+    offsets_PV, weights_PV, runs_I4, rows_I3 = _concatenated(interpolated, H * W, dtype)
+    owned = int(rows_I3[:, 1].sum())
+    pairs, pairs_T2 = _shared(offsets_PV, lines_T2 * W, owned)
+    blurs = [(part.blurs, int(row)) for (_, part), row in zip(interpolated, rows_I3[:, 0], strict=True)]
+    forward = Structure(
+        W, lines_T2, offsets_PV, weights_PV, runs_I4, rows_I3, owned + len(pairs), pairs, pairs_T2,
+        *_blurs(blurs, num_threads, dtype), _bands(separable, lines_T2, dtype),
+    )  # fmt: skip
+    reverse = _blurs([(axes[::-1], row) for axes, row in blurs], num_threads, dtype)
+    bands = _bands([(k, part.transposed()) for k, part in separable], lines_T2, dtype)
+    return forward, Structure(*forward[:9], *reverse, bands)
 
 
-def _stack(bands: list[Band]) -> tuple[NDArray[np.int64], Array]:
-    """Bands as arrays (S, n, T), shorter ones with weights of 0 behind."""
+def _concatenated(
+    interpolated: list[tuple[int, Interpolated]], P: int, dtype: np.dtype[Any]
+) -> tuple[NDArray[np.int32], Array, NDArray[np.int64], NDArray[np.int64]]:
+    V = sum(part.offsets_PV.shape[1] for _, part in interpolated)
+    offsets_PV, weights_PV = np.empty((P, V), np.int32), np.empty((P, V), dtype)
+    runs_I4, rows_I3 = np.empty((len(interpolated), 4), np.int64), np.empty((len(interpolated), 3), np.int64)
+    first_row = at = 0
+    for i, (k, part) in enumerate(interpolated):
+        here = slice(at, at + part.offsets_PV.shape[1])
+        np.add(part.offsets_PV, first_row, out=offsets_PV[:, here])
+        weights_PV[:, here] = part.weights_PV
+        runs_I4[i] = k, here.start, here.stop, part.num_rows > _NEAR_ROWS
+        rows_I3[i] = first_row, part.num_rows, k
+        first_row += part.num_rows
+        at = here.stop
+    return offsets_PV, weights_PV, runs_I4, rows_I3
+
+
+def _shared(offsets_PV: NDArray[np.int32], pixels_T2: NDArray[np.int64], R: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Give threads rows of their own for those that several write; renumbers the offsets."""
+    T = len(pixels_T2)
+    if T == 1 or R == 0:
+        return np.zeros((0, 2), np.int32), np.zeros((T, 2), np.int64)
+    touched_TR, rows_TR = np.zeros((T, R), np.bool_), np.empty((T, R), np.int32)
+    pairs, count = np.empty((R * (T - 1), 2), np.int32), [0]
+
+    def work(thread: int, arrivals: NDArray[np.int64]) -> None:
+        _touch(offsets_PV, *pixels_T2[thread], touched_TR[thread])
+        phase = wait(arrivals, 0, T)
+        if thread == 0:
+            count[0] = _assign(touched_TR, pairs, rows_TR)
+        wait(arrivals, phase, T)
+        renumber(offsets_PV, rows_TR[thread], *pixels_T2[thread])
+
+    run_team(work, T)
+    pairs = pairs[: count[0]].copy()
+    splits = [share(len(pairs), thread, T)[0] for thread in range(T)] + [len(pairs)]
+    for i in range(1, T):  # an owner's pairs stay with one thread
+        while 0 < splits[i] < len(pairs) and pairs[splits[i], 0] == pairs[splits[i] - 1, 0]:
+            splits[i] += 1
+    return pairs, np.array([(a, max(a, b)) for a, b in pairwise(splits)], np.int64)
+
+
+def _blurs(
+    kernels: list[tuple[tuple[Lines | GridAxis, ...], int]], T: int, dtype: np.dtype[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], Array]:
+    """All blurs, round by round."""
+    rows: list[tuple[int, ...]] = []
+    spans: list[list[tuple[int, int]]] = []
+    chains: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]
+    taps: list[Array] = [np.zeros(0, dtype)]
+    at_chain = at_taps = 0
+    for round_ in range(max((len(blurs) for blurs, _ in kernels), default=0)):
+        for blurs, first_row in kernels:
+            if round_ >= len(blurs):
+                continue
+            blur = blurs[round_]
+            if isinstance(blur, Lines):
+                rows.append((round_, LINES, first_row, at_chain, 0, 0, 0, 0, 0))
+                spans.append(_line_spans(blur.chain, T))
+                chains.append(blur.chain)
+                at_chain += len(blur.chain)
+            else:
+                rows.append((round_, GRID, first_row, 0, *blur.shape, at_taps, at_taps + len(blur.taps)))
+                spans.append([share(blur.shape[0] * blur.shape[2], thread, T) for thread in range(T)])
+                taps.append(blur.taps.astype(dtype))
+                at_taps += len(blur.taps)
+    blurs_N9, lines_NT2 = np.array(rows, np.int64).reshape(-1, 9), np.array(spans, np.int64).reshape(-1, T, 2)
+    return blurs_N9, lines_NT2, np.concatenate(chains), np.concatenate(taps)
+
+
+def _line_spans(chain: NDArray[np.int32], T: int) -> list[tuple[int, int]]:
+    begins = np.flatnonzero(chain < 0)
+    cuts = [np.searchsorted(begins, len(chain) * thread // T) for thread in range(T)]
+    return list(pairwise([int(begins[at]) if at < len(begins) else len(chain) for at in cuts] + [len(chain)]))
+
+
+def _bands(separable: list[tuple[int, Separable]], lines_T2: NDArray[np.int64], dtype: np.dtype[Any]) -> Bands:
+    S, T = len(separable), len(lines_T2)
+    shapes = [(part.read_y.num_columns, part.read_x.num_columns) for _, part in separable]
+    cols = np.array([columns for _, columns in shapes], np.int64)
+    read_x, read_y = (_stack([getattr(p, name) for _, p in separable], dtype) for name in ("read_x", "read_y"))
+    write_x = _stack([part.write_x.transposed() for _, part in separable], dtype)
+    write_y = _stack([part.write_y for _, part in separable], dtype)
+    read_begin = np.cumsum([0, *(lines * columns for lines, columns in shapes)])
+    slab_TS2, slab_begin_TS = np.zeros((T, S, 2), np.int64), np.zeros((T, S), np.int64)
+    at = 0
+    for thread, (first, last) in enumerate(lines_T2):
+        for s in range(S):
+            starts = write_y[0][s, first:last]
+            slab_TS2[thread, s] = starts.min(), min(starts.max() + write_y[1].shape[2], shapes[s][0])
+            slab_begin_TS[thread, s] = at
+            at += int(slab_TS2[thread, s, 1] - slab_TS2[thread, s, 0]) * int(cols[s])
+    slack = max(read_y[1].shape[2], write_y[1].shape[2]) * int(cols.max(initial=0)) + 1
+    return Bands(
+        np.array([k for k, _ in separable], np.int64), cols, int(cols.max(initial=1)), *read_x, *read_y, *write_x, *write_y,
+        read_begin, slab_TS2, slab_begin_TS, int(read_begin[-1]) + slack, at + slack,
+    )  # fmt: skip
+
+
+def _stack(bands: list[Band], dtype: np.dtype[Any]) -> tuple[NDArray[np.int64], Array]:
+    """Bands as arrays (S, n) and (S, n, taps), shorter ones with weights of 0 behind."""
     n = max((len(band.start) for band in bands), default=0)
-    T = max((band.weights.shape[1] for band in bands), default=0)
-    dtype = bands[0].weights.dtype if bands else np.float32
-    start, weights = np.zeros((len(bands), n), np.int64), np.zeros((len(bands), n, T), dtype)
+    taps = max((band.weights.shape[1] for band in bands), default=1)
+    start, weights = np.zeros((len(bands), n), np.int64), np.zeros((len(bands), n, taps), dtype)
     for s, band in enumerate(bands):
         start[s, : len(band.start)] = band.start
         weights[s, : len(band.start), : band.weights.shape[1]] = band.weights

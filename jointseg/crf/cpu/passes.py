@@ -1,6 +1,6 @@
-"""One pass over the pixels, and what is done to tables of rows between passes. Compiled; each call is one thread's share.
+"""One pass over the pixels: messages are read, the next values made, and written. Compiled; a call is one thread's share.
 
-Not here: where rows lie (lattice.py, grid.py, bands.py), which passes make an inference or a derivative (engine.py).
+Not here: what is done to the tables between passes (tables.py), where rows lie (layout.py), the order of it all (program.py).
 """
 
 # P pixels, V rows a pixel reads and writes, K kernels, S of them separable, C channels padded to whole vectors
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import simd
+from jointseg.crf.cpu.team import wait
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 _inner = numba.njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -25,12 +26,6 @@ TILE = 32
 """Pixels that go through a pass's steps together: their rows stay in the innermost cache, and a step's pixels overlap."""
 AHEAD = 4
 """How many pixels ahead rows of large tables are asked for: they come from the outer caches."""
-
-
-@_jit
-def clear(table: NDArray[Any], start: int, stop: int) -> None:
-    """Numbers [start, stop) of a table become 0."""
-    table[start:stop] = 0
 
 
 @_inner
@@ -192,217 +187,99 @@ def _softmax_backward(
             simd.store(values, begin + base + c, simd.multiply(simd.load(q, at + base + c, eights), row))
 
 
+@_inner
+def _clear(structure: Any, write: tuple[NDArray[Any], NDArray[Any]], team: Any, C: int) -> None:
+    """This thread's share of what will be written becomes 0: a part of the rows, and all of its own slabs."""
+    t, T, total = team.thread, team.num_threads, structure.num_rows
+    write[0][total * t // T * C : total * (t + 1) // T * C] = 0
+    begins_TS = structure.bands.slab_begin_TS
+    if begins_TS.shape[1] > 0:
+        last = begins_TS[t + 1, 0] * C if t + 1 < T else len(write[1])
+        write[1][begins_TS[t, 0] * C : last] = 0
+
+
 @_jit
 def pixel_pass(
     mode: int,
-    rows: Any,
-    span: tuple[int, int],
-    W: int,
-    offsets_PV: NDArray[np.int32],
-    weights_PV: NDArray[Any],
-    runs_I4: NDArray[np.int64],
-    read_norm_PK: NDArray[Any],
-    write_norm_PK: NDArray[Any],
-    scale_K: NDArray[Any],
-    read_table: NDArray[Any],
-    write_table: NDArray[Any],
-    reading: bool,
-    writing: bool,
-    plain: bool,
-    bands: Any,
+    structure: Any,
+    values: Any,
+    team: Any,
+    phase: int,
+    flip: bool,
+    norms: tuple[NDArray[Any], NDArray[Any]],
+    does: tuple[bool, bool, bool, bool, bool],
     given: NDArray[Any],
     q: NDArray[Any],
     out: NDArray[Any],
-    keeping: bool,
-    storing: bool,
-) -> None:
-    """Read each pixel's messages, make of them what `mode` says, and write that to the table the next messages come from.
+    rows: Any,
+) -> int:
+    """Read each pixel's messages, make of them what `mode` says, and write that to the tables the next messages come from.
 
     With m = sum over the kernels of scale * read_norm * (what is read):
     - READ: value = m where reading, else `given`; `out` gets it where storing;
     - SOFTMAX: logits = given + m; value = softmax(logits). `out` gets the logits where storing;
     - SOFTMAX_BACKWARD: value = q * (m - <q, m>), and `out` has value added where storing.
-    What is written is write_norm * value (`plain`: all of write_norm is 1); `q` gets the value where keeping (READ, SOFTMAX).
+    What is written is write_norm * value; `q` gets the value where keeping (READ, SOFTMAX).
 
-    `runs_I4`: kernel, first and last + 1 of its V, whether its table is large. `bands`: the separable kernels (see bands.py);
-    their tables lie one behind the other. `given`, `q`, `out` and tables are flat, rows of C numbers.
+    `structure` is a layout.Structure, `values` a program.Values (what is written lies in `other`, or in `table` where `flip`),
+    `norms` are read_norm and write_norm (P, K), `does`: reading, writing, keeping, storing, and whether write_norm is 1
+    everywhere. The rest is flat, rows of C numbers. Returns the barriers so far, `phase` of them before.
     """
     C = simd.LANES * len(rows[0]) * len(rows[1])
-    (
-        band_kernels, read_x_start, read_x, read_y_start, read_y, write_x_start, write_x, write_y_start, write_y,
-        coarse_cols, read_begin, write_begin, band_read, band_write,
-    ) = bands  # fmt: skip
-    S = len(band_kernels)
-    widest = 1
-    for s in range(S):
-        widest = max(widest, coarse_cols[s])
-    blended_SN = np.empty((S, widest * C), given.dtype)
-    values, tile = np.empty(W * C, given.dtype), np.empty(TILE * C, given.dtype)
-    for y in range(span[0] // W, span[1] // W):
+    reading, writing, keeping, storing, plain = does
+    read, write = (values.other, values.table) if flip else (values.table, values.other)
+    if writing:
+        _clear(structure, (write, values.slabs), team, C)
+        phase = wait(team.arrivals, phase, team.num_threads)
+    bands, runs_I4, W = structure.bands, structure.runs_I4, structure.W
+    S = len(bands.kernel)
+    blended_SN = np.empty((S, bands.widest * C), given.dtype)
+    line, tile = np.empty(W * C, given.dtype), np.empty(TILE * C, given.dtype)
+    for y in range(structure.lines_T2[team.thread, 0], structure.lines_T2[team.thread, 1]):
         if reading:
             for s in range(S):
-                begin, pitch = (read_begin[s] + read_y_start[s, y] * coarse_cols[s]) * C, coarse_cols[s] * C
-                _blend_coarse_rows(band_read, begin, pitch, read_y[s, y], blended_SN[s], rows)
+                begin, pitch = (bands.read_begin[s] + bands.read_y_start[s, y] * bands.cols[s]) * C, bands.cols[s] * C
+                _blend_coarse_rows(values.coarse, begin, pitch, bands.read_y[s, y], blended_SN[s], rows)
         for left in range(0, W, TILE):
             right = min(left + TILE, W)
-            here, count = (y * W + left, y * W + right), right - left
-            begin_here = here[0] * C
+            here, begin_here, size = (y * W + left, y * W + right), (y * W + left) * C, (right - left) * C
             if mode == SOFTMAX or not reading:
-                _copy(given, begin_here, tile, 0, count * C, rows[0])
+                _copy(given, begin_here, tile, 0, size, rows[0])
             else:
                 tile[:] = 0
             if reading:
                 for i in range(len(runs_I4)):
-                    scale = scale_K[runs_I4[i, 0]]
-                    _read_rows(read_table, offsets_PV, weights_PV, runs_I4[i], scale, read_norm_PK, here, tile, rows)
+                    scale = values.scale_K[runs_I4[i, 0]]
+                    _read_rows(read, structure.offsets_PV, structure.weights_PV, runs_I4[i], scale, norms[0], here, tile, rows)
                 for s in range(S):
-                    kernel = band_kernels[s]
+                    kernel = bands.kernel[s]
                     _read_band(
-                        blended_SN[s], read_x_start[s], read_x[s], (left, right), scale_K[kernel],
-                        read_norm_PK, kernel, y * W, tile, rows,
+                        blended_SN[s], bands.read_x_start[s], bands.read_x[s], (left, right), values.scale_K[kernel],
+                        norms[0], kernel, y * W, tile, rows,
                     )  # fmt: skip
             if storing and mode != SOFTMAX_BACKWARD:
-                _copy(tile, 0, out, begin_here, count * C, rows[0])
+                _copy(tile, 0, out, begin_here, size, rows[0])
             if mode == SOFTMAX:
-                _softmax(tile, count, values, left * C, rows)
+                _softmax(tile, right - left, line, left * C, rows)
             elif mode == SOFTMAX_BACKWARD:
-                _softmax_backward(tile, count, q, begin_here, values, left * C, rows)
+                _softmax_backward(tile, right - left, q, begin_here, line, left * C, rows)
                 if storing:
-                    _add(values, left * C, out, begin_here, count * C, rows[0])
+                    _add(line, left * C, out, begin_here, size, rows[0])
             else:
-                _copy(tile, 0, values, left * C, count * C, rows[0])
+                _copy(tile, 0, line, left * C, size, rows[0])
             if keeping:
-                _copy(values, left * C, q, begin_here, count * C, rows[0])
+                _copy(line, left * C, q, begin_here, size, rows[0])
             if writing:
                 for i in range(len(runs_I4)):
-                    _write_rows(write_table, offsets_PV, weights_PV, runs_I4[i], write_norm_PK, here, values, left * C, rows)
+                    _write_rows(
+                        write, structure.offsets_PV, structure.weights_PV, runs_I4[i], norms[1], here, line, left * C, rows
+                    )
         if writing:
             for s in range(S):
-                begin, pitch = (write_begin[s] + write_y_start[s, y] * coarse_cols[s]) * C, coarse_cols[s] * C
+                down = bands.write_y_start[s, y] - bands.slab_TS2[team.thread, s, 0]
+                begin = (bands.slab_begin_TS[team.thread, s] + down * bands.cols[s]) * C
                 _write_band(
-                    values, plain, write_norm_PK, band_kernels[s], y * W, write_x_start[s], write_x[s],
-                    band_write, begin, pitch, write_y[s, y], rows,
+                    line, plain, norms[1], bands.kernel[s], y * W, bands.write_x_start[s], bands.write_x[s],
+                    values.slabs, begin, bands.cols[s] * C, bands.write_y[s, y], rows,
                 )  # fmt: skip
-
-
-@_jit
-def gather_shared(table: NDArray[Any], pairs: NDArray[np.int32], start: int, stop: int, rows: Any) -> None:
-    """Add to rows what other threads wrote for them: pairs (owner, other), owner by owner. [start, stop) keeps owners whole."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    for i in range(start, stop):
-        for c in range(0, C, step):
-            at = pairs[i, 0] * C + c
-            mine = simd.load(table, at, eights)
-            simd.store(table, at, simd.add(mine, simd.load(table, pairs[i, 1] * C + c, eights)))
-
-
-@_jit
-def scatter_shared(table: NDArray[Any], pairs: NDArray[np.int32], start: int, stop: int, rows: Any) -> None:
-    """The way back: rows that other threads read are copies of their owners'."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    for i in range(start, stop):
-        for c in range(0, C, step):
-            simd.store(table, pairs[i, 1] * C + c, simd.load(table, pairs[i, 0] * C + c, eights))
-
-
-@_jit
-def blur_chains(table: NDArray[Any], chain: NDArray[np.int32], start: int, stop: int, rows: Any) -> None:
-    """v_i <- v_i + (v_{i-1} + v_{i+1}) / 2 along lines of neighbours, in place. [start, stop) keeps lines whole."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    for c in range(0, C, step):
-        i = start
-        while i < stop:
-            current_at = (~chain[i]) * C + c  # a line begins
-            current = simd.load(table, current_at, eights)
-            previous = simd.splat(0.0, current)
-            i += 1
-            while i < stop and chain[i] >= 0:
-                if i + 4 < stop:
-                    ahead = chain[i + 4]
-                    simd.prefetch(table, (ahead if ahead >= 0 else ~ahead) * C + c, eights)
-                following_at = chain[i] * C + c
-                following = simd.load(table, following_at, eights)
-                simd.store(table, current_at, simd.fma(0.5, simd.add(previous, following), current))
-                previous, current, current_at = current, following, following_at
-                i += 1
-            simd.store(table, current_at, simd.fma(0.5, previous, current))
-
-
-@_jit
-def blur_axis(
-    table: NDArray[Any],
-    first_row: int,
-    shape: tuple[int, int, int],
-    taps: NDArray[Any],
-    start: int,
-    stop: int,
-    rows: Any,
-) -> None:
-    """Convolve lines [start, stop) of a dense grid of rows (outer, length, inner) along the middle, in place; 0 outside.
-
-    `taps`: the middle one and those to one side of it.
-    """
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    _, length, inner = shape
-    line = np.empty(length * step, table.dtype)
-    radius = len(taps) - 1
-    for index in range(start, stop):
-        base = (first_row + index // inner * length * inner + index % inner) * C
-        for c in range(0, C, step):
-            busy = False
-            for i in range(length):
-                row = simd.load(table, base + i * inner * C + c, eights)
-                simd.store(line, i * step, row)
-                busy = busy or simd.any_nonzero(row)
-            if not busy:
-                continue
-            for i in range(length):
-                row = simd.load(line, i * step, eights)
-                total = simd.multiply(row, simd.splat(taps[0], row))
-                for r in range(1, radius + 1):
-                    if i >= r:
-                        total = simd.fma(taps[r], simd.load(line, (i - r) * step, eights), total)
-                    if i + r < length:
-                        total = simd.fma(taps[r], simd.load(line, (i + r) * step, eights), total)
-                simd.store(table, base + i * inner * C + c, total)
-
-
-@_jit
-def mix_rows(table: NDArray[Any], matrix_CC: NDArray[Any], start: int, stop: int, rows: Any) -> None:
-    """Rows [start, stop): r <- A r, with `matrix_CC` = A transposed, so that its rows are A's columns."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    mixed = np.empty(C, table.dtype)
-    flat = matrix_CC.reshape(-1)
-    for row in range(start, stop):
-        for c in range(0, C, step):
-            total = simd.splat(0.0, simd.load(table, row * C + c, eights))
-            for d in range(C):
-                total = simd.fma(table[row * C + d], simd.load(flat, d * C + c, eights), total)
-            simd.store(mixed, c, total)
-        for c in range(0, C, step):
-            simd.store(table, row * C + c, simd.load(mixed, c, eights))
-
-
-@_jit
-def outer_product(left: NDArray[Any], right: NDArray[Any], start: int, stop: int, sum_CC: NDArray[Any], rows: Any) -> None:
-    """sum_CC += the sum over rows [start, stop) of left (row) x right (row)."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    flat = sum_CC.reshape(-1)
-    for row in range(start, stop):
-        for c in range(0, C, step):
-            values = simd.load(right, row * C + c, eights)
-            for d in range(C):
-                at = d * C + c
-                simd.store(flat, at, simd.fma(left[row * C + d], values, simd.load(flat, at, eights)))
+    return phase
