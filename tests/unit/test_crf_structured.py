@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
 from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filter, structured
+from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.crf.filters.structured import bilateral_grid
 from jointseg.crf.inputs import Guides
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
@@ -74,6 +75,21 @@ def test_a_separable_message_is_within_1e_4_of_the_exact_one_everywhere(sigma):
     q = (torch.rand(1, 4, 31 * 44, generator=torch.Generator().manual_seed(0), dtype=torch.float64) > 0.5).double()
     error = messages(FILTERS["separable"](features), q) - messages(ExactFilter(features), q)
     assert error.abs().max() <= 1e-4
+
+
+def test_the_grid_and_the_separable_filter_for_gpus_are_those_for_cpus():
+    parts = scene(2, H=21)
+    valid = torch.rand(2, 21 * 26, generator=torch.Generator().manual_seed(1)) > 0.2
+    for name, cpu, gpu in (
+        ("bilateral_grid", bilateral_grid, lambda f: GridMatrices(f, cells_per_sigma=2.0)),
+        ("separable", ExactFilter, lambda f: SeparableMatrices(f, sigma=(3.0, 3.0))),
+    ):
+        features, values = features_for(name, parts, valid=valid), values_for(parts)
+        one, other = cpu(features), gpu(features)
+        torch.testing.assert_close(other.apply(values), one.apply(values), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(other.row_sums, one.row_sums, rtol=1e-10, atol=0)
+        x, y = values_for(parts, seed=4), values_for(parts, seed=5)
+        torch.testing.assert_close((other.apply(x) * y).sum(), (x * other.apply_transposed(y)).sum(), rtol=1e-12, atol=0)
 
 
 def test_a_finer_grid_is_nearer():

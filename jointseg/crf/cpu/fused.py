@@ -47,7 +47,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unary_BCP: Tensor, matrices_KCC: Tensor, engines: Sequence[Engine], num_iterations: int) -> Tensor:
-        matrices, ctx.matrices = _padded_matrices(matrices_KCC.detach()), matrices_KCC
+        matrices = _padded_matrices(matrices_KCC.detach())
+        ctx.save_for_backward(matrices_KCC)
         ctx.engines, ctx.kept = engines, []
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         out_BCP = torch.empty_like(unary_BCP)
@@ -61,9 +62,10 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         C = grad_BCP.shape[1]
-        matrices = _padded_matrices(ctx.matrices.detach())
+        (matrices_KCC,) = ctx.saved_tensors
+        matrices = _padded_matrices(matrices_KCC.detach())
         by_unary_BCP = torch.empty_like(grad_BCP)
-        by_matrices_KCC = torch.zeros_like(ctx.matrices) if ctx.needs_input_grad[1] else None
+        by_matrices_KCC = torch.zeros_like(matrices_KCC) if ctx.needs_input_grad[1] else None
         for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
             rows_PC, sums = engine.mean_field_backward(
                 to_rows(grad_CP, 0.0), kept_TN, matrices, by_matrices=by_matrices_KCC is not None

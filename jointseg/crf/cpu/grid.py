@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.crf.cpu.compiled import compiled
 from jointseg.crf.cpu.parts import GridAxis, Interpolated
 from jointseg.crf.cpu.team import run_team, share
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 _RADIUS = 3.5
 
 
@@ -33,7 +32,7 @@ def blur_taps(cells_per_sigma: float, length: int, dtype: Any) -> NDArray[Any]:
     return np.exp(-np.square(np.arange(radius + 1)) / (2 * variance)).astype(dtype)
 
 
-@_jit
+@compiled
 def _corners(
     features_PF: NDArray[Any], valid_P: NDArray[np.bool_], low_F: NDArray[Any], cells: float, strides_F: NDArray[np.int64],
     offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], start: int, stop: int,
@@ -59,7 +58,7 @@ def _corners(
                 weights_PV[p, v + (1 << i)] = weight * above
 
 
-@_jit
+@compiled
 def _bounds(features_PF: NDArray[Any], valid_P: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The least and the greatest of each feature over valid pixels; zeros where there are none."""
     P, F = features_PF.shape

@@ -11,15 +11,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.crf.cpu.compiled import compiled, inner
 from jointseg.crf.cpu.parts import Interpolated, Lines, renumber
 from jointseg.crf.cpu.team import pixels_of, run_team, wait
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-_inner = numba.njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _MIX_0, _MIX_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
@@ -36,7 +34,7 @@ def scale_factors(num_features: int, dtype: Any) -> NDArray[Any]:
     return np.array([1.0 / math.sqrt((i + 2) * (i + 1)) * deviation for i in range(num_features)], dtype)
 
 
-@_inner
+@inner
 def _slot(table: NDArray[np.uint64], k0: Any, k1: Any) -> Any:
     """Where the key is in the table, or where it would go."""
     mask = np.uint64(table.shape[0] - 1)
@@ -48,13 +46,13 @@ def _slot(table: NDArray[np.uint64], k0: Any, k1: Any) -> Any:
     return slot
 
 
-@_inner
+@inner
 def find(table: NDArray[np.uint64], k0: Any, k1: Any) -> Any:
     """The vertex with this key, or -1."""
     return np.int64(table[_slot(table, k0, k1), 2]) - 1
 
 
-@_inner
+@inner
 def _grown(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
     larger = np.zeros((table.shape[0] * 2, 3), np.uint64)
     for old in range(table.shape[0]):
@@ -65,7 +63,7 @@ def _grown(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return larger
 
 
-@_inner
+@inner
 def _locate(
     features_PF: NDArray[Any],
     p: int,
@@ -114,7 +112,7 @@ def _locate(
     barycentric[0] += kind(1) + barycentric[F + 1]
 
 
-@_inner
+@inner
 def _key_step(num_features: int, bits: int, each: int, axis: int, at_axis: int) -> tuple[Any, Any]:
     """What to add to a key so that every coordinate changes by `each`, but the one at `axis` by `at_axis`."""
     half, field = (num_features + 1) // 2, np.uint64(bits)
@@ -128,7 +126,7 @@ def _key_step(num_features: int, bits: int, each: int, axis: int, at_axis: int) 
     return step_0, step_1
 
 
-@_jit
+@compiled
 def embed(
     features_PF: NDArray[Any],
     valid_P: NDArray[np.bool_],
@@ -189,7 +187,7 @@ def embed(
     return table, keys[:count]
 
 
-@_jit
+@compiled
 def merge(
     table: NDArray[np.uint64], known: NDArray[np.uint64], more: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
@@ -213,7 +211,7 @@ def merge(
     return table, keys[:count], vertex
 
 
-@_jit
+@compiled
 def chains(table: NDArray[np.uint64], keys: NDArray[np.uint64], num_features: int, bits: int, axis: int) -> NDArray[np.int32]:
     """The lines of neighbours along one of the F + 1 axes, as one list: ~vertex begins a line, its neighbours follow in order.
 

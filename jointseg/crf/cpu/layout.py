@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.crf.cpu.compiled import compiled
 from jointseg.crf.cpu.parts import Band, GridAxis, Interpolated, Lines, Part, Separable, renumber
 from jointseg.crf.cpu.team import run_team, share, wait
 
@@ -22,7 +22,6 @@ Array = NDArray[Any]
 LINES, GRID = 0, 1
 _NEAR_ROWS = 2**16
 """Tables of so many rows stay in the inner caches."""
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Bands(NamedTuple):
@@ -80,14 +79,14 @@ class Structure(NamedTuple):
     bands: Bands
 
 
-@_jit
+@compiled
 def _touch(offsets_PV: NDArray[np.int32], start: int, stop: int, touched_R: NDArray[np.bool_]) -> None:
     for p in range(start, stop):
         for v in range(offsets_PV.shape[1]):
             touched_R[offsets_PV[p, v]] = True
 
 
-@_jit
+@compiled
 def _assign(touched_TR: NDArray[np.bool_], pairs: NDArray[np.int32], rows_TR: NDArray[np.int32]) -> int:
     """Each row belongs to the first thread that touches it; others get rows behind the last. Returns how many those are."""
     T, R = touched_TR.shape

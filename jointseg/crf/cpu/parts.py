@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from jointseg.crf.cpu.compiled import compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class Separable:
 Part = Interpolated | Separable
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def renumber(offsets_PV: NDArray[np.int32], row_of: NDArray[np.int32], start: int, stop: int) -> None:
     """Replace row numbers r of pixels [start, stop) by row_of[r]."""
     for p in range(start, stop):

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import simd
+from jointseg.crf.cpu.compiled import compiled, inner
 from jointseg.crf.cpu.team import wait
-
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-_inner = numba.njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 READ, SOFTMAX, SOFTMAX_BACKWARD = 0, 1, 2
 """What becomes of the messages a pixel has read: nothing; the next q; the gradient by the logits before."""
@@ -28,21 +25,21 @@ AHEAD = 4
 """How many pixels ahead rows of large tables are asked for: they come from the outer caches."""
 
 
-@_inner
+@inner
 def _copy(source: NDArray[Any], at: int, target: NDArray[Any], to: int, count: int, eights: Any) -> None:
     """Numbers [at, at + count) to [to, ...), whole vectors. Not by slices: their error messages take seconds to compile."""
     for i in range(0, count, simd.LANES * len(eights)):
         simd.store(target, to + i, simd.load(source, at + i, eights))
 
 
-@_inner
+@inner
 def _add(source: NDArray[Any], at: int, target: NDArray[Any], to: int, count: int, eights: Any) -> None:
     """Numbers [at, at + count) added to [to, ...), whole vectors."""
     for i in range(0, count, simd.LANES * len(eights)):
         simd.store(target, to + i, simd.add(simd.load(source, at + i, eights), simd.load(target, to + i, eights)))
 
 
-@_inner
+@inner
 def _read_rows(
     table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64], factor: float,
     norm_PK: NDArray[Any], span: tuple[int, int], target: NDArray[Any], rows: Any,
@@ -66,7 +63,7 @@ def _read_rows(
             simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
 
 
-@_inner
+@inner
 def _write_rows(
     table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64],
     norm_PK: NDArray[Any], span: tuple[int, int], values: NDArray[Any], begin: int, rows: Any,
@@ -88,7 +85,7 @@ def _write_rows(
                 simd.store(table, at, simd.fma(weights_PV[p, v], value, simd.load(table, at, eights)))
 
 
-@_inner
+@inner
 def _blend_coarse_rows(
     table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], target: NDArray[Any], rows: Any
 ) -> None:
@@ -103,7 +100,7 @@ def _blend_coarse_rows(
         simd.store(target, at, total)
 
 
-@_inner
+@inner
 def _read_band(
     blended: NDArray[Any], starts: NDArray[np.int64], weights_WT: NDArray[Any], columns: tuple[int, int], factor: float,
     norm_PK: NDArray[Any], kernel: int, first: int, target: NDArray[Any], rows: Any,
@@ -124,7 +121,7 @@ def _read_band(
             simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
 
 
-@_inner
+@inner
 def _write_band(
     values: NDArray[Any], plain: bool, norm_PK: NDArray[Any], kernel: int, first: int, starts: NDArray[np.int64],
     weights_XT: NDArray[Any], table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], rows: Any,
@@ -145,7 +142,7 @@ def _write_band(
                 simd.store(table, at, simd.fma(weights_T[i], total, simd.load(table, at, eights)))
 
 
-@_inner
+@inner
 def _softmax(logits: NDArray[Any], count: int, values: NDArray[Any], begin: int, rows: Any) -> None:
     """The softmax of `count` rows, written from `begin` on."""
     eights = rows[0]
@@ -167,7 +164,7 @@ def _softmax(logits: NDArray[Any], count: int, values: NDArray[Any], begin: int,
             simd.store(values, begin + base + c, simd.multiply(simd.load(values, begin + base + c, eights), inverse))
 
 
-@_inner
+@inner
 def _softmax_backward(
     grads: NDArray[Any], count: int, q: NDArray[Any], at: int, values: NDArray[Any], begin: int, rows: Any
 ) -> None:
@@ -187,7 +184,7 @@ def _softmax_backward(
             simd.store(values, begin + base + c, simd.multiply(simd.load(q, at + base + c, eights), row))
 
 
-@_inner
+@inner
 def _clear(structure: Any, write: tuple[NDArray[Any], NDArray[Any]], team: Any, C: int) -> None:
     """This thread's share of what will be written becomes 0: a part of the rows, and all of its own slabs."""
     t, T, total = team.thread, team.num_threads, structure.num_rows
@@ -198,7 +195,7 @@ def _clear(structure: Any, write: tuple[NDArray[Any], NDArray[Any]], team: Any, 
         write[1][begins_TS[t, 0] * C : last] = 0
 
 
-@_jit
+@compiled
 def pixel_pass(
     mode: int,
     structure: Any,

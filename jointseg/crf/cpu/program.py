@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import tables
+from jointseg.crf.cpu.compiled import compiled
 from jointseg.crf.cpu.layout import LINES
 from jointseg.crf.cpu.team import wait
-
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Values(NamedTuple):
@@ -43,7 +41,7 @@ class Team(NamedTuple):
     arrivals: NDArray[np.int64]
 
 
-@_jit
+@compiled
 def settle(structure: Any, values: Any, team: Any, phase: int, flip: bool, rows: Any, does: tuple[bool, bool, bool]) -> int:
     """Make of what was written what can be read: gather it, blur it, mix it, as `does` says. Returns the barriers so far."""
     table = values.table if flip else values.other
@@ -79,7 +77,7 @@ def settle(structure: Any, values: Any, team: Any, phase: int, flip: bool, rows:
     return phase
 
 
-@_jit
+@compiled
 def outer_products(structure: Any, left: Any, right: Any, team: Any, phase: int, flip: bool, sums_KCC: Any, rows: Any) -> Any:
     """Add, kernel by kernel, the sum over rows of a row of `left` x the same of `right`: this thread's share of it."""
     t, T = team.thread, team.num_threads

@@ -6,6 +6,7 @@ and 8 numbers, not as one of 40: LLVM takes vectors that are not a power of two 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -298,10 +299,11 @@ def read_atomically(_typing: Any, counter: Any) -> Any:
 
 @intrinsic
 def pause(_typing: Any) -> Any:
-    """Give this thread's processor to another that is ready (POSIX sched_yield)."""
+    """Give this thread's processor to another that is ready."""
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _call(builder, "sched_yield", _INT32, [])
+        _call(builder, name, _INT32, [])
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import simd
+from jointseg.crf.cpu.compiled import inner
 
-_inner = numba.njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-
-@_inner
+@inner
 def gather_slabs(target: NDArray[Any], slabs: NDArray[Any], bands: Any, thread: int, num_threads: int, rows: Any) -> None:
     """Coarse rows = the sum of what each thread wrote of them, for this thread's share of each separable kernel's."""
     eights = rows[0]
@@ -38,7 +36,7 @@ def gather_slabs(target: NDArray[Any], slabs: NDArray[Any], bands: Any, thread: 
                 simd.store(target, base + at, total)
 
 
-@_inner
+@inner
 def gather_shared(table: NDArray[Any], pairs: NDArray[np.int32], span: NDArray[np.int64], rows: Any) -> None:
     """Add to rows what other threads wrote for them: pairs (owner, other), owner by owner; `span` keeps owners whole."""
     eights = rows[0]
@@ -51,7 +49,7 @@ def gather_shared(table: NDArray[Any], pairs: NDArray[np.int32], span: NDArray[n
             simd.store(table, at, simd.add(mine, simd.load(table, pairs[i, 1] * C + c, eights)))
 
 
-@_inner
+@inner
 def scatter_shared(table: NDArray[Any], pairs: NDArray[np.int32], span: NDArray[np.int64], rows: Any) -> None:
     """The way back: rows that other threads read are copies of their owners'."""
     eights = rows[0]
@@ -62,7 +60,7 @@ def scatter_shared(table: NDArray[Any], pairs: NDArray[np.int32], span: NDArray[
             simd.store(table, pairs[i, 1] * C + c, simd.load(table, pairs[i, 0] * C + c, eights))
 
 
-@_inner
+@inner
 def blur_chains(
     table: NDArray[Any], blur_9: NDArray[np.int64], chains: NDArray[np.int32], lines: NDArray[np.int64], rows: Any
 ) -> None:
@@ -93,7 +91,7 @@ def blur_chains(
             simd.store(table, current_at, simd.fma(0.5, previous, current))
 
 
-@_inner
+@inner
 def blur_axis(
     table: NDArray[Any], blur_9: NDArray[np.int64], all_taps: NDArray[Any], lines: NDArray[np.int64], rows: Any
 ) -> None:
@@ -129,7 +127,7 @@ def blur_axis(
                 simd.store(table, base + i * inner * C + c, total)
 
 
-@_inner
+@inner
 def mix_rows(table: NDArray[Any], matrix_CC: NDArray[Any], start: int, stop: int, rows: Any) -> None:
     """Rows [start, stop): r <- A r, with `matrix_CC` = A transposed, so that its rows are A's columns."""
     eights = rows[0]
@@ -147,7 +145,7 @@ def mix_rows(table: NDArray[Any], matrix_CC: NDArray[Any], start: int, stop: int
             simd.store(table, row * C + c, simd.load(mixed, c, eights))
 
 
-@_inner
+@inner
 def outer_product(left: NDArray[Any], right: NDArray[Any], start: int, stop: int, sum_CC: NDArray[Any], rows: Any) -> None:
     """sum_CC += the sum over rows [start, stop) of left (row) x right (row)."""
     eights = rows[0]

@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.crf.cpu.compiled import compiled
 from jointseg.crf.cpu.simd import add_atomically, pause, read_atomically
 
 _SPINS = 4000
 _ABORTED = 2**60
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def wait(arrivals: NDArray[np.int64], phase: int, num_threads: int) -> int:
     """Return when all threads are here. `phase` counts the barriers so far; its successor is returned."""
     phase += 1

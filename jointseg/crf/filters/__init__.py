@@ -63,20 +63,23 @@ EXACT_UP_TO = 4096
 
 
 def choose_filter(features: Features) -> str:
-    """What `auto` takes: `exact` for small images; on CUDA `block_sparse` (float32, with Triton), else `exact`.
+    """What `auto` takes: `exact` for small images; else by the kernel.
 
-    On CPUs by the kernel: `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is
-    small, `permutohedral` else.
+    `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small; for the rest on CPUs
+    `permutohedral`, on CUDA `block_sparse` (float32, with Triton), elsewhere `exact`.
     """
-    _, P, F = features.values_BPF.shape
-    device = features.values_BPF.device.type
-    if device == "cuda" and P > EXACT_UP_TO and features.values_BPF.dtype == torch.float32 and triton_available():
-        return "block_sparse"
-    if P <= EXACT_UP_TO or device != "cpu":
+    values_BPF = features.values_BPF
+    _, P, F = values_BPF.shape
+    if P <= EXACT_UP_TO:
         return "exact"
     if F == 2:
         return "separable"
-    return "bilateral_grid" if grid_fits(features) else "permutohedral"
+    if grid_fits(features):
+        return "bilateral_grid"
+    if values_BPF.device.type == "cpu":
+        return "permutohedral"
+    triton = values_BPF.device.type == "cuda" and values_BPF.dtype == torch.float32 and triton_available()
+    return "block_sparse" if triton else "exact"
 
 
 def check_filter(choice: FilterName | BuildFilter) -> None:

@@ -24,6 +24,7 @@ from jointseg.crf.cpu.grid import build_grid
 from jointseg.crf.cpu.lattice import build_lattice, key_bits, scale_factors
 from jointseg.crf.cpu.parts import Part
 from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.errors import InputError
 
 GRID_TOLERANCE = 5e-3
@@ -46,7 +47,8 @@ class StructuredFilter:
             build: makes the structure of one image from features (P, F) and valid (P,).
         """
         if features.values_BPF.device.type != "cpu":
-            raise InputError(f"filter {name!r} runs on the CPU, but features are on {features.values_BPF.device}; use 'exact'")
+            device = features.values_BPF.device
+            raise InputError(f"filter {name!r} runs on the CPU, but features are on {device}; use 'block_sparse' or 'exact'")
         self.name, self.size = name, features.size
         self.num_threads = threads_for(features)
         values_BPF = features.values_BPF.detach().contiguous().numpy()
@@ -113,7 +115,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     return StructuredFilter("permutohedral", features, build)
 
 
-def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter:
+def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter | GridMatrices:
     """A dense grid over feature space, linear to write and to read (Paris & Durand 2006).
 
     Args:
@@ -132,6 +134,8 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
             f"filter 'bilateral_grid': {F} features over {rows:.3g} cells; allowed: {_MAX_GRID_FEATURES} over {_MAX_GRID_ROWS};"
             " use larger bandwidths, 'permutohedral' or 'exact'"
         )
+    if features.values_BPF.device.type != "cpu":
+        return GridMatrices(features, cells_per_sigma=cells)
     build = partial(build_grid, cells_per_sigma=cells, num_threads=threads_for(features))
     return StructuredFilter("bilateral_grid", features, build)
 
@@ -154,7 +158,7 @@ def grid_fits(features: Features) -> bool:
     return F <= _MAX_GRID_FEATURES and grid_rows(features, cells_per_sigma(GRID_TOLERANCE)) <= _MAX_GRID_ROWS
 
 
-def separable_filter(features: Features) -> StructuredFilter:
+def separable_filter(features: Features) -> StructuredFilter | SeparableMatrices:
     """Positions alone: a Gaussian along rows, then along columns. Messages are within 1e-4 of the exact ones.
 
     Raises:
@@ -168,12 +172,12 @@ def separable_filter(features: Features) -> StructuredFilter:
         if not slope > 0:
             raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
         sigma.append(1 / slope)
-    y_HW, x_HW = np.mgrid[:H, :W]
-    expected_PF = torch.from_numpy(np.stack([x_HW / sigma[0], y_HW / sigma[1]], -1).reshape(-1, 2))
-    misfit = (
-        (values_BPF - values_BPF[:, :1] - expected_PF).abs().amax() if values_BPF.shape[2] == 2 else torch.tensor(torch.inf)
-    )
-    if misfit > 1e-4 * float(1 + expected_PF.amax()):
+    y_HW, x_HW = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    expected_PF = torch.stack([x_HW / sigma[0], y_HW / sigma[1]], -1).reshape(-1, 2).to(values_BPF)
+    fits = values_BPF.shape[2] == 2
+    if not fits or (values_BPF - values_BPF[:, :1] - expected_PF).abs().amax() > 1e-4 * (1 + expected_PF.amax()):
         raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
+    if values_BPF.device.type != "cpu":
+        return SeparableMatrices(features, sigma=(sigma[0], sigma[1]))
     part = separable((H, W), (sigma[0], sigma[1]), values_BPF.numpy().dtype)
     return StructuredFilter("separable", features, lambda _f, _v: part)

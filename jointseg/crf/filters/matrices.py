@@ -1,0 +1,143 @@
+"""The separable filter and the bilateral grid as products of matrices, in torch alone: for GPUs.
+
+Not here: the same two on CPUs (structured.py), where mean field runs over their structure in one pass.
+"""
+
+# B images, C channels, P pixels (H*W, row-major), F kernel features, G cells of a grid, V = 2^F corners of a cell
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from jointseg.crf.cpu.grid import blur_taps, grid_shape
+from jointseg.crf.filters.features import Features
+
+
+class SeparableMatrices:
+    """K = Ky x Kx, both dense: exact but for rounding. Any device, float32 or float64."""
+
+    def __init__(self, features: Features, *, sigma: tuple[float, float]) -> None:
+        """Take positions alone; `sigma` are the bandwidths of x and y in pixels."""
+        values_BPF = features.values_BPF
+        self._size, self._valid_BP = features.size, features.valid_BP
+        H, W = features.size
+        self._across_WW = _gaussian(W, sigma[0], values_BPF)
+        self._down_HH = _gaussian(H, sigma[1], values_BPF)
+        B, P, _ = values_BPF.shape
+        self.row_sums = _row_sums(self, values_BPF.new_ones(B, 1, P), features.valid_BP)
+
+    @torch.no_grad()
+    def apply(self, values_BCP: Tensor, /) -> Tensor:
+        """K v. Values (B, C, P); not recorded by autograd."""
+        masked_BCP = _masked(values_BCP, self._valid_BP)
+        filtered_BCHW = self._down_HH @ masked_BCP.reshape(*masked_BCP.shape[:2], *self._size) @ self._across_WW
+        return _masked(filtered_BCHW.flatten(2), self._valid_BP)
+
+    def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
+        """K^T v, which is K v."""
+        return self.apply(values_BCP)
+
+
+class GridMatrices:
+    """K = S B S^T: S reads a cell's corners linearly, B blurs along each axis of the grid. Any device, float32 or float64."""
+
+    def __init__(self, features: Features, *, cells_per_sigma: float) -> None:
+        """Lay a grid of `cells_per_sigma` cells to a bandwidth over the features of each image."""
+        self._valid_BP = features.valid_BP
+        B, P, _ = features.values_BPF.shape
+        valid_BP = features.valid_BP if features.valid_BP is not None else torch.ones(B, P, dtype=torch.bool)
+        images = zip(features.values_BPF.detach(), valid_BP.to(features.values_BPF.device), strict=True)
+        self._images = [_Grid(values_PF, valid_P, cells_per_sigma) for values_PF, valid_P in images]
+        self.row_sums = _row_sums(self, features.values_BPF.new_ones(B, 1, P), features.valid_BP)
+
+    @torch.no_grad()
+    def apply(self, values_BCP: Tensor, /) -> Tensor:
+        """K v. Values (B, C, P); not recorded by autograd."""
+        masked_BCP = _masked(values_BCP, self._valid_BP)
+        filtered = [grid.filtered(values_CP.T) for grid, values_CP in zip(self._images, masked_BCP, strict=True)]
+        return _masked(torch.stack(filtered).mT, self._valid_BP)
+
+    def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
+        """K^T v, which is K v: the axes' blurs commute."""
+        return self.apply(values_BCP)
+
+
+class _Grid:
+    """The grid of one image."""
+
+    def __init__(self, values_PF: Tensor, valid_P: Tensor, cells: float) -> None:
+        taken = values_PF[valid_P] if bool(valid_P.any()) else values_PF[:1]
+        low_F, high_F = taken.aminmax(dim=0)
+        values_PF = torch.where(valid_P[:, None], values_PF, low_F)  # others lie in the grid too; their values are masked
+        self.shape = grid_shape(low_F.cpu().numpy(), high_F.cpu().numpy(), cells)
+        places_PF = (values_PF - low_F) * cells
+        floors_PF = places_PF.floor()
+        above_PF = places_PF - floors_PF
+        P, F = values_PF.shape
+        corners_PV = torch.zeros(P, 1, dtype=torch.int64, device=values_PF.device)
+        weights_PV = torch.ones(P, 1, dtype=values_PF.dtype, device=values_PF.device)
+        for i in range(F):
+            stride = math.prod(self.shape[i + 1 :])
+            first_PV = corners_PV + floors_PF[:, i : i + 1].long() * stride
+            corners_PV = torch.cat([first_PV, first_PV + stride], 1)
+            weights_PV = torch.cat([weights_PV * (1 - above_PF[:, i : i + 1]), weights_PV * above_PF[:, i : i + 1]], 1)
+        self._read_PG = _rows(corners_PV, weights_PV, math.prod(self.shape))
+        self._write_GP = _columns(corners_PV, weights_PV, math.prod(self.shape))
+        self._blurs = [_band(length, cells, values_PF) for length in self.shape]
+
+    def filtered(self, values_PC: Tensor) -> Tensor:
+        grid = (self._write_GP @ values_PC).reshape(*self.shape, -1)
+        for axis, blur_LL in enumerate(self._blurs):
+            grid = torch.tensordot(blur_LL, grid, dims=([1], [axis])).movedim(0, axis)
+        read_PC: Tensor = self._read_PG @ grid.flatten(0, -2)
+        return read_PC
+
+
+def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
+    """Sparse (P, G): each pixel's weights at its corners."""
+    P, V = corners_PV.shape
+    starts = torch.arange(0, P * V + 1, V, device=corners_PV.device)
+    order_PV = corners_PV.argsort(1)
+    columns, values = corners_PV.gather(1, order_PV).flatten(), weights_PV.gather(1, order_PV).flatten()
+    return _sparse(starts, columns, values, (P, num_cells))
+
+
+def _columns(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
+    """Its transpose (G, P), by its own rows: so that sums have one order, and every run gives the same bits."""
+    P, V = corners_PV.shape
+    order = corners_PV.flatten().argsort(stable=True)
+    counts = torch.bincount(corners_PV.flatten(), minlength=num_cells)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return _sparse(starts, order // V, weights_PV.flatten()[order], (num_cells, P))
+
+
+def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+
+
+def _band(length: int, cells: float, like: Tensor) -> Tensor:
+    taps = torch.zeros(length, dtype=torch.float64)
+    kept = torch.from_numpy(blur_taps(cells, length, "float64"))
+    taps[: len(kept)] = kept
+    places = torch.arange(length)
+    return taps[(places[:, None] - places).abs()].to(like)
+
+
+def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
+    places = torch.arange(length, dtype=torch.float64) / sigma
+    return torch.exp(-0.5 * (places[:, None] - places).square()).to(like)
+
+
+def _masked(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:
+    return values_BCP if valid_BP is None else values_BCP * valid_BP[:, None]
+
+
+def _row_sums(gaussian: SeparableMatrices | GridMatrices, ones_B1P: Tensor, valid_BP: Tensor | None) -> Tensor:
+    sums_BP = gaussian.apply(ones_B1P)[:, 0]
+    return sums_BP if valid_BP is None else sums_BP + (~valid_BP).to(sums_BP.dtype)
