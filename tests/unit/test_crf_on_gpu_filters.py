@@ -1,0 +1,99 @@
+"""The CRF around the GPU's filters, held to the exact one; on a CPU Triton's interpreter runs them.
+
+Not here: the filters alone.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf.filters import FILTERS, Features
+from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are imported, which is when the first filter is built
+pytest.importorskip("triton", reason="the block-sparse filter needs the triton package")
+H, W, C = 12, 14, 3
+FORMS = pytest.mark.parametrize("form", ["crfrnn", "hadamard"])
+
+
+def scene() -> tuple[Tensor, dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    planes = torch.rand(2, 4, 2, 2, generator=draw).repeat_interleave(6, 2).repeat_interleave(7, 3)
+    image = (255 * planes[:, :3] + 3 * torch.randn(2, 3, H, W, generator=draw)).clamp(0, 255)
+    depth = 1 + 3 * planes[:, 3]
+    depth[0, 2:4] = 0
+    logits = torch.randn(2, C, H, W, generator=draw)
+    return logits.to(DEVICE), {"image": image.to(DEVICE), "depth": depth.to(DEVICE)}
+
+
+def on_gpu(features: Features):
+    """What `auto` takes on CUDA for large images."""
+    F = features.values_BPF.shape[2]
+    if F == 2:
+        return SeparableMatrices(features, sigma=(3.0, 3.0))
+    return GridMatrices(features, cells_per_sigma=3.0) if F == 3 else FILTERS["block_sparse"](features)
+
+
+def learned(form: str, filter, **options) -> DenseCRF:
+    settings = CrfSettings(
+        pairwise=form, num_iterations=3, theta_alpha=8, theta_gamma=6, w_appearance=1, w_depth=0.6, w_smoothness=0.4
+    )
+    crf = DenseCRF(C, settings, filter=filter, **options)
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in crf.named_parameters():
+        if not name.startswith("log_bandwidths"):
+            parameter.data += 0.1 * torch.randn(C, C, generator=draw)
+    return crf.to(DEVICE)
+
+
+@FORMS
+def test_q_is_near_the_exact_one(form):
+    logits, guides = scene()
+    with torch.no_grad():
+        q, exact = (learned(form, filter)(logits, **guides).softmax(1) for filter in (on_gpu, "exact"))
+    assert (q - exact).abs().max() <= 5e-3
+    torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]))
+
+
+@FORMS
+def test_gradients_are_near_the_exact_ones(form):
+    logits, guides = scene()
+    target = torch.randint(0, C, (2, H, W), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    grads = []
+    for filter in (on_gpu, "exact"):
+        crf, given = learned(form, filter), logits.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(crf(given, **guides), target).backward()
+        grads.append([given.grad, *(parameter.grad for parameter in crf.parameters())])
+    for one, exact in zip(*grads, strict=True):
+        assert (one - exact).abs().max() <= 2e-2 * exact.abs().max()
+
+
+def test_gradients_by_the_bandwidths_are_near_the_exact_ones():
+    logits, guides = scene()
+    target = torch.randint(0, C, (2, H, W), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    grads = []
+    for filter in ("block_sparse", "exact"):
+        crf = learned("crfrnn", filter, learn_bandwidths=True)
+        torch.nn.functional.cross_entropy(crf(logits, **guides), target).backward()
+        grads.append([log_G.grad for log_G in crf.log_bandwidths.values()])
+    for one, exact in zip(*grads, strict=True):
+        assert (one - exact).abs().max() <= 2e-2 * exact.abs().max() + 1e-6
+
+
+def test_every_run_gives_the_same_bits():
+    logits, guides = scene()
+    crf = learned("crfrnn", on_gpu)
+    with torch.no_grad():
+        assert torch.equal(crf(logits, **guides), crf(logits, **guides))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
+def test_auto_on_cuda_takes_what_suits_each_kernel():
+    image = torch.randint(0, 256, (1, 3, 100, 100), dtype=torch.uint8, device="cuda")
+    prepared = DenseCRF(C).cuda().prepare(image=image, depth=torch.rand(1, 100, 100, device="cuda") + 1)
+    assert prepared.filter_names == {"appearance": "block_sparse", "depth": "bilateral_grid", "smoothness": "separable"}
