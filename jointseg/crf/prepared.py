@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +64,7 @@ class PreparedImages:
         return [
             Engine(
                 [gaussian.parts[i] for gaussian in structured],
-                [np.ascontiguousarray(gaussian.valid_BP[i]) for gaussian in structured],
+                [gaussian.valid_BP[i] for gaussian in structured],
                 self.size, first.num_threads, first.dtype,
             )
             for i in range(self.num_images)

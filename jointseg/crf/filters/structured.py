@@ -54,7 +54,7 @@ class StructuredFilter:
         values_BPF = features.values_BPF.detach().contiguous().numpy()
         self.dtype = values_BPF.dtype
         everywhere = np.ones(values_BPF.shape[:2], np.bool_)
-        self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.numpy()
+        self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.contiguous().numpy()
         self.parts = [build(image_PF, valid_P) for image_PF, valid_P in zip(values_BPF, self.valid_BP, strict=True)]
 
     @cached_property
@@ -104,7 +104,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
-    reach = features.values_BPF.abs().amax((0, 1)).double().numpy() @ scale_factors(F, np.float64) * (F + 1)
+    reach = features.values_BPF.abs().amax((0, 1)).double().cpu().numpy() @ scale_factors(F, np.float64) * (F + 1)
     allowed = 2.0 ** (key_bits(F) - 1)
     if reach >= allowed:
         raise InputError(
