@@ -53,7 +53,7 @@ def _train(config: Config, store: Store, out: Path) -> tuple[dict[str, torch.Ten
     place.store.symlink_to(store.path)
     write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
     lines: list[Line] = []
-    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append)
+    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append, say=lambda text: None)
     weights, _ = load_final(place.final(STAGES["stage1"]))
     return weights, lines
 
