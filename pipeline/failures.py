@@ -55,7 +55,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _described(rank: int, failure: Exception) -> str:
     """A lost worker, with its process, machine and end as far as Ray tells them."""
     text = str(failure)
-    process, machine = re.search(r"\bpid[=:] ?(\d+)", text), re.search(r"\bip[=:] ?'?([\w.:]+)", text)
+    process, machine = re.search(r"\bpid[=:] ?(\d+)", text), re.search(r"ip[=:] ?'?([\w.:]+)", text)
     reason = re.search(r"(?:because|due to) ([^.\n]+)", text)
     where = f", process {process[1]} on {machine[1]}" if process and machine else ""
     return f"worker {rank}{where} ({reason[1] if reason else text.splitlines()[0]})"

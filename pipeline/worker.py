@@ -1,7 +1,8 @@
 """What each Ray Train worker runs: an adapter round `jointseg.training`.
 
-Checkpoints go into the stage's folder by our own hand. Ray's record of those reported to it is written in place, so that a
-kill in the middle of that, or a folder that is gone, ends every later start; and it takes half a copy for a checkpoint.
+Checkpoints are written and chosen by our own hand (jointseg/checkpoint_folder.py). Ray keeps a record of those reported to it,
+overwritten in place: after a kill in the middle of that, no later start succeeds. And when a name comes a second time, Ray
+2.60 removes the new folder along with its old entry, and has no other to go on from where the newest is damaged.
 
 Not here: the loop (jointseg/training.py), the driver that starts the workers (train.py).
 """
@@ -75,7 +76,7 @@ def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place)
     """The stage where it stands. Rank 0 chooses the checkpoint for all, and notes what it chose."""
     stage = STAGES[job.stage]
     found = checkpoints.newest(config=job.config, stage=stage.name) if place.rank == 0 else None
-    step = ray.train.collective.broadcast_from_rank_zero(found and found.step)
+    step = ray.train.collective.broadcast_from_rank_zero(None if found is None else found.step)
     if step is not None:
         if found is not None:
             append_line(job.notes, {"said": f"{stage.name}: {found}"})
