@@ -37,7 +37,7 @@ def train_stage(
     """Train `stage` on Ray to its end, going on from its last checkpoint if it has one; leaves `final/`.
 
     Args:
-        config: the whole config, with the CRF settings that this stage starts from.
+        config: the whole config, with the CRF settings that this stage starts from. Features that it wants kept are.
         stage: the stage.
         place: the run's folder, absolute and seen by every node.
         validation: frames to validate on.
@@ -50,13 +50,14 @@ def train_stage(
     if stage.starts_from is not None:
         start = place.final(STAGES[stage.starts_from])
         load_final(start)
+    features = place.features if config.data.cache_features else None
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.jsonl"
     gpu = uses_gpu(config)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": TrainJob(config, stage.name, place.store, place.views, log, validation, start)},
+        train_loop_config={"job": TrainJob(config, stage.name, place.store, place.views, log, validation, start, features)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,

@@ -13,12 +13,14 @@ import ray.train
 import ray.train.torch
 import torch
 
+from jointseg.batches import Place
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
+from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
-from jointseg.stages import STAGES
-from jointseg.training import Place, Report, begin, resume, train
+from jointseg.stages import TRAININGS
+from jointseg.training import Report, begin, resume, train
 from pipeline.log_lines import append_line
 
 
@@ -33,6 +35,8 @@ class TrainJob:
     log: Path
     validation: tuple[int, ...]
     start: Path | None
+    features: Path | None
+    """Features of the frozen layers, where they were computed before."""
 
 
 def train_worker(loop_config: dict[str, TrainJob]) -> None:
@@ -41,7 +45,7 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
     torch.set_num_threads(job.config.training.cpus_per_worker)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    stage = STAGES[job.stage]
+    stage = TRAININGS[job.stage]
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         run = begin(job.config, stage, place=place, start=job.start)
@@ -57,6 +61,7 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
         place=place,
         report=lambda report: _report(report, place, job.log),
         validation=job.validation,
+        features=None if job.features is None else FeatureStore.open(job.features),
         wrap=ray.train.torch.prepare_model,
     )
 

@@ -17,7 +17,10 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.stages import Stage
 
-PHASES = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
+PIPELINE = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
+"""The phases of `run`, in order."""
+PHASES = (*PIPELINE, "one_stage")
+"""All there are."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Workspace:
     def validation(self) -> Path:
         """The validation subset: its frames, seed and digest."""
         return self.out / "validation.json"
+
+    @property
+    def features(self) -> Path:
+        """What the frozen layers say of each view (`data.cache_features`)."""
+        return self.out / "features"
 
     def stage(self, stage: Stage) -> Path:
         """A stage's checkpoints and log."""
