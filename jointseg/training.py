@@ -206,8 +206,8 @@ def train(
                 _refuse_spoiled_weights(run, batch, weights)
             if look:
                 metrics |= validate(run, store, validation, place=place)
+            losses, window = [], time.perf_counter()  # what reporting takes counts, what validating takes does not
             report(Report(run.step, metrics, _checkpoint_writer(run, place, metrics) if due else None))
-            losses, window = [], time.perf_counter()
 
 
 def class_weights(store: Store, views: Sequence[View], config: Config) -> Tensor | None:

@@ -21,10 +21,6 @@ RAY_ENVIRONMENT = {
     # An interrupted search is interrupted: Tune would end it early and call that its result.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Of the worker processes: glibc gives freed feature maps back to the system and asks for them again, page by page, which
-    # took half the time of a forward pass on CPUs. Let it keep what it has, whatever its size.
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
 
 
