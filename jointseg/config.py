@@ -39,6 +39,9 @@ class NetworkConfig(Settings):
     """l, the length of a depth bin in metres (paper, 4.2)."""
     weights: Path | None = None
     """Starting weights: a safetensors file with Caffe names (conv1_1.weight, ...). None: He initialisation."""
+    unit_features: bool = False
+    """Rescale starting weights so that every layer's features have a root mean square of 1, which changes nothing else: new
+    layers then begin and learn at the size that they expect. Not the paper's, whose rates are for Caffe's sizes."""
     frozen_until: str | None = None
     """A layer, such as conv4_3: it and all layers it is computed from keep their starting weights. None: all are trained."""
 

@@ -61,7 +61,7 @@ def modern() -> Config:
     )  # fmt: skip
     return Config(
         preset="modern",
-        network=NetworkConfig(input_size=size),
+        network=NetworkConfig(input_size=size, unit_features=True),
         data=DataConfig(views="online", color_jitter=0.3),
         loss=LossConfig(lambda_semantic=1 / size**2, depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
@@ -94,7 +94,7 @@ def small() -> Config:
     )  # fmt: skip
     return Config(
         preset="small",
-        network=NetworkConfig(input_size=size, resize="stretch", frozen_until="conv4_3"),
+        network=NetworkConfig(input_size=size, resize="stretch", unit_features=True, frozen_until="conv4_3"),
         data=DataConfig(num_crops=1, crop_scale_min=0.6, cache_features=True),
         loss=LossConfig(lambda_semantic=1 / size**2, depth_invariance=0.5, class_balance=0.3),
         stage1=stage,

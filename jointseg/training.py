@@ -32,6 +32,7 @@ from jointseg.losses import JointLoss, balancing_weights, joint_loss
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import JointModel, build_model
 from jointseg.network.pretrained import LoadReport, load_pretrained
+from jointseg.network.rescale import rescale_features
 from jointseg.optimizer import build_optimizer, freeze_for, rates, set_rate
 from jointseg.stages import Stage
 
@@ -100,6 +101,8 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
         model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
     elif config.network.weights is not None:
         loaded = load_pretrained(model.network, config.network.weights)
+        if config.network.unit_features:
+            rescale_features(model.network, loaded=frozenset(loaded.loaded))
     torch.manual_seed(config.seed * 1_000_003 + place.rank)
     run = _run(config, stage, model, place)
     run.loaded = loaded

@@ -98,7 +98,7 @@ class JointNetwork(nn.Module):
         _check_shape(image)
         tasks = ["segmentation", "depth"] if with_depth else ["segmentation"]
         scores: dict[str, list[tuple[int, Tensor]]] = {task: [] for task in tasks}
-        known = {DATA: self._centred(image), **(self.frozen_features(image) if features is None else features)}
+        known = {DATA: self.centred(image), **(self.frozen_features(image) if features is None else features)}
         for branch in self.branches:
             x = self._through(branch, known)
             assert (x.shape[-1] - 1) * branch.upsample + 1 == image.shape[-1], f"{branch.name} does not reach the image"
@@ -115,7 +115,7 @@ class JointNetwork(nn.Module):
         It depends on the image and the starting weights alone, so it can be computed once and kept.
         """
         wanted, found = self.frozen_outputs(), {}
-        known = {DATA: self._centred(image)}
+        known = {DATA: self.centred(image)}
         for branch in self.branches:
             x = known.get(branch.reads)
             for layer in branch.layers:
@@ -140,7 +140,8 @@ class JointNetwork(nn.Module):
         """The parameters of the frozen layers."""
         return [parameter for name in self.frozen for parameter in self.get_submodule(name).parameters()]
 
-    def _centred(self, image: Tensor) -> Tensor:
+    def centred(self, image: Tensor) -> Tensor:
+        """What the layers read of an image: BGR, less the mean."""
         return image.flip(1).to(self._mean.dtype) - self._mean
 
     def _through(self, branch: Branch, known: dict[str, Tensor]) -> Tensor:

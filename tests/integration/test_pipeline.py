@@ -20,7 +20,7 @@ from jointseg.checkpoint import digest
 from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
-from pipeline.workspace import PHASES, Workspace
+from pipeline.workspace import PIPELINE, Workspace
 from tests.integration.conftest import TINY, CommandLine, Head, as_options
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -58,7 +58,7 @@ def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, opti
         "stage1": (place.out / "stage1" / "step_00000004" / "checkpoint.json").is_file,
         "search": lambda: len(read_lines(place.search / "log.jsonl")) >= 2,
     }
-    for phase in PHASES[:-1]:
+    for phase in PIPELINE[:-1]:
         if phase in inside:
             jointseg.kill_when(inside[phase], *command)
         jointseg.kill_when(partial(place.finished, phase), *command)
