@@ -90,6 +90,15 @@ def build_crf(config: Config) -> DenseCRF:
     return DenseCRF(NUM_CLASSES, settings, check_inputs=False)
 
 
+def trained_model(config: Config, weights: Mapping[str, Tensor], *, device: torch.device) -> JointModel:
+    """The model with these weights on `device`, laid out as `training.channels_last` says, for evaluation."""
+    model = build_model(config).to(device).eval()
+    model.load_state_dict(weights)
+    if config.training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
 def build_model(config: Config) -> JointModel:
     """Network and CRF as `config` says; the same weights for the same `config.seed`."""
     network = build_network(config.network, seed=config.seed)

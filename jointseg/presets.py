@@ -89,22 +89,22 @@ def small() -> Config:
     """
     size = 257
     stage = StageConfig(
-        iterations=2400, batch_size=4, optimizer="adamw", loss_unit="mean", lr=3e-4, crf_lr=3e-3, schedule="cosine", warmup=50,
-        momentum=0.9, weight_decay=1e-2, bias_lr_multiplier=1.0, head_lr_multiplier=1.0, trunk_lr_multiplier=0.2, ema=0.99,
+        iterations=900, batch_size=4, optimizer="adamw", loss_unit="mean", lr=5e-4, crf_lr=3e-3, schedule="cosine", warmup=50,
+        momentum=0.9, weight_decay=1e-2, bias_lr_multiplier=1.0, head_lr_multiplier=1.0, trunk_lr_multiplier=0.2, ema=0.98,
     )  # fmt: skip
     return Config(
         preset="small",
-        network=NetworkConfig(input_size=size, resize="stretch", unit_features=True, frozen_until="conv4_3"),
+        network=NetworkConfig(input_size=size, resize="stretch", dropout=0.25, unit_features=True, frozen_until="conv4_3"),
         data=DataConfig(num_crops=1, crop_scale_min=0.6, cache_features=True),
         loss=LossConfig(lambda_semantic=1 / size**2, depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
-        stage2=stage.model_copy(update={"iterations": 800}),
-        stage3=stage.model_copy(update={"iterations": 100, "lr": 3e-5, "batch_size": 2}),
-        one_stage=stage.model_copy(update={"iterations": 3200}),
+        stage2=stage.model_copy(update={"iterations": 500}),
+        stage3=stage.model_copy(update={"iterations": 60, "batch_size": 2, "lr": 3e-5, "warmup": 10}),
+        one_stage=stage.model_copy(update={"iterations": 1400}),
         training=TrainingConfig(
-            cpus_per_worker=2, log_every=20, checkpoint_every=400, validate_every=800, precision="bfloat16", channels_last=True
+            cpus_per_worker=2, log_every=20, checkpoint_every=300, validate_every=900, precision="bfloat16", channels_last=True
         ),
-        search=SearchConfig(trials=24),
+        search=SearchConfig(trials=20, startup_trials=6),
     )
 
 
