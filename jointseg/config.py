@@ -37,7 +37,10 @@ class NetworkConfig(Settings):
     depth_bin: float = Field(0.14, gt=0)
     """l, the length of a depth bin in metres (paper, 4.2)."""
     weights: Path | None = None
-    """Starting weights: a safetensors file with Caffe names (conv1_1.weight, ...). None: He initialisation."""
+    """Starting weights, known by their content. Of VGG-16, DeepLab-LargeFOV or DeepLab-MSc: a `.caffemodel`; a PyTorch state
+    dict or safetensors, with Caffe's names (conv1_1.weight, ...) or torchvision's (features.0.weight, ...). Of jointseg: the
+    folder of a checkpoint, such as a stage's `final/`, or its weights.safetensors. The image's channel order, mean and scale
+    follow the weights; `loaded.txt` says what was loaded. None: He initialisation."""
 
     @property
     def num_classes(self) -> int:

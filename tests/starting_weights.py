@@ -4,6 +4,7 @@ torchvision's, by its names. Not here: what is read from them (unit/test_caffemo
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -24,11 +25,11 @@ def torchvision_vgg16(width: float, *, seed: int = 0) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
 
     def add(name: str, *shape: int) -> None:
-        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
+        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / math.prod(shape[1:])) ** 0.5
         state[f"{name}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
 
     for number, outputs, inputs in TORCHVISION_VGG16:
-        add(f"features.{number}", eights(outputs, width), *torch.Size([inputs if inputs == 3 else eights(inputs, width), 3, 3]))
+        add(f"features.{number}", eights(outputs, width), inputs if inputs == 3 else eights(inputs, width), 3, 3)
     hidden = 4 * eights(1024, width)
     add("classifier.0", hidden, eights(512, width) * 49)
     add("classifier.3", hidden, hidden)

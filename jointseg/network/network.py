@@ -19,7 +19,7 @@ from jointseg.errors import InputError
 from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
-"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab)."""
+"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab), unless starting weights come with another."""
 
 SCORE_STD = 0.01
 """Standard deviation of new score layers (DeepLab)."""
@@ -47,6 +47,7 @@ class JointNetwork(nn.Module):
 
     Attributes:
         branches: the table it was built from.
+        mean_bgr: (3,) levels, subtracted from the image. It belongs to the weights, and is saved with them.
     """
 
     def __init__(self, branches: Sequence[Branch], *, num_classes: int, num_depth_bins: int, width: float, dropout: float):
@@ -55,8 +56,8 @@ class JointNetwork(nn.Module):
         self.branches = tuple(branches)
         self._tapped = {branch.reads for branch in self.branches}
         self.heads = nn.ModuleDict()
-        self._mean: Tensor
-        self.register_buffer("_mean", torch.tensor(CAFFE_MEAN_BGR).view(1, 3, 1, 1), persistent=False)
+        self.mean_bgr: Tensor
+        self.register_buffer("mean_bgr", torch.tensor(CAFFE_MEAN_BGR))
 
         channels = {DATA: IMAGE_CHANNELS}
         for branch in self.branches:
@@ -82,7 +83,7 @@ class JointNetwork(nn.Module):
         _check_shape(image)
         tasks = ["segmentation", "depth"] if with_depth else ["segmentation"]
         scores: dict[str, list[tuple[int, Tensor]]] = {task: [] for task in tasks}
-        features = {DATA: image.flip(1).to(self._mean.dtype) - self._mean}
+        features = {DATA: image.flip(1).to(self.mean_bgr.dtype) - self.mean_bgr[:, None, None]}
         for branch in self.branches:
             x = features[branch.reads]
             for layer in branch.layers:
