@@ -40,7 +40,8 @@ class NetworkConfig(Settings):
     """Starting weights, known by their content. Of VGG-16, DeepLab-LargeFOV or DeepLab-MSc: a `.caffemodel`; a PyTorch state
     dict or safetensors, with Caffe's names (conv1_1.weight, ...) or torchvision's (features.0.weight, ...). Of jointseg: the
     folder of a checkpoint, such as a stage's `final/`, or its weights.safetensors. The image's channel order, mean and scale
-    follow the weights; `loaded.txt` says what was loaded. None: He initialisation."""
+    follow the weights; VGG-16's own fc6 and fc7 are cut down as DeepLab did. `loaded.txt` says what was loaded. None: He
+    initialisation."""
 
     @property
     def num_classes(self) -> int:

@@ -37,8 +37,11 @@ TORCHVISION_CONVS = {
     "features.24": "conv5_1", "features.26": "conv5_2", "features.28": "conv5_3",
 }  # fmt: skip
 TORCHVISION = TORCHVISION_CONVS | {"classifier.0": "fc6", "classifier.3": "fc7"}
+VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+"""Levels, of VGG-16's authors; DeepLab's is CAFFE_MEAN_BGR."""
+
 FC6_KERNEL, KEPT_TAPS, KEPT_OUTPUTS = 7, 3, 4
-"""VGG-16's fc6 as a convolution: 7 x 7. DeepLab keeps every third row and column of it, and every fourth output."""
+"""VGG-16's fc6 as a convolution is 7 x 7; every third row and column of it is kept, and every fourth output."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,17 @@ def read_weights(path: Path) -> StartingWeights:
 
 
 def _read(path: Path) -> StartingWeights:
-    if path.is_dir():
-        return _named(load_final(path)[0], "checkpoint", path)
     try:
+        if path.is_dir():
+            return _named(load_final(path)[0], "checkpoint", path)
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {ALLOWED}") from None
     if looks_like_caffemodel(head):
         model = read_caffemodel(path)
-        return StartingWeights(".caffemodel", model.tensors, ImageInput(model.mean_bgr or CAFFE_MEAN_BGR, (model.scale,) * 3))
+        image = ImageInput(model.mean_bgr or _usual_mean(model.tensors), (model.scale,) * 3)
+        return StartingWeights(".caffemodel", model.tensors, image)
     if _is_safetensors(head):
         return _named(_read_safetensors(path), "safetensors", path)
     if head.startswith(_TORCH):
@@ -159,31 +163,37 @@ def _named(tensors: dict[str, Tensor], container: str, path: Path) -> StartingWe
         return _own(tensors, path)
     features = {name.rpartition(".")[0] for name in tensors if name.startswith("features.")}
     if not features:
-        return StartingWeights(f"{container}, Caffe's names", tensors, ImageInput(CAFFE_MEAN_BGR))
+        return StartingWeights(f"{container}, Caffe's names", tensors, ImageInput(_usual_mean(tensors)))
     if odd := sorted(features ^ TORCHVISION_CONVS.keys(), key=lambda name: (len(name), name)):
         found = "there" if odd[0] in features else "missing"
         raise InputError(f"{path}: is not torchvision's vgg16 but another of its networks, for {odd[0]} is {found}; {ALLOWED}")
     renamed = {}
     for name, tensor in tensors.items():
-        layer, _, leaf = name.rpartition(".")
-        renamed[f"{TORCHVISION.get(layer, layer)}.{leaf}"] = tensor
+        layer, dot, leaf = name.rpartition(".")
+        renamed[f"{TORCHVISION.get(layer, layer)}{dot}{leaf}"] = tensor
     return StartingWeights(f"{container}, torchvision's names", renamed, TORCHVISION_INPUT)
+
+
+def _usual_mean(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """Of weights under Caffe's names that do not say theirs: with a whole fc6 they are VGG-16's, else DeepLab's."""
+    fc6 = tensors.get("fc6.weight")
+    return VGG_MEAN_BGR if fc6 is not None and _is_whole_fc6(fc6) else CAFFE_MEAN_BGR
 
 
 def _own(tensors: dict[str, Tensor], path: Path) -> StartingWeights:
     own = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
     mean = own.pop("mean_bgr", None)
-    if mean is None or mean.shape != (3,):
-        found = "is missing" if mean is None else f"has shape {tuple(mean.shape)}"
-        raise InputError(f"{path}: network.mean_bgr {found}; needed: the 3 levels that jointseg writes with its weights")
+    if mean is None or mean.shape != (3,) or not mean.isfinite().all():
+        found = "missing" if mean is None else str(mean.flatten().tolist()[:4])
+        raise InputError(f"{path}: network.mean_bgr is {found}; needed: the 3 levels that jointseg writes with its weights")
     return StartingWeights("jointseg's own", own, ImageInput(tuple(mean.tolist())))
 
 
 def _with_reduced_layers(weights: StartingWeights) -> StartingWeights:
     """The same with VGG-16's fc6 and fc7, where they are whole, cut down to DeepLab's convolutions.
 
-    DeepLab (Chen et al. 2015, section 3) subsamples them: of fc6's 7 x 7 taps rows and columns 0, 3 and 6, of both layers'
-    4096 outputs every fourth, and of fc7's inputs the same. Views, not copies.
+    DeepLab (Chen et al. 2015) subsamples them, fc6's 7 x 7 taps to 3 x 3 and the 4096 outputs of both to 1024, and does not
+    say which it keeps. Here: rows and columns 0, 3 and 6; every fourth output, and the same of fc7's inputs. Views, no copies.
     """
     whole = weights.tensors
     reduced: dict[str, Tensor] = {}

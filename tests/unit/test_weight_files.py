@@ -134,7 +134,9 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, refusal):
     assert "holds no whole checkpoint" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("mean", [{}, {"network.mean_bgr": torch.ones(1, 3)}])
+@pytest.mark.parametrize(
+    "mean", [{}, {"network.mean_bgr": torch.ones(1, 3)}, {"network.mean_bgr": torch.full((3,), torch.nan)}]
+)
 def test_weights_of_ours_without_their_mean_are_refused(refusal, mean):
     assert "network.mean_bgr" in refusal(save({"network.conv1_1.bias": torch.ones(8), **mean}))
 
@@ -273,6 +275,7 @@ def test_whole_fully_connected_layers_become_deeplabs(read):
         assert weights.tensors["fc6.bias"].tolist() == [0, 4]
         assert weights.tensors["fc7.bias"].tolist() == [10, 14]
         assert weights.reduced == whole.keys()
+        assert weights.image.mean_bgr == pytest.approx((103.939, 116.779, 123.68))  # VGG-16's own, for want of another
 
 
 def test_deeplabs_own_layers_are_left_alone(read):
