@@ -24,7 +24,7 @@ from jointseg.errors import InputError
 from jointseg.settings import differences
 from jointseg.whole import appearing_whole
 
-FORMAT = 1
+FORMAT = 2  # 1 was without the mean that the network takes off the image
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"

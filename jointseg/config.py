@@ -38,7 +38,11 @@ class NetworkConfig(Settings):
     depth_bin: float = Field(0.14, gt=0)
     """l, the length of a depth bin in metres (paper, 4.2)."""
     weights: Path | None = None
-    """Starting weights: a safetensors file with Caffe names (conv1_1.weight, ...). None: He initialisation."""
+    """Starting weights, known by their content. Of VGG-16, DeepLab-LargeFOV or DeepLab-MSc: a `.caffemodel`; a PyTorch state
+    dict or safetensors, with Caffe's names (conv1_1.weight, ...) or torchvision's (features.0.weight, ...). Of jointseg: the
+    folder of a checkpoint, such as a stage's `final/`, or its weights.safetensors. The image's channel order, mean and scale
+    follow the weights; VGG-16's own fc6 and fc7 are cut down as DeepLab did. `loaded.txt` says what was loaded. None: He
+    initialisation."""
     unit_features: bool = False
     """Rescale starting weights so that every layer's features have a root mean square of 1, which changes nothing else: new
     layers then begin and learn at the size that they expect. Not the paper's, whose rates are for Caffe's sizes."""

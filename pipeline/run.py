@@ -23,6 +23,7 @@ from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
+from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, features, report, search, unaries
@@ -133,8 +134,14 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     ):
         tracker.log_params(run, flatten(config))
         last = tracker.last_step(run, "loss/total")
+        loaded = place.loaded(stage)
+        begins = last < 0
 
         def tell(row: dict[str, float]) -> None:
+            nonlocal begins
+            if begins and loaded.is_file():
+                pipeline.screen.say(loaded.read_text(encoding="utf-8").rstrip())
+            begins = False
             step = int(row["step"])
             if step > last:
                 tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
@@ -142,8 +149,8 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
-        if (place.stage(stage) / "loaded.txt").is_file():
-            tracker.log_artifact(run, place.stage(stage) / "loaded.txt")
+        if loaded.is_file():
+            tracker.log_artifact(run, loaded)
 
 
 def search_settings(pipeline: Pipeline) -> None:
@@ -264,7 +271,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
 
 def _check_sources(config: Config) -> None:
     """Look at the files that a run begins from, and that they leave frames to train on."""
-    data, weights = config.data, config.network.weights
+    data = config.data
     num_train = data.rooms_train
     if data.source is not None:
         with NyuFolder.open(data.source) as nyu:
@@ -274,8 +281,10 @@ def _check_sources(config: Config) -> None:
     except InputError as error:
         hint = " (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)" if data.source is None else ""
         raise InputError(f"{error}{hint}") from None
-    if weights is not None and not weights.is_file():
-        raise SettingsError("network.weights", f"{weights} is not a file")
+    try:
+        check_pretrained(config.network)
+    except InputError as error:
+        raise SettingsError("network.weights", str(error)) from None
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:

@@ -67,6 +67,10 @@ class Workspace:
         """A finished stage's weights."""
         return self.stage(stage) / "final"
 
+    def loaded(self, stage: Stage) -> Path:
+        """What the stage took from `network.weights`, a text; there only where it began with them."""
+        return self.stage(stage) / "loaded.txt"
+
     @property
     def search(self) -> Path:
         """The search's unaries, trials and Ray Tune's own state."""

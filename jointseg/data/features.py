@@ -57,7 +57,7 @@ def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: S
     """What the features depend on: the frozen weights, how pictures are made, the views and the frames."""
     weights = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        if name.rpartition(".")[0] in network.frozen or name == "_mean":
+        if name.rpartition(".")[0] in network.frozen or name == "mean_bgr":
             weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     listed = hashlib.sha256(json.dumps([vars(view) for view in views]).encode())
     return {

@@ -25,7 +25,7 @@ from jointseg.network.network import CAFFE_MEAN_BGR
 from jointseg.settings import SettingsError
 
 MEAN_PIXEL = tuple(round(level) for level in reversed(CAFFE_MEAN_BGR))
-"""RGB of the padding, (123, 117, 104): the mean that the network takes off, rounded."""
+"""RGB of the padding, (123, 117, 104): DeepLab's mean, rounded. Those of VGG-16 and of torchvision are within a level of it."""
 
 Kind = Literal["crop", "original", "mirror"]
 

@@ -20,7 +20,7 @@ from jointseg.errors import InputError
 from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool, layers_up_to
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
-"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab)."""
+"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab), unless starting weights come with another."""
 
 SCORE_STD = 0.01
 """Standard deviation of new score layers (DeepLab)."""
@@ -51,6 +51,7 @@ class JointNetwork(nn.Module):
         frozen: names of the layers that are not trained.
         recompute: whether the backward pass computes a branch's layers again, a pool at a time, instead of keeping what
             lies between: less memory for about a third more time, and the same gradient.
+        mean_bgr: (3,) levels, subtracted from the image. It belongs to the weights, and is saved with them.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class JointNetwork(nn.Module):
         self.recompute = False
         self._tapped = {branch.reads for branch in self.branches}
         self.heads = nn.ModuleDict()
-        self._mean: Tensor
-        self.register_buffer("_mean", torch.tensor(CAFFE_MEAN_BGR).view(1, 3, 1, 1), persistent=False)
+        self.mean_bgr: Tensor
+        self.register_buffer("mean_bgr", torch.tensor(CAFFE_MEAN_BGR))
 
         channels = {DATA: IMAGE_CHANNELS}
         for branch in self.branches:
@@ -142,7 +143,7 @@ class JointNetwork(nn.Module):
 
     def centred(self, image: Tensor) -> Tensor:
         """What the layers read of an image: BGR, less the mean."""
-        return image.flip(1).to(self._mean.dtype) - self._mean
+        return image.flip(1).to(self.mean_bgr.dtype) - self.mean_bgr[:, None, None]
 
     def _through(self, branch: Branch, known: dict[str, Tensor]) -> Tensor:
         """The branch's last feature; features that later branches read are added to `known`."""

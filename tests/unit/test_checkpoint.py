@@ -149,7 +149,7 @@ def test_a_file_of_which_one_bit_changed_is_named(folder, name):
 
 @pytest.mark.parametrize(
     "description",
-    [b"{}", b"[]", b"null", b'{"format": 2}', b'{"format": 1}', b"\xff\xfe{", b"", b'{"format": 1, "stage": "stage2"}'],
+    [b"{}", b"[]", b"null", b'{"format": 1}', b'{"format": 2}', b"\xff\xfe{", b"", b'{"format": 2, "stage": "stage2"}'],
 )
 def test_a_description_that_is_none_is_named(folder, description):
     (folder / "checkpoint.json").write_bytes(description)

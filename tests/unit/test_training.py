@@ -19,6 +19,7 @@ from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import TrainingDivergedError, begin, resume, train, validate
 from jointseg.units import convert_rate
+from tests.starting_weights import torchvision_vgg16
 
 ALONE = Place()
 
@@ -233,6 +234,22 @@ def test_a_run_knows_what_its_starting_weights_gave_it(small, tmp_path):
     loaded = fresh(with_overrides(small, {"network.weights": str(path)})).loaded
     assert (loaded.loaded, loaded.unused) == (("conv5_3.bias",), ("fc8.bias",))
     assert fresh(small).loaded is None
+
+
+def test_the_mean_of_the_starting_weights_lasts_through_checkpoints_and_stages(small, tmp_path):
+    torch.save(torchvision_vgg16(small.network.width), tmp_path / "vgg16.pth")
+    config = with_overrides(small, {"network.weights": str(tmp_path / "vgg16.pth")})
+    run = fresh(config)
+    save_checkpoint(tmp_path / "step", run.checkpoint([{"cpu": torch.get_rng_state(), "cuda": None}]))
+    save_final(tmp_path / "final", tmp_path / "step")
+    resumed = resume(config, STAGES["stage1"], tmp_path / "step", place=ALONE)
+    following = fresh(config, "stage2", start=tmp_path / "final")
+    for each in (run, resumed, following):
+        assert each.model.network.mean_bgr.tolist() == pytest.approx([103.53, 116.28, 123.675])
+    restarted = fresh(with_overrides(small, {"network.weights": str(tmp_path / "final")}))
+    assert restarted.loaded is not None
+    assert restarted.loaded.initialised == ()
+    assert moved(run.model.state_dict(), restarted.model.state_dict()) == set()
 
 
 # What is seen
