@@ -1,13 +1,24 @@
-# make demo: the whole pipeline on synthetic rooms.  make test: lint, types, all tests.  Both set up .venv by themselves.
+# make demo: the whole pipeline on synthetic rooms.  make nyu: on NYU's own file.  make test: lint, types, all tests.
+# Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit integration clean
+# What `make nyu` needs: DATA, a folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat; WEIGHTS, the file
+# that training starts from. PRESET=modern for a GPU.
+PRESET ?= small
+OUT ?= runs/nyu-$(PRESET)
+
+.PHONY: demo nyu test lint types unit integration clean
 
 demo: $(READY)
 	$(BIN)/jointseg run --preset demo --out runs/demo
+
+nyu: $(READY)
+	@test -n "$(DATA)" -a -n "$(WEIGHTS)" \
+		|| { echo "make nyu: DATA and WEIGHTS are needed: make nyu DATA=FOLDER WEIGHTS=FILE [PRESET=small] [OUT=FOLDER]"; exit 2; }
+	$(BIN)/jointseg run --preset $(PRESET) --data $(DATA) --out $(OUT) --set network.weights=$(abspath $(WEIGHTS))
 
 test: lint types unit integration
 

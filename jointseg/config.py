@@ -12,7 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from jointseg.crf.settings import CrfSettings
 from jointseg.labels import NUM_CLASSES
-from jointseg.settings import Settings
+from jointseg.network.table import VARIANTS
+from jointseg.settings import Settings, SettingsError
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -37,7 +38,16 @@ class NetworkConfig(Settings):
     depth_bin: float = Field(0.14, gt=0)
     """l, the length of a depth bin in metres (paper, 4.2)."""
     weights: Path | None = None
-    """Starting weights: a safetensors file with Caffe names (conv1_1.weight, ...). None: He initialisation."""
+    """Starting weights, known by their content. Of VGG-16, DeepLab-LargeFOV or DeepLab-MSc: a `.caffemodel`; a PyTorch state
+    dict or safetensors, with Caffe's names (conv1_1.weight, ...) or torchvision's (features.0.weight, ...). Of jointseg: the
+    folder of a checkpoint, such as a stage's `final/`, or its weights.safetensors. The image's channel order, mean and scale
+    follow the weights; VGG-16's own fc6 and fc7 are cut down as DeepLab did. `loaded.txt` says what was loaded. None: He
+    initialisation."""
+    unit_features: bool = False
+    """Rescale starting weights so that every layer's features have a root mean square of 1, which changes nothing else: new
+    layers then begin and learn at the size that they expect. Not the paper's, whose rates are for Caffe's sizes."""
+    frozen_until: str | None = None
+    """A layer, such as conv4_3: it and all layers it is computed from keep their starting weights. None: all are trained."""
 
     @property
     def num_classes(self) -> int:
@@ -55,6 +65,15 @@ class NetworkConfig(Settings):
         if size % 8 != 1:
             raise ValueError(f"{size} is not allowed; allowed: 8k + 1, such as 65, 129, 257, 513")
         return size
+
+    @model_validator(mode="after")
+    def _known_layer(self) -> Self:
+        layers = [layer.name for branch in VARIANTS[self.variant] for layer in branch.layers]
+        if self.frozen_until is not None and self.frozen_until not in layers:
+            raise SettingsError(
+                "frozen_until", f"{self.variant} has no layer {self.frozen_until!r}; allowed: {', '.join(layers)}"
+            )
+        return self
 
 
 class DataConfig(Settings):
@@ -74,8 +93,16 @@ class DataConfig(Settings):
     """Smallest crop, as a share of the frame's side. The paper does not say."""
     crop_scale_max: Fraction = 0.9
     """Largest crop, as a share of the frame's side. The paper does not say."""
+    views: Literal["offline", "online"] = "offline"
+    """`offline` is the paper's: crops, frame and mirror listed once, shuffled once, walked round and round. `online`: each
+    visit of a frame cuts, mirrors and colours it anew, in a new order each round; `num_crops` has no part in it."""
+    color_jitter: float = Field(0.0, ge=0, lt=1)
+    """Online views' brightness, contrast and saturation are each multiplied by 1 - this .. 1 + this."""
+    cache_features: bool = False
+    """Compute the features of the frozen layers (`network.frozen_until`) once for each view and train on those, kept in
+    half precision in the run's folder. Needs offline views."""
     views_seed: Seed = 0
-    """Seed of the crops and of the one shuffle."""
+    """Seed of the crops, of the shuffle, and of online views."""
     train_depth: Literal["raw", "filled"] = "raw"
     """Depth trained on: `raw` is the sensor's, with holes left out (paper, 4.2)."""
     validation_frames: Count = 100
@@ -97,6 +124,9 @@ class LossConfig(Settings):
 
     lambda_semantic: float = Field(1e-6, gt=0)
     """lambda, the weight of the summed semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+    class_balance: float = Field(0.0, ge=0, le=1)
+    """p: a pixel of class c weighs f_c^-p in the semantic loss, f_c the class's share of the training pixels, scaled so that
+    the mean weight of a pixel is 1. 0 is the paper's: all weigh the same."""
     depth_invariance: float = Field(1.0, ge=0, le=1)
     """1 is Eq 4, which leaves the depth's overall scale free; below 1 the scale is learned too (Eigen et al. 2014: 0.5)."""
 
@@ -107,7 +137,9 @@ class StageConfig(Settings):
     iterations: Count = 10_000
     """Optimiser steps."""
     batch_size: Count = 1
-    """Images a step on each worker; 1 in the paper."""
+    """Images a pass on each worker; 1 in the paper."""
+    accumulate: Count = 1
+    """Passes whose gradients a step adds up: the same step as with a batch so many times as large, in less memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` with coupled decay is Caffe's; `adamw` needs far fewer steps from random weights."""
     loss_unit: Literal["sum", "joint", "mean"] = "sum"
@@ -118,6 +150,8 @@ class StageConfig(Settings):
     """Learning rate of the CRF's weights and compatibility (stage 3)."""
     schedule: Literal["constant", "cosine"] = "constant"
     """`constant` is the paper's; `cosine` falls from the rate to 0."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the rate first rises from 0, linearly."""
     momentum: float = Field(0.99, ge=0, lt=1)
     """Momentum of `sgd`; the first beta of `adamw`."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -125,7 +159,11 @@ class StageConfig(Settings):
     bias_lr_multiplier: float = Field(2.0, gt=0)
     """Rate of biases over that of weights (DeepLab)."""
     head_lr_multiplier: float = Field(10.0, gt=0)
-    """Rate of the score layers over that of the trunk (DeepLab)."""
+    """Rate of the score layers over `lr` (DeepLab)."""
+    trunk_lr_multiplier: float = Field(1.0, gt=0)
+    """Rate of VGG-16's convolutions (conv1_1 .. conv5_3) over `lr`: below 1 it spares what starting weights know."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the running mean of the weights, which is validated and kept at the end; 0: the weights themselves are."""
 
 
 class TrainingConfig(Settings):
@@ -147,6 +185,14 @@ class TrainingConfig(Settings):
     """Steps between validations, each on all validation frames; the last step always has one."""
     loader_workers: int = Field(0, ge=0)
     """Processes that cut views for each worker; 0 cuts them in the training process."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's passes in training (autocast). Weights, losses, the CRF and all evaluation stay in float32."""
+    channels_last: bool = False
+    """Lay feature maps out with channels innermost: faster convolutions on CPUs, and on GPUs in half precision."""
+    compile: bool = False
+    """Compile the network with torch.compile: a minute at the start, fewer and larger GPU kernels after."""
+    recompute: bool = False
+    """Compute the network's layers again in the backward pass instead of keeping what lies between: less memory, slower."""
     max_failures: int = Field(0, ge=0)
     """Lost workers or nodes that a stage gets over by itself; beyond them it stops, and `run` again goes on."""
     keep_checkpoints: Count = 2
@@ -203,9 +249,20 @@ class Config(Settings):
     stage1: StageConfig = StageConfig(iterations=160_000)
     stage2: StageConfig = StageConfig()
     stage3: StageConfig = StageConfig(lr=1e-16)
+    one_stage: StageConfig = StageConfig(iterations=170_000)
+    """Both tasks from the start, instead of stages 1 and 2; the paper found that it falls faster and ends worse (4.1)."""
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _features_that_can_be_kept(self) -> Self:
+        if self.data.cache_features and (self.network.frozen_until is None or self.data.views == "online"):
+            raise SettingsError(
+                "data.cache_features",
+                "needs network.frozen_until, and data.views=offline: features are kept of views that recur",
+            )
+        return self
 
 
 OPERATIONAL = frozenset(

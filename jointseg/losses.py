@@ -28,17 +28,36 @@ class JointLoss(NamedTuple):
     depth: Tensor
 
 
-def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def semantic_loss(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
     """Eq 2: the sum over pixels of -log p(label), void pixels left out. Not a mean: FCN's `normalize: false`.
 
     Args:
         logits: (B, C, H, W).
         labels: (B, H, W), whole numbers, 0..C-1 or VOID.
+        class_weights: (C,), what a pixel of each class counts for; None: 1, which is the paper's.
 
     Returns:
         (B,), nats; 0 for an image that is all void.
     """
-    return cross_entropy(_at_least_float32(logits), labels.long(), ignore_index=VOID, reduction="none").sum((1, 2))
+    each = cross_entropy(_at_least_float32(logits), labels.long(), weight=class_weights, ignore_index=VOID, reduction="none")
+    return each.sum((1, 2))
+
+
+def balancing_weights(class_pixels: Tensor, *, power: float) -> Tensor:
+    """w_c proportional to f_c^-power, f_c the class's share of the pixels, scaled so that the mean weight of a pixel is 1.
+
+    Args:
+        class_pixels: (C,), pixels of each class in the training frames. A class without any weighs as the rarest with some.
+        power: 0 weighs all alike, 1 gives every class the same share of the loss.
+
+    Returns:
+        (C,), float32.
+    """
+    counts = class_pixels.double()
+    assert counts.sum() > 0
+    counts = counts.clamp(min=float(counts[counts > 0].min()))
+    weights = counts.pow(-power)
+    return (weights * class_pixels.sum() / (weights * class_pixels).sum()).float()
 
 
 def expected_depth(depth_logits: Tensor, *, depth_bin: float) -> Tensor:
@@ -80,6 +99,7 @@ def joint_loss(
     lambda_semantic: float,
     unit: LossUnit,
     invariance: float = 1.0,
+    class_weights: Tensor | None = None,
 ) -> JointLoss:
     """Eq 1, the mean over the images of a batch.
 
@@ -92,9 +112,10 @@ def joint_loss(
         unit: `sum` is L_sem + L_depth / lambda; `joint` lambda times that, which is Eq 1 as printed; `mean` that over
             H W, void or not, so that units convert into each other exactly.
         invariance: of the depth loss, see `scale_invariant_loss`; 1 is the paper's.
+        class_weights: of the semantic loss, see `semantic_loss`.
     """
     scale = unit_scale(unit, lambda_semantic=lambda_semantic, num_pixels=labels.shape[-2] * labels.shape[-1])
-    semantic = scale * semantic_loss(logits, labels).mean()
+    semantic = scale * semantic_loss(logits, labels, class_weights=class_weights).mean()
     if depth is None:
         return JointLoss(semantic, semantic, torch.zeros_like(semantic))
     invariant = scale_invariant_loss(_at_least_float32(depth).log(), target_depth, invariance=invariance).mean()

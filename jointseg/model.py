@@ -7,8 +7,10 @@ Not here: the network's layers (network/), the CRF's inference (crf/), what is t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from jointseg.config import Config
@@ -43,11 +45,20 @@ class JointModel(nn.Module):
         self.depth_bin = depth_bin
 
     def forward(
-        self, image: Tensor, *, kernels: Kernels = Kernels.NONE, with_depth: bool = True, num_iterations: int | None = None
+        self,
+        image: Tensor,
+        *,
+        kernels: Kernels = Kernels.NONE,
+        with_depth: bool = True,
+        num_iterations: int | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> JointOutput:
-        """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255."""
+        """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255.
+
+        `features`: see `JointNetwork.forward`.
+        """
         assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
-        output = self.network(image, with_depth=with_depth)
+        output = self.network(image, with_depth=with_depth, features=features)
         depth = None if output.depth_logits is None else expected_depth(output.depth_logits, depth_bin=self.depth_bin)
         logits = output.logits
         if kernels is not Kernels.NONE:
@@ -57,12 +68,13 @@ class JointModel(nn.Module):
     def _refine(self, logits: Tensor, image: Tensor, depth: Tensor | None, num_iterations: int | None) -> Tensor:
         h, w = self.content
         exact = self.crf.compatibility.dtype  # the network may run in half precision, the CRF does not
-        refined = self.crf(
-            logits[..., :h, :w].to(exact),
-            image=image[..., :h, :w],
-            depth=None if depth is None else depth[..., :h, :w].to(exact),
-            num_iterations=num_iterations,
-        )
+        with torch.autocast(image.device.type, enabled=False):
+            refined = self.crf(
+                logits[..., :h, :w].to(exact),
+                image=image[..., :h, :w],
+                depth=None if depth is None else depth[..., :h, :w].to(exact),
+                num_iterations=num_iterations,
+            )
         whole = logits.to(exact, copy=True)
         whole[..., :h, :w] = refined
         return whole
@@ -76,6 +88,15 @@ def build_crf(config: Config) -> DenseCRF:
     """
     settings = config.crf.scaled(config.network.input_size / config.crf_reference_size)
     return DenseCRF(NUM_CLASSES, settings, check_inputs=False)
+
+
+def trained_model(config: Config, weights: Mapping[str, Tensor], *, device: torch.device) -> JointModel:
+    """The model with these weights on `device`, laid out as `training.channels_last` says, for evaluation."""
+    model = build_model(config).to(device).eval()
+    model.load_state_dict(weights)
+    if config.training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def build_model(config: Config) -> JointModel:

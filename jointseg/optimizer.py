@@ -6,6 +6,7 @@ Not here: the conversion of rates between loss units (units.py), the loop (train
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -18,38 +19,39 @@ from jointseg.stages import Kernels, Stage
 
 
 def freeze_for(stage: Stage, model: JointModel) -> None:
-    """Let only the parameters that `stage` trains have gradients: no depth heads in stage 1, no CRF before stage 3."""
+    """Let only the parameters that `stage` trains have gradients: no depth heads in stage 1, no CRF before stage 3, and no
+    layer that `network.frozen_until` keeps.
+    """
     for parameter in model.network.depth_parameters():
         parameter.requires_grad_(stage.with_depth)
+    for parameter in model.network.frozen_parameters():
+        parameter.requires_grad_(False)
     for name, parameter in model.crf.named_parameters():
         used = stage.kernels is Kernels.SEM_CRF_PLUS or (stage.kernels is Kernels.SEM_CRF and name != "weights.depth")
         parameter.requires_grad_(used)
 
 
+TRUNK = re.compile(r"conv\d_\d\.")
+"""Parameters of VGG-16's own convolutions, by their names in the network."""
+
+
 def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Optimizer:
     """SGD as Caffe's or AdamW, with DeepLab's multipliers: biases `bias_lr_multiplier` and no decay, score layers
-    `head_lr_multiplier`; the CRF's weights have a rate of their own and no decay (the paper gives none).
+    `head_lr_multiplier`, VGG-16's convolutions `trunk_lr_multiplier`; the CRF's weights have a rate of their own and no
+    decay (the paper gives none).
 
-    Groups have a `name`: `network`, `heads` (the score layers), their `network_bias` and `heads_bias`, and `crf`.
+    Groups have a `name`: `trunk` (VGG-16's convolutions), `network` (the other layers), `heads` (the score layers), their
+    biases `trunk_bias`, `network_bias` and `heads_bias`, and `crf`.
     """
-    score = {id(parameter) for parameter in model.network.score_parameters()}
     groups: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("crf."):
-            groups["crf"].append(parameter)
-            continue
-        part = "heads" if id(parameter) in score else "network"
-        groups[f"{part}_bias" if name.endswith(".bias") else part].append(parameter)
-    heads, bias = settings.head_lr_multiplier, settings.bias_lr_multiplier
-    rate_and_decay = {
-        "network": (settings.lr, settings.weight_decay),
-        "network_bias": (settings.lr * bias, 0.0),
-        "heads": (settings.lr * heads, settings.weight_decay),
-        "heads_bias": (settings.lr * heads * bias, 0.0),
-        "crf": (settings.crf_lr, 0.0),
-    }
+        if parameter.requires_grad:
+            groups[_group_of(name)].append(parameter)
+    multipliers = {"trunk": settings.trunk_lr_multiplier, "network": 1.0, "heads": settings.head_lr_multiplier}
+    rate_and_decay = {"crf": (settings.crf_lr, 0.0)}
+    for part, multiplier in multipliers.items():
+        rate_and_decay[part] = (settings.lr * multiplier, settings.weight_decay)
+        rate_and_decay[f"{part}_bias"] = (settings.lr * multiplier * settings.bias_lr_multiplier, 0.0)
     rows: list[dict[str, Any]] = []
     for name, parameters in groups.items():
         lr, decay = rate_and_decay[name]
@@ -59,9 +61,21 @@ def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Opt
     return torch.optim.AdamW(rows, lr=settings.lr, betas=(settings.momentum, 0.999))
 
 
+def _group_of(name: str) -> str:
+    """The group of a parameter of the model, by its name there."""
+    part, _, rest = name.partition(".")
+    if part == "crf":
+        return "crf"
+    group = "heads" if rest.startswith("heads.") else "trunk" if TRUNK.match(rest) else "network"
+    return f"{group}_bias" if name.endswith(".bias") else group
+
+
 def set_rate(optimizer: torch.optim.Optimizer, settings: StageConfig, *, step: int) -> None:
     """Set every group's rate for `step` (0-based): a function of the step alone, so a resumed run needs no state."""
-    factor = 1.0 if settings.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * step / settings.iterations))
+    rising = min(1.0, (step + 1) / (settings.warmup + 1))
+    left = max(1, settings.iterations - settings.warmup)
+    done = max(0, step - settings.warmup) / left
+    factor = rising * (1.0 if settings.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done)))
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

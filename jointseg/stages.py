@@ -1,6 +1,6 @@
-"""The four trainings of the paper as data: what each starts from, and what it trains.
+"""The trainings of the paper as data: what each starts from, and what it trains.
 
-Not here: the loop (training.py), rates and iterations (config.py: stage1, stage2, stage3).
+Not here: the loop (training.py), rates and iterations (config.py: stage1, stage2, stage3, one_stage).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Kernels(Enum):
 
 @dataclass(frozen=True)
 class Stage:
-    """One training. `row` is the row of Table 3 that its weights stand for."""
+    """One training. `row` is the row of Table 3 that its weights stand for, or what else to call it."""
 
     name: str
     row: str
@@ -48,3 +48,10 @@ STAGES = {
         Stage("stage3", "sem_crf_plus", "stage3", "stage2", with_depth=True, kernels=Kernels.SEM_CRF_PLUS),
     )
 }
+"""The trainings of the pipeline, a row of Table 3 each."""
+
+ONE_STAGE = Stage("one_stage", "one_stage", "one_stage", None, with_depth=True, kernels=Kernels.NONE)
+"""What the paper compares stages 1 and 2 with: both tasks from the start. It has no row; its curves are what it is for."""
+
+TRAININGS = {**STAGES, ONE_STAGE.name: ONE_STAGE}
+"""Every training there is."""

@@ -7,53 +7,42 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from jointseg.batches import Batch, Place, ViewDataset, batches
 from jointseg.checkpoint import Checkpoint, load_checkpoint, load_final, save_checkpoint
 from jointseg.config import Config
+from jointseg.data.features import FeatureStore
 from jointseg.data.store import Store
-from jointseg.data.views import Sample, View, render_view
+from jointseg.data.views import View
 from jointseg.errors import InputError
 from jointseg.evaluation import Sums, predict, score
-from jointseg.losses import JointLoss, joint_loss
+from jointseg.labels import NUM_CLASSES
+from jointseg.losses import JointLoss, balancing_weights, joint_loss
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import JointModel, build_model
 from jointseg.network.pretrained import LoadReport, load_pretrained
+from jointseg.network.rescale import rescale_features
 from jointseg.optimizer import build_optimizer, freeze_for, rates, set_rate
 from jointseg.stages import Stage
+
+IN_TRAINING = "weights_in_training"
+NUM_AVERAGED = "num_averaged"
+"""What a checkpoint's optimiser state has beside the optimiser's own, where the weights are averaged."""
 
 
 class TrainingDivergedError(InputError):
     """A loss is not finite any more."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among those that train together."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-class Batch(NamedTuple):
-    """Samples stacked: image (B, 3, S, S) uint8, labels (B, S, S) uint8, depth (B, S, S) metres, 0 = missing."""
-
-    image: Tensor
-    labels: Tensor
-    depth: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 @dataclass
@@ -64,15 +53,29 @@ class Run:
     stage: Stage
     model: JointModel
     optimizer: torch.optim.Optimizer
+    average: AveragedModel | None = None
+    """The running mean of the weights, where the stage has one (`ema`)."""
     step: int = 0
     loaded: LoadReport | None = None
     """What `network.weights` gave the network; None where the stage began otherwise, or was resumed."""
 
+    @property
+    def best_model(self) -> JointModel:
+        """The model to validate and to keep: with the mean of the weights where there is one."""
+        return self.model if self.average is None else cast(JointModel, self.average.module)
+
     def checkpoint(
         self, random_states: list[dict[str, Tensor | None]], *, metrics: Mapping[str, float] | None = None
     ) -> Checkpoint:
-        """Everything that going on from this step needs, and the metrics reported at it."""
-        weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        """Everything that going on from this step needs, and the metrics reported at it.
+
+        Its weights are those that are kept at the end; where that is their mean, the weights in training go with the
+        optimiser's state.
+        """
+        optimizer = self.optimizer.state_dict()
+        if self.average is not None:
+            optimizer = {**optimizer, IN_TRAINING: self.model.state_dict(), NUM_AVERAGED: self.average.n_averaged}
+        weights = self.best_model.state_dict()
         return Checkpoint(self.stage.name, self.step, self.config, weights, optimizer, random_states, dict(metrics or {}))
 
 
@@ -85,49 +88,6 @@ class Report:
     step: int
     metrics: dict[str, float]
     save: Callable[[Path], None] | None
-
-
-class ViewDataset(Dataset[Sample]):
-    """The views of a store, rendered when asked for."""
-
-    def __init__(self, store: Store, views: Sequence[View], config: Config) -> None:
-        self.store = store
-        self.views = views
-        self.config = config
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, index: int) -> Sample:
-        view = self.views[index]
-        return render_view(self.store.frame(view.frame), view, network=self.config.network, depth=self.config.data.train_depth)
-
-
-def batches(dataset: ViewDataset, run: Run, place: Place) -> Iterator[Batch]:
-    """This rank's share of every step that is left, walking the shuffled views round and round.
-
-    Step s of W ranks takes the views s*W*B .. (s+1)*W*B, rank r the r-th B of them: W ranks see what one rank with W
-    times the batch sees.
-    """
-    settings = run.stage.config(run.config)
-    size = settings.batch_size
-    steps = range(run.step, settings.iterations)
-    indices = [[((step * place.world_size + place.rank) * size + i) % len(dataset) for i in range(size)] for step in steps]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=indices,
-        collate_fn=_stack,
-        num_workers=run.config.training.loader_workers,
-        multiprocessing_context="forkserver" if run.config.training.loader_workers else None,
-        pin_memory=place.device.type == "cuda",
-        generator=torch.Generator(),  # its own, so that making a loader does not move the random state of dropout
-    )
-    for batch in loader:
-        yield batch.to(place.device)
-
-
-def _stack(samples: list[Sample]) -> Batch:
-    return Batch(*(torch.stack([getattr(sample, name) for sample in samples]) for name in Batch._fields))
 
 
 def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> Run:
@@ -143,6 +103,8 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
         model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
     elif config.network.weights is not None:
         loaded = load_pretrained(model.network, config.network.weights)
+        if config.network.unit_features:
+            rescale_features(model.network, loaded=frozenset(loaded.loaded))
     torch.manual_seed(config.seed * 1_000_003 + place.rank)
     run = _run(config, stage, model, place)
     run.loaded = loaded
@@ -150,9 +112,18 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
 
 
 def _run(config: Config, stage: Stage, model: JointModel, place: Place) -> Run:
+    settings, pace = stage.config(config), config.training
     model.to(place.device)
+    if pace.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.network.recompute = pace.recompute
     freeze_for(stage, model)
-    return Run(config, stage, model, build_optimizer(model, stage.config(config)))
+    run = Run(config, stage, model, build_optimizer(model, settings))
+    if settings.ema:
+        run.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))  # type: ignore[no-untyped-call]
+    if pace.compile:
+        model.network.compile()
+    return run
 
 
 def resume(config: Config, stage: Stage, folder: Path, *, place: Place) -> Run:
@@ -167,7 +138,11 @@ def resume(config: Config, stage: Stage, folder: Path, *, place: Place) -> Run:
     model = build_model(config)
     model.load_state_dict(checkpoint.weights)
     run = _run(config, stage, model, place)
-    run.optimizer.load_state_dict(checkpoint.optimizer)
+    optimizer = dict(checkpoint.optimizer)
+    if run.average is not None:  # it was copied from the model, which has the mean so far
+        model.load_state_dict(optimizer.pop(IN_TRAINING))
+        run.average.n_averaged.copy_(optimizer.pop(NUM_AVERAGED))
+    run.optimizer.load_state_dict(optimizer)
     run.step = checkpoint.step
     states = checkpoint.random_states[place.rank]
     assert states["cpu"] is not None
@@ -185,6 +160,7 @@ def train(
     place: Place,
     report: Callable[[Report], None],
     validation: Sequence[int] = (),
+    features: FeatureStore | None = None,
     wrap: Callable[[JointModel], nn.Module] = lambda model: model,
 ) -> None:
     """Train `run` to its last step, reporting on the way. Every rank calls it, and reports equally often.
@@ -196,6 +172,7 @@ def train(
         place: this process's rank and device.
         report: told of losses every `log_every` steps, and given the checkpoint when one is due.
         validation: numbers of the frames to validate on.
+        features: what the frozen layers say of each view, where that was computed before (`data.cache_features`).
         wrap: what makes the model a distributed one (Ray Train's `prepare_model`).
 
     Raises:
@@ -203,17 +180,26 @@ def train(
     """
     settings, pace = run.stage.config(run.config), run.config.training
     model = wrap(run.model)
+    weights = class_weights(store, views, run.config)
+    weights = None if weights is None else weights.to(place.device)
+    dataset = ViewDataset(store, views, run.config, features)
+    fed = batches(dataset, settings, place, first_step=run.step, loader_workers=pace.loader_workers)
     losses: list[Tensor] = []
     window = time.perf_counter()
-    for step, batch in enumerate(batches(ViewDataset(store, views, run.config), run, place), start=run.step):
+    for step in range(run.step, settings.iterations):
         model.train()
         set_rate(run.optimizer, settings, step=step)
-        loss = _loss_of(model, batch, run)
         run.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        for number in range(1, settings.accumulate + 1):
+            batch = next(fed)
+            with _ranks_apart(model, apart=number < settings.accumulate):
+                loss = _loss_of(model, batch, run, weights)
+                (loss.total / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+            losses.append(torch.stack([loss.total, loss.semantic, loss.depth]).detach())
         run.optimizer.step()
+        if run.average is not None:
+            run.average.update_parameters(run.model)
         run.step = step + 1
-        losses.append(torch.stack([loss.total, loss.semantic, loss.depth]).detach())
         last = run.step == settings.iterations
         due = last or run.step % pace.checkpoint_every == 0
         look = bool(validation) and (last or run.step % pace.validate_every == 0)
@@ -222,16 +208,41 @@ def train(
             metrics |= rates(run.optimizer)
             metrics["images_per_second"] = len(losses) * settings.batch_size * place.world_size / (time.perf_counter() - window)
             if due or look:
-                _refuse_spoiled_weights(run, batch)
+                _refuse_spoiled_weights(run, batch, weights)
             if look:
                 metrics |= validate(run, store, validation, place=place)
+            losses, window = [], time.perf_counter()  # what reporting takes counts, what validating takes does not
             report(Report(run.step, metrics, _checkpoint_writer(run, place, metrics) if due else None))
-            losses, window = [], time.perf_counter()
 
 
-def _loss_of(model: nn.Module, batch: Batch, run: Run) -> JointLoss:
+def class_weights(store: Store, views: Sequence[View], config: Config) -> Tensor | None:
+    """The weight of each class in the semantic loss, (C,), by its share of the frames that are trained on."""
+    if not config.loss.class_balance:
+        return None
+    counts = np.zeros(NUM_CLASSES, np.int64)
+    for number in dict.fromkeys(view.frame for view in views):
+        counts += np.bincount(store.frame(number).labels.ravel(), minlength=256)[:NUM_CLASSES]
+    return balancing_weights(torch.from_numpy(counts), power=config.loss.class_balance)
+
+
+def _ranks_apart(model: nn.Module, *, apart: bool) -> AbstractContextManager[None]:
+    """Where `apart`, gradients stay on their rank: those of a step's earlier passes are summed over ranks with its last."""
+    if apart and isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
+
+
+def _loss_of(model: nn.Module, batch: Batch, run: Run, weights: Tensor | None) -> JointLoss:
     config, stage = run.config, run.stage
-    output = model(batch.image, kernels=stage.kernels, with_depth=stage.with_depth, num_iterations=config.crf_train_iterations)
+    half = config.training.precision == "bfloat16"
+    with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=half):
+        output = model(
+            batch.image,
+            kernels=stage.kernels,
+            with_depth=stage.with_depth,
+            num_iterations=config.crf_train_iterations,
+            features=_unpacked(batch.features, config),
+        )
     return joint_loss(
         output.logits,
         batch.labels,
@@ -239,8 +250,18 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run) -> JointLoss:
         target_depth=batch.depth,
         lambda_semantic=config.loss.lambda_semantic,
         invariance=config.loss.depth_invariance,
+        class_weights=weights,
         unit=stage.config(config).loss_unit,
     )
+
+
+def _unpacked(features: Mapping[str, Tensor] | None, config: Config) -> dict[str, Tensor] | None:
+    """Kept features in the precision and the layout that the network computes in."""
+    if features is None:
+        return None
+    dtype = torch.bfloat16 if config.training.precision == "bfloat16" else torch.float32
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    return {name: kept.to(dtype).contiguous(memory_format=layout) for name, kept in features.items()}
 
 
 def _read_losses(losses: Sequence[Tensor], run: Run, place: Place) -> dict[str, float]:
@@ -249,18 +270,20 @@ def _read_losses(losses: Sequence[Tensor], run: Run, place: Place) -> dict[str, 
     if place.world_size > 1:
         dist.all_reduce(table)
     table = table.cpu() / place.world_size
+    passes = run.stage.config(run.config).accumulate
+    first = run.step - len(losses) // passes + 1
     for row, (_, semantic, depth) in enumerate(table.tolist()):
-        _stop_unless_finite(run, semantic, depth, when=f"at step {run.step - len(losses) + row + 1}")
+        _stop_unless_finite(run, semantic, depth, when=f"at step {first + row // passes}")
     total, semantic, depth = table.mean(0).tolist()
     metrics = {"loss/total": total, "loss/semantic": semantic}
     return {**metrics, "loss/depth": depth} if run.stage.with_depth else metrics
 
 
 @torch.no_grad()
-def _refuse_spoiled_weights(run: Run, batch: Batch) -> None:
+def _refuse_spoiled_weights(run: Run, batch: Batch, weights: Tensor | None) -> None:
     """Look at weights before they are kept or validated: a step's loss is that of the weights before the step."""
     run.model.eval()  # without dropout, which would draw random numbers
-    loss = _loss_of(run.model, batch, run)
+    loss = _loss_of(run.model, batch, run, weights)
     _stop_unless_finite(run, loss.semantic.item(), loss.depth.item(), when=f"after step {run.step}")
 
 
@@ -292,7 +315,7 @@ def validate(run: Run, store: Store, numbers: Sequence[int], *, place: Place) ->
     evaluation = run.config.evaluation
     own: Sums | None = None
     for frame, prediction in predict(
-        run.model, frames, run.config, kernels=run.stage.kernels, with_depth=run.stage.with_depth, device=place.device
+        run.best_model, frames, run.config, kernels=run.stage.kernels, with_depth=run.stage.with_depth, device=place.device
     ):
         sums = score(frame, prediction, evaluation)
         own = sums if own is None else own.plus(sums)

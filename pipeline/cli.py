@@ -27,9 +27,9 @@ from jointseg.errors import InputError
 from jointseg.labels import CLASS_NAMES
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
-from jointseg.stages import STAGES
+from jointseg.stages import TRAININGS
 from pipeline.failures import LostWorkerError
-from pipeline.workspace import PHASES, Workspace
+from pipeline.workspace import PIPELINE, Workspace
 
 app = typer.Typer(
     name="jointseg",
@@ -145,7 +145,7 @@ def run(
     verbose: VerboseOption = False,
 ) -> None:
     """Everything: stages 1 and 2, the search, stage 3, evaluation, report. Run again to go on after an interruption."""
-    _run(out, preset, data, overrides, PHASES, verbose=verbose)
+    _run(out, preset, data, overrides, PIPELINE, verbose=verbose)
     from pipeline.report import summary
 
     Terminal().console.print(summary(Workspace(out.resolve())))
@@ -154,16 +154,18 @@ def run(
 @app.command()
 def train(
     out: OutOption,
-    stage: Annotated[str, typer.Option("--stage", help="1, 2, 3, or 3_sem_crf: stage 3 without the depth kernel.")],
+    stage: Annotated[str, typer.Option("--stage", help="1, 2, 3; 3_sem_crf: without the depth kernel; one_stage.")],
     preset: PresetOption = None,
     data: DataOption = None,
     overrides: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """One training stage, from its last checkpoint or from the stage before it."""
-    name = stage if stage.startswith("stage") else f"stage{stage}"
-    if name not in STAGES:
-        allowed = ", ".join(known.removeprefix("stage") for known in STAGES)
+    """One training stage, from its last checkpoint or from the stage before it. `one_stage` trains both tasks from the start,
+    which the paper compares stages 1 and 2 with.
+    """
+    name = stage if stage in TRAININGS else f"stage{stage}"
+    if name not in TRAININGS:
+        allowed = ", ".join(known.removeprefix("stage") for known in TRAININGS)
         raise InputError(f"--stage: {stage!r} is not a stage; allowed: {allowed}")
     _run(out, preset, data, overrides, ("data", name), verbose=verbose)
 

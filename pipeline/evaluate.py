@@ -19,7 +19,7 @@ from jointseg.data.frame import valid_depth
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, Sums, predict, score
 from jointseg.metrics import depth_metrics, segmentation_metrics
-from jointseg.model import build_model
+from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import result_of, uses_gpu
 
@@ -68,9 +68,8 @@ def _evaluate(job: RowJob, numbers: tuple[int, ...], drawn: tuple[int, ...], dev
     torch.set_num_threads(1)
     where = torch.device(device)
     stage = STAGES[job.stage]
-    model = build_model(job.config).to(where)
     weights, _ = load_final(job.weights)
-    model.load_state_dict(weights)
+    model = trained_model(job.config, weights, device=where)
     store = Store.open(job.store)
     frames = (store.frame(number) for number in numbers)
     total: Sums | None = None

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
-from jointseg.checkpoint import write_atomically
+from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
 from jointseg.crf.settings import CrfSettings
+from jointseg.crf_figure import learned_matrices
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, Sums
@@ -27,6 +28,7 @@ from jointseg.figures import qualitative, save_png, search_history, with_and_wit
 from jointseg.labels import CLASS_NAMES
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
 from jointseg.settings import flatten
+from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
 from pipeline.provenance import provenance
@@ -181,6 +183,10 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
             captions["with_and_without_crf.png"] = (
                 f"With the CRF: {with_crf}; without: {without}, the network it started from (as the paper's Fig 3)."
             )
+        weights, _ = load_final(place.final(STAGES["stage3"]))
+        matrices = {name.removeprefix("crf."): tensor for name, tensor in weights.items() if name.startswith("crf.")}
+        save_png(learned_matrices(matrices, CLASS_NAMES, title="What the CRF has learned"), folder / "crf_weights.png")
+        captions["crf_weights.png"] = "The CRF's learned compatibility and weights, class by class (as the paper's Fig 4)."
         save_png(search_history(scores, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
         captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}

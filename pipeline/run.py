@@ -17,21 +17,22 @@ from typing import Protocol
 
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
-from jointseg.data.manifest import write_manifest
+from jointseg.data.manifest import read_manifest, write_manifest
 from jointseg.data.nyu import NyuFolder
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
+from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import SettingsError, flatten
-from jointseg.stages import STAGES, Stage
-from pipeline import evaluate, report, search, unaries
+from jointseg.stages import STAGES, TRAININGS, Stage
+from pipeline import evaluate, features, report, search, unaries
 from pipeline.cluster import connected, require_resources, result_of
 from pipeline.log_lines import Line
 from pipeline.study import run_study
 from pipeline.tracking import Tracker
 from pipeline.train import train_stage
-from pipeline.workspace import PHASES, Workspace
+from pipeline.workspace import PHASES, PIPELINE, Workspace
 
 
 class Screen(Protocol):
@@ -93,7 +94,7 @@ def prepare_data(pipeline: Pipeline) -> None:
         with screen.bar("prepare", 1) as progress:
             prepare(source, place.store, progress=progress)
     store = pipeline.store
-    subset = draw_validation(store.train, num_frames=data.validation_frames, seed=data.validation_seed)
+    subset = draw_validation(store.train, data)
     description = {
         "frames": subset,
         "seed": data.validation_seed,
@@ -123,6 +124,9 @@ def _log_data(pipeline: Pipeline) -> None:
 def train(pipeline: Pipeline, stage: Stage) -> None:
     """One training stage on Ray Train, its reports going to MLflow and the screen as they come."""
     config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
+    if config.data.cache_features:
+        with pipeline.screen.bar("features", len(read_manifest(place.views))) as progress:
+            features.cached_features(config, store=place.store, views=place.views, folder=place.features, progress=progress)
     iterations = stage.config(config).iterations
     with (
         tracker.run(stage.name, parent=pipeline.parent) as run,
@@ -130,8 +134,14 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     ):
         tracker.log_params(run, flatten(config))
         last = tracker.last_step(run, "loss/total")
+        loaded = place.loaded(stage)
+        begins = last < 0
 
         def tell(row: dict[str, float]) -> None:
+            nonlocal begins
+            if begins and loaded.is_file():
+                pipeline.screen.say(loaded.read_text(encoding="utf-8").rstrip())
+            begins = False
             step = int(row["step"])
             if step > last:
                 tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
@@ -139,8 +149,8 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
-        if (place.stage(stage) / "loaded.txt").is_file():
-            tracker.log_artifact(run, place.stage(stage) / "loaded.txt")
+        if loaded.is_file():
+            tracker.log_artifact(run, loaded)
 
 
 def search_settings(pipeline: Pipeline) -> None:
@@ -210,7 +220,7 @@ def write_report(pipeline: Pipeline) -> None:
 
 WORK: dict[str, Callable[[Pipeline], None]] = {
     "data": prepare_data,
-    **{name: partial(train, stage=stage) for name, stage in STAGES.items()},
+    **{name: partial(train, stage=stage) for name, stage in TRAININGS.items()},
     "search": search_settings,
     "evaluate": evaluate_test,
     "report": write_report,
@@ -218,6 +228,7 @@ WORK: dict[str, Callable[[Pipeline], None]] = {
 NEEDS = {
     "data": (),
     "stage1": ("data",),
+    "one_stage": ("data",),
     "stage2": ("stage1",),
     "search": ("stage2",),
     "stage3_sem_crf": ("search",),
@@ -239,7 +250,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     due = [phase for phase in PHASES if phase in phases and not place.finished(phase)]
     if not due:
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
-        if place.finished(PHASES[-1]):  # a kill may have come after the last phase and before the run was closed
+        if place.finished(PIPELINE[-1]):  # a kill may have come after the last phase and before the run was closed
             Tracker.open(place.out).close("pipeline")
         return
     for phase in due:
@@ -260,18 +271,20 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
 
 def _check_sources(config: Config) -> None:
     """Look at the files that a run begins from, and that they leave frames to train on."""
-    data, weights = config.data, config.network.weights
+    data = config.data
     num_train = data.rooms_train
     if data.source is not None:
         with NyuFolder.open(data.source) as nyu:
             num_train = len(nyu.train)
     try:
-        draw_validation(range(num_train), num_frames=data.validation_frames, seed=data.validation_seed)
+        draw_validation(range(num_train), data)
     except InputError as error:
         hint = " (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)" if data.source is None else ""
         raise InputError(f"{error}{hint}") from None
-    if weights is not None and not weights.is_file():
-        raise SettingsError("network.weights", f"{weights} is not a file")
+    try:
+        check_pretrained(config.network)
+    except InputError as error:
+        raise SettingsError("network.weights", str(error)) from None
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:

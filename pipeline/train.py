@@ -44,7 +44,7 @@ def train_stage(
     """Train `stage` on Ray to its end, going on from its newest good checkpoint if it has one; leaves `final/`.
 
     Args:
-        config: the whole config, with the CRF settings that this stage starts from.
+        config: the whole config, with the CRF settings that this stage starts from. Features that it wants kept are.
         stage: the stage.
         place: the run's folder, absolute and seen by every node.
         validation: frames to validate on.
@@ -59,27 +59,12 @@ def train_stage(
     if stage.starts_from is not None:
         start = place.final(STAGES[stage.starts_from])
         load_final(start)
+    features = place.features if config.data.cache_features else None
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start)
+    job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start, features)
     checkpoints, earlier_notes = CheckpointFolder(folder), len(read_lines(job.notes))
-    gpu = uses_gpu(config)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.training.num_workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": config.training.cpus_per_worker, **({"GPU": 1} if gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=stage.name,
-            storage_path=str(place.out),
-            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
+    trainer = _trainer(job, place)
     with (
         following(lambda: read_lines(job.notes)[earlier_notes:], lambda note: say(note["said"])),
         following(lambda: read_log(job.log), tell),
@@ -92,6 +77,26 @@ def train_stage(
             limit = config.training.max_failures
             raise explained(error, stage=stage.name, max_failures=limit, last_step=last) or error from None
     save_final(place.final(stage), checkpoints.of(stage.config(config).iterations))
+
+
+def _trainer(job: TrainJob, place: Workspace) -> TorchTrainer:
+    training, gpu = job.config.training, uses_gpu(job.config)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=training.num_workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=job.stage,
+            storage_path=str(place.out),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 @contextmanager

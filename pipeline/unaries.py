@@ -21,7 +21,7 @@ from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Unaries, compute_unaries
-from jointseg.model import build_model
+from jointseg.model import trained_model
 from jointseg.whole import appearing_whole
 from pipeline.cluster import result_of, uses_gpu
 
@@ -85,9 +85,8 @@ def cached_unaries(
 def _compute(config: Config, store: Path, start: Path, frames: tuple[int, ...], device: str) -> list[Unaries]:
     torch.set_num_threads(1)
     where = torch.device(device)
-    model = build_model(config).to(where)
     weights, _ = load_final(start)
-    model.load_state_dict(weights)
+    model = trained_model(config, weights, device=where)
     frames_of = Store.open(store)
     return [compute_unaries(model, frames_of.frame(number), config, device=where) for number in frames]
 

@@ -17,13 +17,15 @@ import ray.train.collective
 import ray.train.torch
 import torch
 
+from jointseg.batches import Place
 from jointseg.checkpoint import write_atomically
 from jointseg.checkpoint_folder import CheckpointFolder, CheckpointWriter
 from jointseg.config import Config
+from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
-from jointseg.stages import STAGES
-from jointseg.training import Place, Report, Run, begin, resume, train
+from jointseg.stages import TRAININGS
+from jointseg.training import Report, Run, begin, resume, train
 from pipeline.log_lines import append_line
 
 
@@ -39,6 +41,8 @@ class TrainJob:
     """The stage's folder: its checkpoints, and the two logs."""
     validation: tuple[int, ...]
     start: Path | None
+    features: Path | None
+    """Features of the frozen layers, where they were computed before."""
 
     @property
     def log(self) -> Path:
@@ -68,13 +72,14 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
             place=place,
             report=lambda report: _report(report, place, job.log, writer),
             validation=job.validation,
+            features=None if job.features is None else FeatureStore.open(job.features),
             wrap=ray.train.torch.prepare_model,
         )
 
 
 def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place) -> Run:
     """The stage where it stands. Rank 0 chooses the checkpoint for all, and notes what it chose."""
-    stage = STAGES[job.stage]
+    stage = TRAININGS[job.stage]
     found = checkpoints.newest(config=job.config, stage=stage.name) if place.rank == 0 else None
     step = ray.train.collective.broadcast_from_rank_zero(None if found is None else found.step)
     if step is not None:

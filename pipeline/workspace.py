@@ -17,7 +17,10 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.stages import Stage
 
-PHASES = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
+PIPELINE = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
+"""The phases of `run`, in order."""
+PHASES = (*PIPELINE, "one_stage")
+"""All there are."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Workspace:
         """The validation subset: its frames, seed and digest."""
         return self.out / "validation.json"
 
+    @property
+    def features(self) -> Path:
+        """What the frozen layers say of each view (`data.cache_features`)."""
+        return self.out / "features"
+
     def stage(self, stage: Stage) -> Path:
         """A stage's checkpoints and log."""
         return self.out / stage.name
@@ -58,6 +66,10 @@ class Workspace:
     def final(self, stage: Stage) -> Path:
         """A finished stage's weights."""
         return self.stage(stage) / "final"
+
+    def loaded(self, stage: Stage) -> Path:
+        """What the stage took from `network.weights`, a text; there only where it began with them."""
+        return self.stage(stage) / "loaded.txt"
 
     @property
     def search(self) -> Path:

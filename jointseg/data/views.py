@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from jointseg.network.network import CAFFE_MEAN_BGR
 from jointseg.settings import SettingsError
 
 MEAN_PIXEL = tuple(round(level) for level in reversed(CAFFE_MEAN_BGR))
-"""RGB of the padding, (123, 117, 104): the mean that the network takes off, rounded."""
+"""RGB of the padding, (123, 117, 104): DeepLab's mean, rounded. Those of VGG-16 and of torchvision are within a level of it."""
 
 Kind = Literal["crop", "original", "mirror"]
 
@@ -77,30 +77,37 @@ def make_views(numbers: Sequence[int], config: DataConfig, *, frame_size: tuple[
 
 def _views_of(number: int, config: DataConfig, frame_size: tuple[int, int]) -> list[View]:
     height, width = frame_size
-    generator = np.random.default_rng([config.views_seed, number])
-    # A crop is a whole number of (3, 4) steps: its aspect is the frame's and its zoom one number, both exactly.
-    steps = math.gcd(height, width)
-    views = []
-    for _ in range(config.num_crops):
-        side = max(1, round(steps * generator.uniform(config.crop_scale_min, config.crop_scale_max)))
-        h, w = height // steps * side, width // steps * side
-        top, left = int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1))
-        views.append(View(number, "crop", top, left, h, w, zoom=steps / side, mirror=False))
+    random = np.random.default_rng([config.views_seed, number])
+    scale = config.crop_scale_min, config.crop_scale_max
+    views = [random_crop(number, random, frame_size, scale=scale) for _ in range(config.num_crops)]
     whole = (0, 0, height, width)
     views.append(View(number, "original", *whole, zoom=1.0, mirror=False))
     views.append(View(number, "mirror", *whole, zoom=1.0, mirror=True))
     return views
 
 
-def draw_validation(train: Sequence[int], *, num_frames: int, seed: int) -> tuple[int, ...]:
+def random_crop(number: int, random: np.random.Generator, frame_size: tuple[int, int], *, scale: tuple[float, float]) -> View:
+    """A crop of the frame's own aspect, its side uniform in `scale` times the frame's, its place uniform."""
+    height, width = frame_size
+    # A whole number of steps of the aspect, (3, 4) pixels: the zoom is one number, exactly.
+    steps = math.gcd(height, width)
+    side = max(1, round(steps * random.uniform(*scale)))
+    h, w = height // steps * side, width // steps * side
+    top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
+    return View(number, "crop", top, left, h, w, zoom=steps / side, mirror=False)
+
+
+def draw_validation(train: Sequence[int], config: DataConfig) -> tuple[int, ...]:
     """Frames of the train split drawn for validation, ascending (paper, 4.1: 100 of 795).
 
     Raises:
-        InputError: none would be left to train on.
+        SettingsError: there are not as many, or none would be left to train on.
     """
-    if num_frames >= len(train):
+    num_frames, seed = config.validation_frames, config.validation_seed
+    most = len(train) if config.train_on_validation else len(train) - 1
+    if num_frames > most:
         raise SettingsError(
-            "data.validation_frames", f"{num_frames} is not allowed; allowed: below the {len(train)} train frames"
+            "data.validation_frames", f"{num_frames} is not allowed; allowed: up to {most} of the {len(train)} train frames"
         )
     drawn = np.random.default_rng(seed).choice(sorted(train), size=num_frames, replace=False)
     return tuple(sorted(drawn.tolist()))
@@ -121,13 +128,25 @@ def content_size(height: int, width: int, input_size: int, resize: Literal["fit"
     return max(1, (2 * height * input_size + longer) // (2 * longer)), max(1, (2 * width * input_size + longer) // (2 * longer))
 
 
-def render_view(frame: Frame, view: View, *, network: NetworkConfig, depth: Literal["raw", "filled"]) -> Sample:
-    """Cut, resize, mirror and pad one view of `frame`; its depth is divided by the zoom, then clipped, then rounded."""
+def render_view(
+    frame: Frame,
+    view: View,
+    *,
+    network: NetworkConfig,
+    depth: Literal["raw", "filled"],
+    recolour: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+) -> Sample:
+    """Cut, resize, mirror and pad one view of `frame`; its depth is divided by the zoom, then clipped, then rounded.
+
+    `recolour` changes the colours of the resized picture, (h, w, 3) RGB.
+    """
     assert frame.number == view.frame
     rows, columns = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
     height, width = content_size(view.height, view.width, network.input_size, network.resize)
     metres = frame.raw_depth if depth == "raw" else frame.filled_depth
     image = _resized(frame.image[rows, columns], height, width)
+    if recolour is not None:
+        image = recolour(image)
     labels = _nearest(frame.labels[rows, columns], height, width)
     near = _nearest(metres[rows, columns], height, width) / np.float32(view.zoom)
     if view.mirror:

@@ -7,19 +7,20 @@ Not here: the rows (table.py), starting weights (pretrained.py), the CRF behind 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
-from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool
+from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool, layers_up_to
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
-"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab)."""
+"""Subtracted from the image, in BGR order and levels 0..255 (DeepLab), unless starting weights come with another."""
 
 SCORE_STD = 0.01
 """Standard deviation of new score layers (DeepLab)."""
@@ -47,16 +48,31 @@ class JointNetwork(nn.Module):
 
     Attributes:
         branches: the table it was built from.
+        frozen: names of the layers that are not trained.
+        recompute: whether the backward pass computes a branch's layers again, a pool at a time, instead of keeping what
+            lies between: less memory for about a third more time, and the same gradient.
+        mean_bgr: (3,) levels, subtracted from the image. It belongs to the weights, and is saved with them.
     """
 
-    def __init__(self, branches: Sequence[Branch], *, num_classes: int, num_depth_bins: int, width: float, dropout: float):
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        *,
+        num_classes: int,
+        num_depth_bins: int,
+        width: float,
+        dropout: float,
+        frozen_until: str | None = None,
+    ):
         """Builds the modules, uninitialised as far as the paper is concerned; `build_network` also draws the weights."""
         super().__init__()
         self.branches = tuple(branches)
+        self.frozen = frozenset(layers_up_to(self.branches, frozen_until)) if frozen_until else frozenset()
+        self.recompute = False
         self._tapped = {branch.reads for branch in self.branches}
         self.heads = nn.ModuleDict()
-        self._mean: Tensor
-        self.register_buffer("_mean", torch.tensor(CAFFE_MEAN_BGR).view(1, 3, 1, 1), persistent=False)
+        self.mean_bgr: Tensor
+        self.register_buffer("mean_bgr", torch.tensor(CAFFE_MEAN_BGR))
 
         channels = {DATA: IMAGE_CHANNELS}
         for branch in self.branches:
@@ -69,12 +85,13 @@ class JointNetwork(nn.Module):
             head = {"segmentation": nn.Conv2d(last, num_classes, 1), "depth": nn.Conv2d(last, num_depth_bins, 1)}
             self.heads[branch.name] = nn.ModuleDict(head)
 
-    def forward(self, image: Tensor, *, with_depth: bool = True) -> NetworkOutput:
+    def forward(self, image: Tensor, *, with_depth: bool = True, features: Mapping[str, Tensor] | None = None) -> NetworkOutput:
         """Scores of every pixel.
 
         Args:
             image: (B, 3, S, S), RGB, 0..255, uint8 or floating; S = 8k + 1.
             with_depth: False leaves the depth heads out (stage 1).
+            features: what `frozen_features` says of this image, if it was computed before.
 
         Raises:
             InputError: the image has another shape.
@@ -82,19 +99,80 @@ class JointNetwork(nn.Module):
         _check_shape(image)
         tasks = ["segmentation", "depth"] if with_depth else ["segmentation"]
         scores: dict[str, list[tuple[int, Tensor]]] = {task: [] for task in tasks}
-        features = {DATA: image.flip(1).to(self._mean.dtype) - self._mean}
+        known = {DATA: self.centred(image), **(self.frozen_features(image) if features is None else features)}
         for branch in self.branches:
-            x = features[branch.reads]
-            for layer in branch.layers:
-                x = self.get_submodule(layer.name)(x)
-                if layer.name in self._tapped:
-                    features[layer.name] = x
+            x = self._through(branch, known)
             assert (x.shape[-1] - 1) * branch.upsample + 1 == image.shape[-1], f"{branch.name} does not reach the image"
             head = cast(nn.ModuleDict, self.heads[branch.name])
             for task in tasks:
                 scores[task].append((branch.upsample, head[task](x)))
         depth_logits = _sum_at_full_size(scores["depth"]) if with_depth else None
         return NetworkOutput(_sum_at_full_size(scores["segmentation"]), depth_logits)
+
+    @torch.no_grad()
+    def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
+        """What the layers that are trained read from those that are not: by layer, (B, channels, h, w). No dropout.
+
+        It depends on the image and the starting weights alone, so it can be computed once and kept.
+        """
+        wanted, found = self.frozen_outputs(), {}
+        known = {DATA: self.centred(image)}
+        for branch in self.branches:
+            x = known.get(branch.reads)
+            for layer in branch.layers:
+                if x is None or layer.name not in self.frozen:
+                    break
+                if not isinstance(layer, Dropout):
+                    x = cast(Tensor, self.get_submodule(layer.name)(x))
+                known[layer.name] = x
+                if layer.name in wanted:
+                    found[layer.name] = x
+        return found
+
+    def frozen_outputs(self) -> tuple[str, ...]:
+        """The frozen layers that a trained layer or a score layer reads, in the table's order."""
+        wanted = []
+        for branch in self.branches:
+            names = [layer.name for layer in branch.layers if layer.name in self.frozen]
+            wanted += [name for name in names if name in self._tapped or name == names[-1]]
+        return tuple(wanted)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the frozen layers."""
+        return [parameter for name in self.frozen for parameter in self.get_submodule(name).parameters()]
+
+    def centred(self, image: Tensor) -> Tensor:
+        """What the layers read of an image: BGR, less the mean."""
+        return image.flip(1).to(self.mean_bgr.dtype) - self.mean_bgr[:, None, None]
+
+    def _through(self, branch: Branch, known: dict[str, Tensor]) -> Tensor:
+        """The branch's last feature; features that later branches read are added to `known`."""
+        last_frozen = [layer.name for layer in branch.layers if layer.name in self.frozen][-1:]
+        x = known[last_frozen[0] if last_frozen else branch.reads]
+        for layers in self._blocks(branch):
+            if self.recompute and torch.is_grad_enabled() and self.training:
+                x = cast(Tensor, checkpoint(self._run, layers, x, use_reentrant=False))
+            else:
+                x = self._run(layers, x)
+            if layers[-1] in self._tapped:
+                known[layers[-1]] = x
+        return x
+
+    def _blocks(self, branch: Branch) -> list[list[str]]:
+        """The names of the branch's trained layers, in runs that end where a feature is read or pooled."""
+        blocks: list[list[str]] = [[]]
+        for layer in branch.layers:
+            if layer.name in self.frozen:
+                continue
+            blocks[-1].append(layer.name)
+            if layer.name in self._tapped or isinstance(layer, MaxPool):
+                blocks.append([])
+        return [block for block in blocks if block]
+
+    def _run(self, layers: Sequence[str], x: Tensor) -> Tensor:
+        for name in layers:
+            x = self.get_submodule(name)(x)
+        return x
 
     def score_parameters(self) -> list[nn.Parameter]:
         """The new score layers, of classes and of depth; DeepLab trains them at 10 times the rate."""
@@ -137,6 +215,7 @@ def build_network(config: NetworkConfig, *, seed: int) -> JointNetwork:
             num_depth_bins=config.num_depth_bins,
             width=config.width,
             dropout=config.dropout,
+            frozen_until=config.frozen_until,
         )
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():

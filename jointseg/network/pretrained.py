@@ -1,85 +1,155 @@
-"""Starting weights from a file: matched to the network's parameters by name and shape.
+"""Starting weights into the network: matched to its parameters by name and shape, with an account of every one.
 
-Not here: the names a parameter answers to (table.py), checkpoints of our own training (checkpoint.py).
+Not here: the files (weight_files.py), the names a parameter answers to (table.py), going on with a training (checkpoint.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
-from jointseg.network.network import JointNetwork
+from jointseg.network.network import IMAGE_CHANNELS, JointNetwork, build_network
+from jointseg.network.weight_files import StartingWeights, read_weights
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A parameter and the tensor that has its name and another shape."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    tensor: str
+    tensor_shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.parameter} is {self.shape}, the file's {self.tensor} is {self.tensor_shape}"
 
 
 @dataclass(frozen=True)
 class LoadReport:
     """What became of every parameter of the network, and of every tensor of the file."""
 
+    source: str
+    """The file, what it is, and what is taken off the image for its weights."""
     loaded: tuple[str, ...]
     """Parameters that now have the file's values."""
+    reduced: tuple[str, ...]
+    """Those of them that are VGG-16's fully connected layers as DeepLab cuts them down."""
     initialised: tuple[str, ...]
     """Parameters left as they were: the file has no tensor of that name and shape."""
+    misfits: tuple[Misfit, ...]
+    """Why, for those of them that the file has a tensor for."""
     unused: tuple[str, ...]
     """Names in the file that no parameter took, for their name or for their shape."""
 
     def table(self) -> str:
-        """One line for each of the three groups: how many, and which layers."""
-        groups = {"loaded": self.loaded, "initialised": self.initialised, "unused": self.unused}
-        return "\n".join(f"{group:<12}{len(names):>4}  {', '.join(_layers(names)) or '-'}" for group, names in groups.items())
+        """The source, and a line for each group: how many tensors, and which layers."""
+        groups: dict[str, Iterable[str]] = {
+            "loaded": _layers(self.loaded),
+            "reduced": _layers(self.reduced),
+            "initialised": _layers(self.initialised),
+            "unused": _layers(self.unused),
+            "other shape": map(str, self.misfits),
+        }
+        counts = map(len, (self.loaded, self.reduced, self.initialised, self.unused, self.misfits))
+        lines = [
+            f"{group:<12}{count:>4}  {', '.join(names) or '-'}"
+            for count, (group, names) in zip(counts, groups.items(), strict=True)
+        ]
+        return "\n".join([f"{'weights':<12}      {self.source}", *lines])
 
 
 def load_pretrained(network: JointNetwork, path: Path) -> LoadReport:
-    """Copies what fits from a safetensors file into the network, in place, in the network's own precision and device.
+    """Copies what fits from a file of weights into the network, in place, in the network's own precision and device.
 
-    The file has Caffe's names and layout: `conv1_1.weight`, (out, in, height, width), for BGR input in levels 0..255 with
-    a mean subtracted, as the network feeds itself.
+    The network's `mean_bgr` becomes the weights' own, and layers that read the image are converted from the file's channel
+    order and scale to the network's, so that they see what they were trained on, zero padding included.
+
+    Args:
+        network: with any weights, on any device; on `meta`, the file is checked and nothing is loaded.
+        path: a file or folder that `read_weights` reads.
 
     Raises:
-        InputError: the file is missing or not safetensors, or nothing in it fits.
+        InputError: the file cannot be read, nothing in it fits, or what fits is not finite; the network is then as it was.
     """
-    report = assign(network, read_safetensors(path))
+    weights = read_weights(path)
+    report, values = _match(network, weights, path)
     if not report.loaded:
-        wanted = ", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in list(network.named_parameters())[:2])
-        raise InputError(f"{path}: no tensor fits the network by name and shape (width 1 is VGG-16's); expected {wanted}, ...")
+        raise InputError(f"{path}: no tensor fits the network by name and shape; {_first_names(network, weights)}")
+    with torch.no_grad():
+        for name, value in values.items():
+            network.get_parameter(name).copy_(value)
+        network.mean_bgr.copy_(torch.tensor(weights.image.mean_bgr))
     return report
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name.
+def check_pretrained(config: NetworkConfig) -> None:
+    """Read `config.weights`, if there are any, and see that they fit the network of `config`; loads and makes nothing.
 
     Raises:
-        InputError: the file is missing or not safetensors.
+        InputError: as `load_pretrained`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; allowed: a safetensors file with Caffe names")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); allowed: safetensors with Caffe names") from error
+    if config.weights is not None:
+        with torch.device("meta"):
+            network = build_network(config, seed=0)
+        load_pretrained(network, config.weights)
 
 
-def assign(network: JointNetwork, tensors: Mapping[str, Tensor]) -> LoadReport:
-    """Copies every tensor into the parameters that start from its name and have its shape."""
-    sources = network.starting_names()
-    loaded, initialised, used = [], [], set()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            source = sources[name]
-            if source in tensors and tensors[source].shape == parameter.shape:
-                parameter.copy_(tensors[source])
-                loaded.append(name)
-                used.add(source)
-            else:
-                initialised.append(name)
-    return LoadReport(tuple(loaded), tuple(initialised), tuple(name for name in tensors if name not in used))
+def _match(network: JointNetwork, weights: StartingWeights, path: Path) -> tuple[LoadReport, dict[str, Tensor]]:
+    """What goes where: a tensor of the parameter's own name first, else of the name of the layer that it starts from."""
+    starting_names = network.starting_names()
+    values: dict[str, Tensor] = {}
+    taken: dict[str, str] = {}
+    misfits = []
+    for name, parameter in network.named_parameters():
+        sources = [source for source in dict.fromkeys((name, starting_names[name])) if source in weights.tensors]
+        for source in sources:
+            tensor = weights.tensors[source]
+            if tensor.shape == parameter.shape:
+                values[name], taken[name] = _converted(tensor, parameter, weights, place=f"{path}: {source}"), source
+                break
+        if sources and name not in taken:
+            source = f"{sources[-1]}, reduced," if sources[-1] in weights.reduced else sources[-1]
+            misfits.append(Misfit(name, tuple(parameter.shape), source, tuple(weights.tensors[sources[-1]].shape)))
+    mean = ", ".join(f"{level:g}" for level in weights.image.mean_bgr)
+    report = LoadReport(
+        source=f"{path}: {weights.kind}; the image as BGR less ({mean})",
+        loaded=tuple(taken),
+        reduced=tuple(name for name, source in taken.items() if source in weights.reduced),
+        initialised=tuple(name for name, _ in network.named_parameters() if name not in taken),
+        misfits=tuple(misfits),
+        unused=tuple(name for name in weights.tensors if name not in taken.values()),
+    )
+    return report, values
 
 
-def _layers(names: tuple[str, ...]) -> list[str]:
+def _converted(tensor: Tensor, parameter: nn.Parameter, weights: StartingWeights, *, place: str) -> Tensor:
+    """The tensor as the network wants it, on the CPU."""
+    if not tensor.is_floating_point():
+        raise InputError(f"{place} is of {tensor.dtype}; allowed: floating point")
+    value = tensor.detach().to(parameter.dtype)
+    if parameter.ndim == 4 and parameter.shape[1] == IMAGE_CHANNELS:
+        value = weights.image.adapt(value)
+    if not value.isfinite().all():
+        raise InputError(f"{place} has values that are not finite")
+    return value
+
+
+def _first_names(network: JointNetwork, weights: StartingWeights) -> str:
+    def listed(shapes: Mapping[str, torch.Size]) -> str:
+        return ", ".join(f"{name[:40]} {tuple(shape)}" for name, shape in list(shapes.items())[:2])
+
+    names, scores = network.starting_names(), {id(parameter) for parameter in network.score_parameters()}
+    needed = {names[name]: parameter.shape for name, parameter in network.named_parameters() if id(parameter) not in scores}
+    there = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    return f"it has {listed(there)}, ...; needed: {listed(needed)}, ... (network.width 1 is VGG-16's)"
+
+
+def _layers(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))

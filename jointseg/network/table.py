@@ -9,7 +9,7 @@ depth bins. Their maps are upsampled by `upsample` and summed over the branches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
@@ -208,3 +208,12 @@ VARIANTS: Mapping[str, tuple[Branch, ...]] = MappingProxyType(
     {"table1_literal": TABLE1_LITERAL, "vgg16_msc": VGG16_MSC, "deeplab_msc": DEEPLAB_MSC}
 )
 """The rows of each `NetworkConfig.variant`."""
+
+
+def layers_up_to(branches: Sequence[Branch], name: str) -> list[str]:
+    """The layer `name` and all that it is computed from, in the table's order; empty where there is no such layer."""
+    owner = next((branch for branch in branches if any(layer.name == name for layer in branch.layers)), None)
+    if owner is None:
+        return []
+    names = [layer.name for layer in owner.layers]
+    return [*layers_up_to(branches, owner.reads), *names[: names.index(name) + 1]]

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from jointseg.batches import Place
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.data.manifest import write_manifest
 from jointseg.data.store import Store
@@ -31,7 +32,7 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import Place, begin, resume, train
+from jointseg.training import begin, resume, train
 from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line, read_lines
 from pipeline.train import train_stage

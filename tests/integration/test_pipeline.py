@@ -14,14 +14,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from jointseg.checkpoint import digest
+from jointseg.checkpoint import digest, load_final
 from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
-from pipeline.workspace import PHASES, Workspace
+from pipeline.workspace import PIPELINE, Workspace
 from tests.integration.conftest import TINY, CommandLine, Head, as_options
+from tests.starting_weights import torchvision_vgg16
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 STAGES = ("stage1", "stage2", "stage3_sem_crf", "stage3")
@@ -29,15 +31,19 @@ STAGES = ("stage1", "stage2", "stage3_sem_crf", "stage3")
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Eight and three of NYU's own frames, in its own layout; synthetic rooms where the frames are not at hand."""
-    if not (SHARED / "nyuv2").is_dir():
-        return as_options(TINY)
+    """Eight and three of NYU's own frames, in its own layout; synthetic rooms where the frames are not at hand. Stage 1 starts
+    from weights with torchvision's names.
+    """
     folder = tmp_path_factory.mktemp("nyu")
+    torch.save(torchvision_vgg16(TINY["network.width"]), folder / "vgg16.pth")  # type: ignore[arg-type]
+    weights = ["--set", f"network.weights={folder / 'vgg16.pth'}"]
+    if not (SHARED / "nyuv2").is_dir():
+        return as_options(TINY) + weights
     script = SHARED / "nyuv2" / "build_mat.py"
     subprocess.run([sys.executable, script, "--out", folder, "--train", "8", "--test", "3"], check=True, capture_output=True)
     shutil.copy(SHARED / "nyuv2" / "classMapping40.mat", folder)
     own = {path: value for path, value in TINY.items() if not path.startswith("data.rooms")}
-    return ["--data", str(folder), *as_options(own)]
+    return ["--data", str(folder), *as_options(own), *weights]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, opti
         "stage1": (place.out / "stage1" / "step_00000004" / "checkpoint.json").is_file,
         "search": lambda: len(read_lines(place.search / "log.jsonl")) >= 2,
     }
-    for phase in PHASES[:-1]:
+    for phase in PIPELINE[:-1]:
         if phase in inside:
             jointseg.kill_when(inside[phase], *command)
         jointseg.kill_when(partial(place.finished, phase), *command)
@@ -94,6 +100,19 @@ def test_a_finished_run_says_so_and_repeats_nothing(whole: tuple[Workspace, str]
     assert "Table 3" in first
     assert "Table 3" in second
     assert _finished_files(place) == before
+
+
+def test_what_the_starting_weights_gave_is_said_once_and_their_mean_lasts(
+    whole: tuple[Workspace, str], killed: Workspace
+) -> None:
+    place, said = whole
+    table = (place.out / "stage1" / "loaded.txt").read_text()
+    assert table.splitlines()[1].startswith("loaded        34  conv1_1, conv1_2, ")
+    assert said.count(table) == 1
+    for stage in STAGES:
+        mean = load_final(killed.out / stage / "final")[0]["network.mean_bgr"]
+        assert mean.tolist() == pytest.approx([103.53, 116.28, 123.675])
+    assert not (place.out / "stage2" / "loaded.txt").exists()
 
 
 def test_another_config_is_refused_by_field(whole: tuple[Workspace, str], jointseg: CommandLine) -> None:
@@ -138,6 +157,7 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
         assert [point.step for point in history] == steps, stage
     assert len(runs["pipeline"].inputs.dataset_inputs) == 1
     _has(client, runs["pipeline"], "report.json", "report.md", "figures", "views.parquet", "validation.json")
+    _has(client, runs["stage1"], "loaded.txt")
     _has(client, runs["search"], "crf_settings.json", "trials.parquet")
     for stage in STAGES:
         assert client.list_artifacts(runs[stage].info.run_id, "checkpoint")

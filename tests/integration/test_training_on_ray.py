@@ -42,9 +42,10 @@ def _train(config: Config, store: Store, out: Path) -> tuple[dict[str, torch.Ten
     return weights, lines
 
 
-def test_two_ranks_equal_one_rank_with_twice_the_batch(ray: None, store: Store, tmp_path: Path) -> None:
+def test_two_ranks_of_two_passes_equal_one_rank_with_four_times_the_batch(ray: None, store: Store, tmp_path: Path) -> None:
     one, told_one = _train(_config(stage1__batch_size=4), store, tmp_path / "one")
-    two, told_two = _train(_config(stage1__batch_size=2, training__num_workers=2), store, tmp_path / "two")
+    shared_out = _config(stage1__batch_size=1, stage1__accumulate=2, training__num_workers=2)
+    two, told_two = _train(shared_out, store, tmp_path / "two")
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5
     assert [line["step"] for line in told_one] == [line["step"] for line in told_two] == [1, 2, 3, 4, 5, 6]

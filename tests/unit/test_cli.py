@@ -174,9 +174,19 @@ def test_more_validation_frames_than_frames_are_refused_before_anything_is_made(
     assert not (tmp_path / "x").exists()
 
 
-def test_starting_weights_that_are_not_there_are_refused_before_anything_is_made(mistake, tmp_path):
-    message = mistake("run", "--out", "x", "--set", "network.weights=vgg.safetensors")
-    assert message == f"network.weights: {tmp_path / 'vgg.safetensors'} is not a file"
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read (No such file or directory); allowed: a .caffemodel; "),
+        (b"<!DOCTYPE html>", "is no file of weights, it begins with b'<!DOCTYP'; allowed: a .caffemodel; "),
+        (b"\x0a\x03VGG\xa2\x06\xff\x7flayer", "not a .caffemodel, or a damaged one: field 100 is 16383 bytes long, but "),
+    ],
+)
+def test_starting_weights_that_cannot_be_read_are_refused_before_anything_is_made(mistake, tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "vgg").write_bytes(content)
+    message = mistake("run", "--out", "x", "--set", "network.weights=vgg")
+    assert message.startswith(f"network.weights: {tmp_path / 'vgg'}: {reason}")
     assert not (tmp_path / "x").exists()
 
 

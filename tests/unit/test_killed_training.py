@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from jointseg.batches import Place
 from jointseg.checkpoint_folder import CheckpointFolder, CheckpointWriter
 from jointseg.config import Config
 from jointseg.data.store import Store
@@ -26,7 +27,7 @@ from jointseg.data.views import make_views
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import Place, Report, begin, resume, train
+from jointseg.training import Report, begin, resume, train
 
 STAGE = STAGES["stage2"]
 # Forked from a clean process that has imported what takes seconds; optimisers import torch._dynamo when first made.

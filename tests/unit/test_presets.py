@@ -91,7 +91,7 @@ def test_the_paper_trains_on_4770_views_of_795_frames():
 
 def test_the_paper_validates_on_100_of_the_train_frames():
     data = paper().data
-    drawn = draw_validation(range(1, 796), num_frames=data.validation_frames, seed=data.validation_seed)
+    drawn = draw_validation(range(1, 796), data)
     assert len(set(drawn)) == 100
     assert set(drawn) <= set(range(1, 796))
 

@@ -19,6 +19,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from jointseg.batches import Place
+from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.config import Config
 from jointseg.crf.settings import CrfSettings
 from jointseg.data.store import Store, prepare
@@ -29,6 +31,8 @@ from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics, segment
 from jointseg.presets import PRESETS, demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from jointseg.settings import flatten, parse_override, with_overrides
+from jointseg.stages import STAGES
+from jointseg.training import begin
 from pipeline import report
 from pipeline.provenance import command, commit
 from pipeline.workspace import Workspace
@@ -56,6 +60,9 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "depth": 2.534}
     rows = {row: metrics(one) for row, one in sums.items()}
     report.save_evaluation(place, rows=rows, floors=floors, sums=sums, predictions=predictions)
+    trained = begin(with_overrides(demo(), {"network.width": 0.01}), STAGES["stage3"], place=Place(), start=None)
+    save_checkpoint(place.out / "checkpoint", trained.checkpoint([{"cpu": None, "cuda": None}]))
+    save_final(place.final(STAGES["stage3"]), place.out / "checkpoint")
     return place
 
 
@@ -291,7 +298,7 @@ def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path
 def test_every_picture_on_the_page_is_a_png_with_something_in_it(written: Workspace) -> None:
     linked = [line.partition("](")[2].rstrip(")") for line in page(written).splitlines() if line.startswith("![")]
     assert sorted(linked) == sorted(f"figures/{path.name}" for path in written.figures.iterdir())
-    assert len(linked) == 3
+    assert len(linked) == 4
     for name in linked:
         picture = Image.open(written.out / name)
         assert picture.format == "PNG"

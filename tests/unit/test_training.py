@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jointseg.batches import Place, ViewDataset, batches
 from jointseg.checkpoint import load_checkpoint, save_checkpoint, save_final
 from jointseg.data.views import make_views
 from jointseg.errors import InputError
@@ -16,8 +17,9 @@ from jointseg.metrics import DepthSums, depth_metrics
 from jointseg.model import build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import Place, TrainingDivergedError, ViewDataset, batches, begin, resume, train, validate
+from jointseg.training import TrainingDivergedError, begin, resume, train, validate
 from jointseg.units import convert_rate
+from tests.starting_weights import torchvision_vgg16
 
 ALONE = Place()
 
@@ -257,13 +259,32 @@ def test_a_run_knows_what_its_starting_weights_gave_it(small, tmp_path):
     assert fresh(small).loaded is None
 
 
+def test_the_mean_of_the_starting_weights_lasts_through_checkpoints_and_stages(small, tmp_path):
+    torch.save(torchvision_vgg16(small.network.width), tmp_path / "vgg16.pth")
+    config = with_overrides(small, {"network.weights": str(tmp_path / "vgg16.pth")})
+    run = fresh(config)
+    save_checkpoint(tmp_path / "step", run.checkpoint([{"cpu": torch.get_rng_state(), "cuda": None}]))
+    save_final(tmp_path / "final", tmp_path / "step")
+    resumed = resume(config, STAGES["stage1"], tmp_path / "step", place=ALONE)
+    following = fresh(config, "stage2", start=tmp_path / "final")
+    for each in (run, resumed, following):
+        assert each.model.network.mean_bgr.tolist() == pytest.approx([103.53, 116.28, 123.675])
+    restarted = fresh(with_overrides(small, {"network.weights": str(tmp_path / "final")}))
+    assert restarted.loaded is not None
+    assert restarted.loaded.initialised == ()
+    assert moved(run.model.state_dict(), restarted.model.state_dict()) == set()
+
+
 # What is seen
 
 
+TENSORS = ("image", "labels", "depth")
+
+
 def seen(rooms, views, config, *, place=ALONE, step=0):
-    run = fresh(config, place=place)
-    run.step = step
-    return list(batches(ViewDataset(rooms, views, config), run, place))
+    dataset = ViewDataset(rooms, views, config)
+    workers = config.training.loader_workers
+    return list(batches(dataset, config.stage1, place, first_step=step, loader_workers=workers))
 
 
 def test_two_ranks_see_what_one_rank_with_twice_the_batch_sees(rooms, views, small):
@@ -271,7 +292,7 @@ def test_two_ranks_see_what_one_rank_with_twice_the_batch_sees(rooms, views, sma
     ranks = [seen(rooms, views, small, place=Place(rank=rank, world_size=2)) for rank in (0, 1)]
     assert len(together) == 4
     for whole, *shares in zip(together, *ranks, strict=True):
-        for name in whole._fields:
+        for name in TENSORS:
             assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
 
 
@@ -280,7 +301,7 @@ def test_every_view_is_seen_once_a_round_in_the_manifests_order(rooms, views, sm
     one_round = with_overrides(small, {"stage1.iterations": len(views) + 2, "stage1.batch_size": 1})
     batch_of = seen(rooms, views, one_round)
     for index in (0, 1, len(views) - 1, len(views), len(views) + 1):
-        assert torch.equal(batch_of[index].image[0], dataset[index % len(views)].image)
+        assert torch.equal(batch_of[index].image[0], dataset[index % len(views)][0].image)
 
 
 def test_a_resumed_run_sees_the_steps_that_are_left(rooms, views, small):
@@ -292,13 +313,12 @@ def test_a_resumed_run_sees_the_steps_that_are_left(rooms, views, small):
 def test_who_cuts_the_views_changes_nothing(rooms, views, small):
     elsewhere = seen(rooms, views, with_overrides(small, {"training.loader_workers": 1}))
     for one, other in zip(seen(rooms, views, small), elsewhere, strict=True):
-        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in one._fields)
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS)
 
 
 def test_looking_at_batches_does_not_move_the_random_state_of_dropout(rooms, views, small):
-    run = fresh(small)
     before = torch.get_rng_state()
-    list(batches(ViewDataset(rooms, views, small), run, ALONE))
+    seen(rooms, views, small)
     assert torch.equal(before, torch.get_rng_state())
 
 

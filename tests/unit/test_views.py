@@ -99,16 +99,16 @@ def test_the_seed_decides_the_views_and_their_order() -> None:
 
 def test_validation_frames_are_drawn_from_train_by_the_seed() -> None:
     train = tuple(range(10, 805))
-    drawn = draw_validation(train, num_frames=100, seed=0)
+    drawn = draw_validation(train, DataConfig())
     assert list(drawn) == sorted({*drawn} & {*train})
     assert len(drawn) == 100
-    assert drawn == draw_validation(train[::-1], num_frames=100, seed=0) != draw_validation(train, num_frames=100, seed=1)
+    assert drawn == draw_validation(train[::-1], DataConfig()) != draw_validation(train, DataConfig(validation_seed=1))
 
 
 def test_some_frame_must_be_left_to_train_on() -> None:
-    assert len(draw_validation((4, 5, 9), num_frames=2, seed=0)) == 2
+    assert len(draw_validation((4, 5, 9), DataConfig(validation_frames=2))) == 2
     with pytest.raises(InputError, match=r"data\.validation_frames: 3 is not allowed; allowed: below the 3 train frames"):
-        draw_validation((4, 5, 9), num_frames=3, seed=0)
+        draw_validation((4, 5, 9), DataConfig(validation_frames=3))
 
 
 def test_a_subset_is_named_by_its_frames_seed_and_store() -> None:

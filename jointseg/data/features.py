@@ -1,0 +1,123 @@
+"""Features of the frozen layers, computed once for each view and kept in memory-mapped files.
+
+Not here: which layers those are (network/network.py), where they are computed (pipeline/features.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jointseg.config import Config
+from jointseg.data.store import Store
+from jointseg.data.views import View, render_view
+from jointseg.errors import InputError
+from jointseg.network.network import JointNetwork
+
+DESCRIPTION = "features.json"
+KIND = np.float16
+
+
+class FeatureStore:
+    """Features of every view, open for reading. Pickles as its path, so that each process maps the files itself."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.path = path
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open what `create` made and `compute` filled; nothing is read yet.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not (path / DESCRIPTION).is_file():
+            raise InputError(f"{path}: no features: no {DESCRIPTION} in it")
+        layers = json.loads((path / DESCRIPTION).read_text())["layers"]
+        return cls(path, {layer: np.load(path / f"{layer}.npy", mmap_mode="r") for layer in layers})
+
+    def __reduce__(self) -> tuple[Callable[[Path], FeatureStore], tuple[Path]]:
+        return type(self).open, (self.path,)
+
+    def row(self, row: int) -> dict[str, Tensor]:
+        """The features of the view in this row of the manifest: by layer, (channels, h, w), float16."""
+        return {layer: torch.from_numpy(np.array(array[row])) for layer, array in self._arrays.items()}
+
+
+def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: Store) -> dict[str, Any]:
+    """What the features depend on: the frozen weights, how pictures are made, the views and the frames."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.rpartition(".")[0] in network.frozen or name == "mean_bgr":
+            weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    listed = hashlib.sha256(json.dumps([vars(view) for view in views]).encode())
+    return {
+        "layers": list(network.frozen_outputs()),
+        "weights": weights.hexdigest(),
+        "views": listed.hexdigest(),
+        "store": store.digest,
+        "input_size": config.network.input_size,
+        "resize": config.network.resize,
+        "precision": config.training.precision,
+    }
+
+
+def bytes_per_view(network: JointNetwork, size: int) -> int:
+    """Bytes that the features of one view take."""
+    return sum(int(np.prod(shape)) for shape in _shapes(network, size).values()) * np.dtype(KIND).itemsize
+
+
+def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) -> None:
+    """Make the empty arrays, (views, channels, h, w) each, for `compute` to fill."""
+    for layer, shape in _shapes(network, size).items():
+        np.lib.format.open_memmap(folder / f"{layer}.npy", "w+", KIND, (num_views, *shape)).flush()
+
+
+@torch.no_grad()
+def compute(
+    network: JointNetwork,
+    store: Store,
+    views: Sequence[View],
+    config: Config,
+    *,
+    rows: range,
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Fill `rows` of the arrays in `folder`, in the precision that the network is trained in.
+
+    Raises:
+        InputError: a feature is too large for half precision, or not a number.
+    """
+    arrays = {layer: np.load(folder / f"{layer}.npy", mmap_mode="r+") for layer in network.frozen_outputs()}
+    for row in rows:
+        view = views[row]
+        image = render_view(store.frame(view.frame), view, network=config.network, depth=config.data.train_depth).image
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+            found = network.frozen_features(image[None].to(device))
+        for layer, features in found.items():
+            half = features[0].half().cpu()
+            if not bool(torch.isfinite(half).all()):
+                raise InputError(
+                    f"data.cache_features: layer {layer} on frame {view.frame} reaches {float(features.abs().max()):.3g}, "
+                    "which half precision cannot hold (up to 65504); allowed for these weights: false"
+                )
+            arrays[layer][row] = half.numpy()
+    for array in arrays.values():
+        array.flush()
+
+
+@torch.no_grad()
+def _shapes(network: JointNetwork, size: int) -> dict[str, tuple[int, ...]]:
+    device = next(network.parameters()).device
+    picture = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
+    return {layer: tuple(features.shape[1:]) for layer, features in network.frozen_features(picture).items()}

@@ -1,0 +1,180 @@
+"""Laws of frozen layers and of their features, computed once. Not here: training on Ray, starting weights' files."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from jointseg.batches import Place, ViewDataset
+from jointseg.config import Config, NetworkConfig
+from jointseg.data import features
+from jointseg.data.features import FeatureStore
+from jointseg.data.views import make_views
+from jointseg.errors import InputError
+from jointseg.network.network import build_network
+from jointseg.network.table import VARIANTS, layers_up_to
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from jointseg.training import begin, resume, train
+
+ALONE = Place()
+
+
+@pytest.fixture(scope="module")
+def views(rooms, small):
+    return make_views(rooms.train, small.data)
+
+
+@pytest.fixture(scope="module")
+def frozen(small):
+    return with_overrides(small, {"network.frozen_until": "conv4_3", "network.dropout": 0})
+
+
+@pytest.fixture
+def kept(rooms, views, frozen, tmp_path):
+    """The features of every view."""
+    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
+    features.create(tmp_path, network, size=65, num_views=len(views))
+    for rows in (range(5), range(5, len(views))):
+        features.compute(network, rooms, views, frozen, rows=rows, folder=tmp_path, device=ALONE.device)
+    (tmp_path / features.DESCRIPTION).write_text('{"layers": ["pool1", "pool2", "pool3", "conv4_3"]}')
+    return FeatureStore.open(tmp_path)
+
+
+def fit(run, rooms, views, **options):
+    reports = []
+    train(run, rooms, views, place=ALONE, report=reports.append, **options)
+    return [report.metrics["loss/total"] for report in reports]
+
+
+def picture(batch=2, size=65):
+    return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_layer_is_computed_from_all_before_it_in_its_branch_and_in_the_branches_that_it_reads():
+    assert layers_up_to(VARIANTS["vgg16_msc"], "conv2_1") == ["conv1_1", "conv1_2", "pool1", "conv2_1"]
+    assert layers_up_to(VARIANTS["table1_literal"], "conv3-1") == ["conv2-1", "conv2-2", "pool2", "conv3-1"]
+    assert layers_up_to(VARIANTS["vgg16_msc"], "conv9_9") == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "until", "read"),
+    [
+        ("vgg16_msc", "conv4_3", ("pool1", "pool2", "pool3", "conv4_3")),
+        ("vgg16_msc", "pool2", ("pool1", "pool2")),
+        ("vgg16_msc", "drop7", ("pool1", "pool2", "pool3", "drop7")),
+        ("vgg16_msc", "data_conv2", ("data_conv2",)),
+        ("deeplab_msc", "conv5_3", ("pool1", "pool2", "pool3", "pool4", "conv5_3")),
+        ("table1_literal", "conv4-2", ("pool2", "pool3", "conv4-2")),
+    ],
+)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_scores_from_kept_features_are_those_from_the_image(variant, until, read, recompute):
+    config = NetworkConfig(variant=variant, width=0.0625, input_size=65, frozen_until=until, dropout=0)
+    network = build_network(config, seed=0)
+    network.recompute = recompute
+    kept = network.frozen_features(picture())
+    assert network.frozen_outputs() == tuple(kept) == read
+    whole, from_kept = network(picture()), network(picture(), features=kept)
+    assert torch.equal(whole.logits, from_kept.logits)
+    assert torch.equal(whole.depth_logits, from_kept.depth_logits)
+    everything_trained = build_network(config.model_copy(update={"frozen_until": None}), seed=0)
+    assert torch.equal(everything_trained(picture()).logits, whole.logits)
+
+
+def test_recomputing_changes_no_gradient():
+    gradients = []
+    for recompute in (False, True):
+        network = build_network(NetworkConfig(width=0.0625, input_size=65), seed=0)
+        network.recompute = recompute
+        torch.manual_seed(3)  # dropout
+        network(picture()).logits.square().mean().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_frozen_layers_keep_their_weights_to_the_bit_and_all_others_learn(rooms, views, frozen, stage):
+    run = begin(frozen, STAGES[stage], place=ALONE, start=None)
+    before = {name: weight.clone() for name, weight in run.model.network.state_dict().items()}
+    fit(run, rooms, views)
+    kept = {name for name, weight in run.model.network.state_dict().items() if torch.equal(weight, before[name])}
+    trunk = {f"{name}.{leaf}" for name in layers_up_to(VARIANTS["vgg16_msc"], "conv4_3") for leaf in ("weight", "bias")}
+    others = {name for name in before if "depth" in name} if stage == "stage1" else set()
+    assert kept - {"mean_bgr"} == (trunk | others) & before.keys()
+
+
+def test_training_on_kept_features_is_training_on_images_up_to_half_precision(rooms, views, frozen, kept):
+    on_images, on_features = (begin(frozen, STAGES["stage2"], place=ALONE, start=None) for _ in range(2))
+    losses = fit(on_images, rooms, views), fit(on_features, rooms, views, features=kept)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[1] != losses[0], "the features were not used"
+
+
+def test_a_run_on_kept_features_goes_on_bit_for_bit(rooms, views, frozen, kept, tmp_path):
+    left_alone = begin(frozen, STAGES["stage1"], place=ALONE, start=None)
+    reports = []
+
+    def report(one):
+        reports.append(one)
+        if one.step == 2:
+            one.save(tmp_path / "checkpoint")
+
+    train(left_alone, rooms, views, place=ALONE, report=report, features=kept)
+    resumed = resume(frozen, STAGES["stage1"], tmp_path / "checkpoint", place=ALONE)
+    fit(resumed, rooms, views, features=kept)
+    weights = left_alone.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_features_go_by_the_views_row_and_travel_to_other_processes(rooms, views, frozen, kept):
+    dataset = ViewDataset(rooms, views, frozen, pickle.loads(pickle.dumps(kept)))
+    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
+    for visit in (0, 7, len(views) + 3):
+        sample, found = dataset[visit]
+        expected = network.frozen_features(sample.image[None])
+        for layer, values in expected.items():
+            torch.testing.assert_close(found[layer].float(), values[0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_stamp_changes_with_whatever_the_features_depend_on(rooms, views, frozen):
+    def stamp(config: Config, listed=views):
+        network = begin(config, STAGES["stage1"], place=ALONE, start=None).model.network
+        return features.stamp(network, config, listed, rooms)
+
+    same = stamp(with_overrides(frozen, {"stage1.lr": 5e-3, "network.dropout": 0.3}))
+    assert same == stamp(frozen)
+    changes = [{"seed": 1}, {"network.frozen_until": "conv4_2"}, {"network.input_size": 129}, {"network.resize": "stretch"}]
+    changes.append({"training.precision": "bfloat16"})
+    others = [stamp(with_overrides(frozen, change)) for change in changes] + [stamp(frozen, views[1:])]
+    assert same not in others
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen, tmp_path):
+    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
+    with torch.no_grad():
+        network.get_submodule("conv4_3").weight.mul_(1e9)
+    features.create(tmp_path, network, size=65, num_views=len(views))
+    with pytest.raises(InputError, match=r"data\.cache_features: layer conv4_3 on frame \d+ reaches .* half precision"):
+        features.compute(network, rooms, views, frozen, rows=range(1), folder=tmp_path, device=ALONE.device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network.frozen_until": "conv9"}, r"network\.frozen_until: vgg16_msc has no layer 'conv9'; allowed: conv1_1, "),
+        ({"data.cache_features": True}, r"data\.cache_features: needs network\.frozen_until"),
+        ({"data.cache_features": True, "network.frozen_until": "conv4_3", "data.views": "online"}, "data.views=offline"),
+    ],
+)
+def test_what_cannot_be_frozen_or_kept_is_refused(changes, said):
+    with pytest.raises(InputError, match=said):
+        with_overrides(Config(), changes)
+
+
+def test_no_features_is_said_by_name(tmp_path):
+    with pytest.raises(InputError, match=rf"{tmp_path}: no features"):
+        FeatureStore.open(tmp_path)

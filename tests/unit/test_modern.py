@@ -1,0 +1,262 @@
+"""Laws of what the paper did not have: accumulation, warm-up, running means, balanced classes, online views, bfloat16.
+
+Not here: frozen layers (test_frozen.py), the loop itself (test_training.py), more than one process (tests/integration).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from jointseg.batches import Place, ViewDataset, batches, visits_of
+from jointseg.config import DataConfig, StageConfig
+from jointseg.data.augment import Colour, coloured, view_of_visit
+from jointseg.data.views import make_views
+from jointseg.losses import balancing_weights, semantic_loss
+from jointseg.model import build_model
+from jointseg.optimizer import build_optimizer, set_rate
+from jointseg.settings import with_overrides
+from jointseg.stages import ONE_STAGE, STAGES
+from jointseg.training import begin, class_weights, resume, train
+
+ALONE = Place()
+
+
+@pytest.fixture(scope="module")
+def views(rooms, small):
+    return make_views(rooms.train, small.data)
+
+
+def fit(config, rooms, views, *, stage="stage1", save_to=None, run=None, validation=()):
+    run = run or begin(config, STAGES[stage], place=ALONE, start=None)
+    reports = []
+
+    def report(one):
+        reports.append(one)
+        if save_to is not None and one.save is not None:
+            one.save(save_to / str(one.step))
+
+    train(run, rooms, views, place=ALONE, report=report, validation=validation)
+    return run, [one.metrics for one in reports]
+
+
+def largest_difference(one, other):
+    one, other = one.model.state_dict(), other.model.state_dict()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_passes_a_step_are_one_with_twice_the_batch(rooms, views, small, stage):
+    changes = {f"{stage}.iterations": 20, "network.dropout": 0, f"{stage}.optimizer": "sgd", f"{stage}.lr": 3e-4}
+    large = with_overrides(small, {**changes, f"{stage}.batch_size": 4})
+    in_two = with_overrides(small, {**changes, f"{stage}.batch_size": 2, f"{stage}.accumulate": 2})
+    (one, losses), (two, others) = fit(large, rooms, views, stage=stage), fit(in_two, rooms, views, stage=stage)
+    assert largest_difference(one, begin(large, STAGES[stage], place=ALONE, start=None)) > 1e-3
+    assert largest_difference(one, two) <= 1e-5
+    assert [row["loss/total"] for row in others] == pytest.approx([row["loss/total"] for row in losses], rel=2e-4)
+    assert len(others) == 20
+
+
+@pytest.mark.parametrize(("ranks", "passes", "size"), [(1, 1, 12), (2, 1, 6), (1, 3, 4), (2, 3, 2), (3, 2, 2)])
+def test_a_step_sees_the_same_pictures_however_they_are_shared_out(ranks, passes, size):
+    settings = StageConfig(batch_size=size, accumulate=passes, iterations=5)
+    shares = [visits_of(Place(rank, ranks), settings, steps=range(2, 5)) for rank in range(ranks)]
+    for step in range(3):
+        seen = [visit for share in shares for visits in share[step * passes : (step + 1) * passes] for visit in visits]
+        assert sorted(seen) == list(range((step + 2) * 12, (step + 3) * 12))
+
+
+def test_accumulating_goes_on_bit_for_bit(rooms, views, small, tmp_path):
+    config = with_overrides(small, {"stage1.accumulate": 3, "stage1.batch_size": 1})
+    left_alone, _ = fit(config, rooms, views, save_to=tmp_path)
+    resumed = resume(config, STAGES["stage1"], tmp_path / "2", place=ALONE)
+    fit(config, rooms, views, run=resumed)
+    assert largest_difference(left_alone, resumed) == 0
+
+
+# Rates
+
+
+def test_the_rate_rises_through_the_warm_up_and_falls_to_nothing_after(small):
+    settings = StageConfig(iterations=10, warmup=4, schedule="cosine", lr=1.0, optimizer="adamw", momentum=0.9)
+    optimizer = build_optimizer(build_model(small), settings)
+    rates = []
+    for step in range(10):
+        set_rate(optimizer, settings, step=step)
+        rates.append(next(group["lr"] for group in optimizer.param_groups if group["name"] == "network"))
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == 1.0
+    assert rates[4:] == pytest.approx([(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
+
+
+def test_the_trunks_convolutions_have_a_rate_of_their_own(small):
+    settings = StageConfig(lr=1.0, trunk_lr_multiplier=0.1, bias_lr_multiplier=2.0)
+    model = build_model(small)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {group["name"]: group for group in build_optimizer(model, settings).param_groups}
+    assert groups["trunk"]["lr"] == pytest.approx(0.1)
+    assert groups["trunk_bias"]["lr"] == pytest.approx(0.2)
+    trunk = {names[id(parameter)].split(".")[1] for parameter in groups["trunk"]["params"]}
+    assert trunk == {f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, n + 1)}
+
+
+# The running mean of the weights
+
+
+def test_the_kept_weights_are_the_running_mean_of_those_in_training(rooms, views, small):
+    decay = 0.75
+    plain = with_overrides(small, {"network.dropout": 0})
+    mean, each = None, []
+    for iterations in (1, 2, 3, 4):  # a constant rate: the first steps of a longer run are those of a shorter one
+        changes = {"stage1.iterations": iterations, "stage1.schedule": "constant"}
+        run, _ = fit(with_overrides(plain, changes), rooms, views)
+        each.append(run.model.network.conv1_1.weight.detach().clone())
+        mean = each[-1] if mean is None else decay * mean + (1 - decay) * each[-1]
+    averaged = with_overrides(plain, {"stage1.schedule": "constant", "stage1.ema": decay})
+    run, _ = fit(averaged, rooms, views)
+    assert torch.equal(run.model.network.conv1_1.weight, each[-1])
+    torch.testing.assert_close(run.best_model.network.conv1_1.weight, mean)
+    assert not torch.equal(mean, each[-1])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_averaged_run_goes_on_bit_for_bit_and_keeps_the_mean(rooms, views, small, tmp_path, optimizer):
+    config = with_overrides(small, {"stage1.ema": 0.9, "stage1.optimizer": optimizer})
+    left_alone, _ = fit(config, rooms, views, save_to=tmp_path)
+    resumed = resume(config, STAGES["stage1"], tmp_path / "2", place=ALONE)
+    fit(config, rooms, views, run=resumed, save_to=tmp_path / "again")
+    assert largest_difference(left_alone, resumed) == 0
+    kept = resume(config, STAGES["stage1"], tmp_path / "again" / "4", place=ALONE)
+    for run in (resumed, kept):
+        means = left_alone.best_model.state_dict(), run.best_model.state_dict()
+        assert all(torch.equal(mean, means[1][name]) for name, mean in means[0].items())
+
+
+def test_the_mean_is_what_is_validated(rooms, views, small):
+    slow = with_overrides(small, {"stage1.ema": 0.999999, "stage1.lr": 1e-2, "training.validate_every": 1})
+    plain = with_overrides(slow, {"stage1.ema": 0})
+    (_, still), (_, moving) = (fit(config, rooms, views, validation=rooms.train) for config in (slow, plain))
+    changes = [abs(rows[-1]["validation/pixel_accuracy"] - rows[0]["validation/pixel_accuracy"]) for rows in (still, moving)]
+    assert changes[0] < 1e-4
+    assert changes[1] > 1e-2
+
+
+# Balanced classes
+
+
+def test_balancing_weights_by_hand():
+    pixels = torch.tensor([16, 4, 0])
+    weights = balancing_weights(pixels, power=0.5)  # 1/4 : 1/2 : 1/2, and 16 w0 + 4 w1 = 20
+    assert weights.tolist() == pytest.approx([5 / 6, 5 / 3, 5 / 3])
+    assert balancing_weights(pixels, power=0).tolist() == [1, 1, 1]
+    whole = balancing_weights(pixels, power=1)
+    assert float(whole[0] * 16) == pytest.approx(float(whole[1] * 4))
+
+
+def test_a_class_weighs_what_it_is_given_in_the_semantic_loss():
+    logits = torch.zeros(1, 3, 1, 4)
+    labels = torch.tensor([[[0, 1, 1, 255]]])
+    assert float(semantic_loss(logits, labels, class_weights=torch.tensor([2.0, 0.5, 9.0]))) == pytest.approx(3 * math.log(3))
+
+
+def test_class_weights_are_of_the_frames_trained_on(rooms, views, small):
+    assert class_weights(rooms, views, small) is None
+    config = with_overrides(small, {"loss.class_balance": 0.5})
+    of_one = [view for view in views if view.frame == rooms.train[0]]
+    counts = np.bincount(rooms.frame(rooms.train[0]).labels.ravel(), minlength=256)[:40]
+    expected = balancing_weights(torch.from_numpy(counts), power=0.5)
+    assert torch.equal(class_weights(rooms, of_one, config), expected)
+    assert not torch.equal(class_weights(rooms, views, config), expected)
+
+
+def test_balancing_changes_what_is_learned(rooms, views, small):
+    (one, _), (other, _) = (fit(with_overrides(small, {"loss.class_balance": p}), rooms, views) for p in (0, 1))
+    assert largest_difference(one, other) > 1e-4
+
+
+# Online views
+
+
+def test_a_round_visits_every_frame_once_in_an_order_of_its_own():
+    numbers = (3, 5, 8, 13, 21, 34)
+    rounds = [[view_of_visit(numbers, 6 * turn + i, DataConfig())[0].frame for i in range(6)] for turn in range(3)]
+    assert all(sorted(frames) == list(numbers) for frames in rounds)
+    assert len({tuple(frames) for frames in rounds}) == 3
+
+
+def test_a_visit_is_a_function_of_the_seed_and_its_number():
+    numbers, data = (1, 2, 3), DataConfig(crop_scale_min=0.5, color_jitter=0.3)
+    drawn = [view_of_visit(numbers, visit, data) for visit in range(60)]
+    assert drawn == [view_of_visit(numbers, visit, data) for visit in range(60)]
+    assert drawn != [view_of_visit(numbers, visit, DataConfig(color_jitter=0.3, views_seed=1)) for visit in range(60)]
+    views = [view for view, _ in drawn]
+    assert len(set(views)) == 60
+    assert {view.mirror for view in views} == {True, False}
+    assert all(0 <= view.top <= 480 - view.height and 0 <= view.left <= 640 - view.width for view in views)
+    assert all(0.5 <= view.height / 480 <= 1 and view.zoom == pytest.approx(640 / view.width) for view in views)
+    assert all(0.7 <= factor <= 1.3 for _, colour in drawn for factor in vars(colour).values())
+
+
+def test_colours_by_hand():
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    assert (coloured(grey, Colour(1.2, 0.5, 0.1)) == 120).all()
+    two = np.array([[[100, 100, 100], [200, 200, 200]]], np.uint8)
+    assert coloured(two, Colour(1, 0.5, 1)).tolist() == [[[125] * 3, [175] * 3]]
+    red = np.array([[[200, 0, 0]]], np.uint8)
+    assert coloured(red, Colour(1, 1, 0)).tolist() == [[[60, 60, 60]]]
+    assert (coloured(red, Colour(1, 1, 1)) == red).all()
+    assert coloured(red, Colour(2, 1, 1)).max() == 255
+
+
+def test_online_batches_do_not_depend_on_who_cuts_them_or_where_training_began(rooms, views, small):
+    config = with_overrides(small, {"data.views": "online", "data.color_jitter": 0.3})
+    dataset = ViewDataset(rooms, views, config)
+
+    def seen(**options):
+        return [batch.image for batch in batches(dataset, config.stage1, ALONE, **options)]
+
+    whole = seen(first_step=0, loader_workers=0)
+    assert all(torch.equal(*pair) for pair in zip(whole, seen(first_step=0, loader_workers=1), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(whole[3:], seen(first_step=3, loader_workers=0), strict=True))
+    assert not torch.equal(whole[0], whole[2])
+
+
+# Precision and layout
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_bfloat16_trains_as_float32_does_up_to_its_precision(rooms, views, small, stage):
+    plain = with_overrides(small, {"network.dropout": 0})
+    half = with_overrides(plain, {"training.precision": "bfloat16"})
+    (one, losses), (other, halved) = fit(plain, rooms, views, stage=stage), fit(half, rooms, views, stage=stage)
+    assert [row["loss/total"] for row in halved] == pytest.approx([row["loss/total"] for row in losses], rel=0.05)
+    assert largest_difference(one, other) > 0
+    assert {weight.dtype for weight in other.model.state_dict().values()} == {torch.float32}
+
+
+def test_channels_last_changes_rounding_alone_and_goes_on_bit_for_bit(rooms, views, small, tmp_path):
+    plain_config = with_overrides(small, {"network.dropout": 0})  # which units drop out goes by the layout, too
+    config = with_overrides(plain_config, {"training.channels_last": True})
+    (one, losses), (_, plain) = fit(config, rooms, views, save_to=tmp_path), fit(plain_config, rooms, views)
+    assert [row["loss/total"] for row in losses] == pytest.approx([row["loss/total"] for row in plain], rel=1e-4)
+    resumed = resume(config, STAGES["stage1"], tmp_path / "2", place=ALONE)
+    fit(config, rooms, views, run=resumed)
+    assert largest_difference(one, resumed) == 0
+
+
+# Both tasks from the start
+
+
+def test_one_stage_trains_both_tasks_from_the_starting_weights(rooms, views, small):
+    config = with_overrides(small, {"one_stage.iterations": 3, "one_stage.batch_size": 2, "one_stage.loss_unit": "mean"})
+    run = begin(config, ONE_STAGE, place=ALONE, start=None)
+    _, metrics = fit(config, rooms, views, run=run)
+    assert metrics[-1].keys() >= {"loss/semantic", "loss/depth"}
+    assert config.one_stage.iterations == run.step
+    assert type(config)().one_stage.iterations == type(config)().stage1.iterations + type(config)().stage2.iterations
