@@ -1,34 +1,42 @@
 """Checkpoints: weights, optimiser, step, random states and the whole config in one folder, each file digested.
 
-Not here: when one is written and how many are kept (training.py, pipeline/train.py), weights made elsewhere
-(network/pretrained.py).
+Not here: a stage's checkpoints together, and which of them is gone on from (checkpoint_folder.py), when one is due
+(training.py), weights made elsewhere (network/pretrained.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
 from jointseg.settings import differences
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, disk_errors_named
 
-FORMAT = 2  # 1 was without the mean that the network takes off the image
+FORMAT = 2
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"
 RANDOM = "random.pt"
+
+
+class DamagedCheckpointError(InputError):
+    """A file of a checkpoint is missing, cut short or altered. An older checkpoint may do in its place."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,21 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     """What was reported at its step. On disk those alone that are finite: JSON knows no others."""
 
+    def snapshot(self) -> Checkpoint:
+        """A copy in the CPU's memory, which training on cannot change; the original shares the model's tensors."""
+        return replace(self, weights=_copied(self.weights), optimizer=_copied(self.optimizer))
+
+
+def _copied(value: Any) -> Any:
+    """`value` with every tensor in it copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(inner) for inner in value)
+    return value
+
 
 def digest(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
@@ -53,36 +76,89 @@ def digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        InputError: the disk is full; what was there is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    unfinished = path.with_name(f".{path.name}.partial")
+    with disk_errors_named(path):
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` into `folder`, its description last: a folder without one is not a checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}, folder / WEIGHTS)
-    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
-    torch.save(checkpoint.random_states, folder / RANDOM)
-    description = {
-        "format": FORMAT,
-        "stage": checkpoint.stage,
-        "step": checkpoint.step,
-        "sha256": {name: digest(folder / name) for name in (WEIGHTS, OPTIMIZER, RANDOM)},
-        "config": checkpoint.config.model_dump(mode="json"),
-        "metrics": {name: value for name, value in checkpoint.metrics.items() if math.isfinite(value)},
+    """Write `checkpoint` as `folder`: all of it appears, on the disk too, or nothing. A `folder` that is there gives way.
+
+    Raises:
+        InputError: the folder cannot be made, or the disk is full.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    contents: dict[str, Callable[[], bytes | memoryview]] = {
+        WEIGHTS: partial(safetensors_bytes, weights),
+        OPTIMIZER: partial(_torch_bytes, checkpoint.optimizer),
+        RANDOM: partial(_torch_bytes, checkpoint.random_states),
     }
-    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
+    digests = {}
+    with appearing_whole(folder, replace=True) as unfinished:
+        for name, serialized in contents.items():  # in memory first: torch and safetensors hide what a disk says
+            data = serialized()
+            digests[name] = hashlib.sha256(data).hexdigest()
+            (unfinished / name).write_bytes(data)
+        description = {
+            "format": FORMAT,
+            "stage": checkpoint.stage,
+            "step": checkpoint.step,
+            "sha256": digests,
+            "config": checkpoint.config.model_dump(mode="json"),
+            "metrics": {name: value for name, value in checkpoint.metrics.items() if math.isfinite(value)},
+        }
+        _write_description(unfinished, description)
+
+
+def _torch_bytes(value: Any) -> memoryview:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getbuffer()
+
+
+def _write_description(folder: Path, description: dict[str, Any]) -> None:
+    sealed = {**description, "seal": _seal(description)}
+    (folder / DESCRIPTION).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+
+
+def _seal(description: dict[str, Any]) -> str:
+    """The digest of what a description says."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
     """Read a checkpoint back, for going on with the same stage under the same config, operational settings aside.
 
     Raises:
-        InputError: a file is missing or altered, or the checkpoint is of another stage or config; the message names
-            the file, or the fields that differ with both values.
+        DamagedCheckpointError, InputError: as `check_checkpoint`.
+    """
+    description = check_checkpoint(folder, config=config, stage=stage)
+    return Checkpoint(
+        stage=stage,
+        step=description["step"],
+        config=config,
+        weights=load_file(folder / WEIGHTS),
+        # Each is moved to where it is needed later; the machine that goes on may lack the device of the one that wrote.
+        optimizer=torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"),
+        random_states=torch.load(folder / RANDOM, weights_only=True, map_location="cpu"),
+        metrics=description["metrics"],
+    )
+
+
+def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, Any]:
+    """The description of the checkpoint in `folder`, once every file is as it was written, and made for this.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, cut short or altered; the message names it.
+        InputError: the checkpoint is of another stage, config or format; the message names the fields that differ, with
+            both values.
     """
     description = _read_description(folder)
     for name in (WEIGHTS, OPTIMIZER, RANDOM):
@@ -94,16 +170,7 @@ def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
     except InputError as error:
         raise InputError(f"{folder / DESCRIPTION}: {error}") from None
     refuse_other_config(there, config, place=folder)
-    return Checkpoint(
-        stage=stage,
-        step=description["step"],
-        config=config,
-        weights=load_file(folder / WEIGHTS),
-        # Each is moved to where it is needed later; the machine that goes on may lack the device of the one that wrote.
-        optimizer=torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"),
-        random_states=torch.load(folder / RANDOM, weights_only=True, map_location="cpu"),
-        metrics=description["metrics"],
-    )
+    return description
 
 
 def refuse_other_config(there: Config, given: Config, *, place: Path) -> None:
@@ -122,22 +189,24 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; {folder} holds no whole checkpoint") from None
+        raise DamagedCheckpointError(f"{path}: not found; {folder} holds no whole checkpoint") from None
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of format {FORMAT}")
-    missing = {"stage", "step", "config", "sha256", "metrics"} - description.keys()
-    if missing:
-        raise InputError(f"{path}: has no {', '.join(sorted(missing))}; the checkpoint is damaged")
+        raise DamagedCheckpointError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
+    if not isinstance(description, dict) or "format" not in description:
+        raise DamagedCheckpointError(f"{path}: does not describe a checkpoint; it is damaged")
+    seal = description.pop("seal", None)
+    if seal != _seal(description) and (seal is not None or description["format"] == FORMAT):
+        raise DamagedCheckpointError(f"{path}: altered since it was written")
+    if description["format"] != FORMAT:
+        raise InputError(f"{path}: a checkpoint of format {description['format']!r}; this version reads format {FORMAT}")
     return description
 
 
 def _refuse_altered(path: Path, expected: str | None) -> None:
-    """Raise InputError unless the file is there with the digest it was written with."""
+    """Raise DamagedCheckpointError unless the file is there with the digest it was written with."""
     found = digest(path) if path.is_file() else "nothing"
     if found != expected:
-        raise InputError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
+        raise DamagedCheckpointError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
 
 
 def save_final(folder: Path, source: Path) -> None:
@@ -152,9 +221,9 @@ def save_final(folder: Path, source: Path) -> None:
     _refuse_altered(source / WEIGHTS, description["sha256"].get(WEIGHTS))
     final = {key: description[key] for key in ("format", "stage", "step", "config", "metrics")}
     final["sha256"] = {WEIGHTS: description["sha256"][WEIGHTS]}
-    with appearing_whole(folder, replace=True) as partial:
-        shutil.copyfile(source / WEIGHTS, partial / WEIGHTS)
-        (partial / DESCRIPTION).write_text(json.dumps(final, indent=1), encoding="utf-8")
+    with appearing_whole(folder, replace=True) as unfinished:
+        shutil.copyfile(source / WEIGHTS, unfinished / WEIGHTS)
+        _write_description(unfinished, final)
 
 
 def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:

@@ -179,6 +179,8 @@ class TrainingConfig(Settings):
     """Steps between reports of the losses."""
     checkpoint_every: Count = 500
     """Steps between checkpoints; the last step always writes one."""
+    async_checkpoints: bool = True
+    """Write checkpoints while training goes on, from a copy in the CPU's memory; a stage ends when the last one is whole."""
     validate_every: Count = 500
     """Steps between validations, each on all validation frames; the last step always has one."""
     loader_workers: int = Field(0, ge=0)
@@ -194,7 +196,7 @@ class TrainingConfig(Settings):
     max_failures: int = Field(0, ge=0)
     """Lost workers or nodes that a stage gets over by itself; beyond them it stops, and `run` again goes on."""
     keep_checkpoints: Count = 2
-    """Checkpoints kept of each stage."""
+    """Newest checkpoints kept of each stage."""
 
 
 class SearchConfig(Settings):
@@ -263,5 +265,7 @@ class Config(Settings):
         return self
 
 
-OPERATIONAL = frozenset({"training.loader_workers", "training.max_failures", "training.keep_checkpoints"})
+OPERATIONAL = frozenset(
+    f"training.{name}" for name in ("async_checkpoints", "loader_workers", "max_failures", "keep_checkpoints")
+)
 """Paths of the settings that change no number a run comes to: a run may go on under others."""

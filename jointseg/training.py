@@ -81,7 +81,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """What the loop says every `log_every` steps. `save` writes the checkpoint that is due with it, if one is."""
+    """What the loop says every `log_every` steps. `save` writes the checkpoint that is due with it, if one is: before the
+    report returns or, with `training.async_checkpoints`, whenever and in whichever thread one likes.
+    """
 
     step: int
     metrics: dict[str, float]
@@ -302,6 +304,8 @@ def _checkpoint_writer(run: Run, place: Place, metrics: Mapping[str, float]) -> 
     if place.world_size > 1:
         dist.all_gather_object(states, own)
     checkpoint = run.checkpoint(states, metrics=metrics)
+    if run.config.training.async_checkpoints and place.rank == 0:
+        checkpoint = checkpoint.snapshot()
     return lambda folder: save_checkpoint(folder, checkpoint)
 
 

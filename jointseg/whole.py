@@ -15,8 +15,30 @@ from pathlib import Path
 
 from jointseg.errors import InputError
 
-# Full, over quota or too large; or somebody else was first.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY}
+# Full, over quota, too large, failing, read-only.
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+}
+_OTHERS_FIRST = {errno.EEXIST, errno.ENOTEMPTY}
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Name `path` in what a full, failing or read-only disk does to the block: a failed `write` does not say of which file.
+
+    Raises:
+        InputError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -41,17 +63,18 @@ def appearing_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
         try:
-            partial.mkdir()
-            yield partial
-            for path in (*partial.rglob("*"), partial):
-                _sync(path)  # the rename must not reach the disk before what is renamed
-            if replace and target.exists():
-                target.rename(old)
-            partial.rename(target)
-            _sync(target.parent)
+            with disk_errors_named(folder):
+                partial.mkdir()
+                yield partial
+                for path in (*partial.rglob("*"), partial):
+                    _sync(path)  # the rename must not reach the disk before what is renamed
+                if replace and target.exists():
+                    target.rename(old)
+                partial.rename(target)
+                _sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+            if error.errno not in _OTHERS_FIRST:
                 raise
             raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
         finally:

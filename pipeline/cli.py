@@ -28,6 +28,7 @@ from jointseg.labels import CLASS_NAMES
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
+from pipeline.failures import LostWorkerError
 from pipeline.workspace import PIPELINE, Workspace
 
 app = typer.Typer(
@@ -244,11 +245,13 @@ def _config(place: Workspace, preset: str | None, data: Path | None, overrides: 
 
 
 def run_command_line() -> int:
-    """Run the command: 0 is success, 2 the user's mistake in one line, 1 (with a traceback) ours, 130 an interruption."""
+    """Run the command: 0 is success, 2 what is the user's to mend in one line, 1 a worker that was lost, in one line too, or
+    (with a traceback) a mistake of ours, 130 an interruption.
+    """
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a run as Ctrl-C does
     try:
         app()
-    except InputError as error:
+    except (InputError, LostWorkerError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     return 0

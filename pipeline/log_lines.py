@@ -14,12 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jointseg.whole import disk_errors_named
+
 Line = dict[str, Any]
 
 
 def append_line(path: Path, line: Line) -> None:
-    """Add one line to a log; what a killed process left of its last line is ended first."""
-    with path.open("ab+") as file:
+    """Add one line to a log; what a killed process left of its last line is ended first.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    with disk_errors_named(path), path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

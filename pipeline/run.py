@@ -147,7 +147,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
                 tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
             progress(step, note=f"loss {row['loss/total']:.4g}")
 
-        train_stage(config, stage, place, validation=pipeline.validation, tell=tell)
+        train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
         if loaded.is_file():
             tracker.log_artifact(run, loaded)

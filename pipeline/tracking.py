@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ class Tracker:
             self.client.set_terminated(run_id, status="KILLED")
             raise
         except BaseException:
-            self.client.set_terminated(run_id, status="FAILED")
+            with suppress(MlflowException, SQLAlchemyError):  # what happened says more than that MLflow's disk is full too
+                self.client.set_terminated(run_id, status="FAILED")
             raise
         self.client.set_terminated(run_id, status="FINISHED")
 

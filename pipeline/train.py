@@ -14,10 +14,11 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jointseg.checkpoint import load_final, save_final
+from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
-from jointseg.errors import InputError
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import uses_gpu
+from pipeline.failures import explained
 from pipeline.log_lines import Line, following, read_lines
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
@@ -32,9 +33,15 @@ def read_log(path: Path) -> list[Line]:
 
 
 def train_stage(
-    config: Config, stage: Stage, place: Workspace, *, validation: tuple[int, ...], tell: Callable[[Line], None]
+    config: Config,
+    stage: Stage,
+    place: Workspace,
+    *,
+    validation: tuple[int, ...],
+    tell: Callable[[Line], None],
+    say: Callable[[str], None],
 ) -> None:
-    """Train `stage` on Ray to its end, going on from its last checkpoint if it has one; leaves `final/`.
+    """Train `stage` on Ray to its end, going on from its newest good checkpoint if it has one; leaves `final/`.
 
     Args:
         config: the whole config, with the CRF settings that this stage starts from. Features that it wants kept are.
@@ -42,9 +49,11 @@ def train_stage(
         place: the run's folder, absolute and seen by every node.
         validation: frames to validate on.
         tell: called with each new report.
+        say: called with a line for people when the stage goes on from a checkpoint.
 
     Raises:
-        InputError: a worker stopped on a mistake of the user's, such as rates that make the loss infinite.
+        InputError: a worker stopped on what is the user's to mend, such as rates that make the loss infinite, or a full disk.
+        LostWorkerError: a worker's process or node went away, more often than `training.max_failures` allows.
     """
     start = None
     if stage.starts_from is not None:
@@ -53,11 +62,12 @@ def train_stage(
     features = place.features if config.data.cache_features else None
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.jsonl"
+    job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start, features)
+    checkpoints, earlier_notes = CheckpointFolder(folder), len(read_lines(job.notes))
     gpu = uses_gpu(config)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": TrainJob(config, stage.name, place.store, place.views, log, validation, start, features)},
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
@@ -67,17 +77,22 @@ def train_stage(
         run_config=ray.train.RunConfig(
             name=stage.name,
             storage_path=str(place.out),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    with following(lambda: read_log(log), tell), _interrupts_as_ever():
+    with (
+        following(lambda: read_lines(job.notes)[earlier_notes:], lambda note: say(note["said"])),
+        following(lambda: read_log(job.log), tell),
+        _interrupts_as_ever(),
+    ):
         try:
-            result = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _users_mistake(error) or error from None
-    save_final(place.final(stage), Path(result.checkpoint.path))
+            last = max(checkpoints.steps(), default=None)
+            limit = config.training.max_failures
+            raise explained(error, stage=stage.name, max_failures=limit, last_step=last) or error from None
+    save_final(place.final(stage), checkpoints.of(stage.config(config).iterations))
 
 
 @contextmanager
@@ -90,14 +105,3 @@ def _interrupts_as_ever() -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)
-
-
-def _users_mistake(error: ray.train.TrainingFailedError) -> InputError | None:
-    """The InputError that a worker stopped on, if it was one."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, InputError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return None

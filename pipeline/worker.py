@@ -1,5 +1,9 @@
 """What each Ray Train worker runs: an adapter round `jointseg.training`.
 
+Checkpoints are written and chosen by our own hand (jointseg/checkpoint_folder.py). Ray keeps a record of those reported to it,
+overwritten in place: after a kill in the middle of that, no later start succeeds. And when a name comes a second time, Ray
+2.60 removes the new folder along with its old entry, and has no other to go on from where the newest is damaged.
+
 Not here: the loop (jointseg/training.py), the driver that starts the workers (train.py).
 """
 
@@ -7,20 +11,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 
 from jointseg.batches import Place
 from jointseg.checkpoint import write_atomically
+from jointseg.checkpoint_folder import CheckpointFolder, CheckpointWriter
 from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
 from jointseg.stages import TRAININGS
-from jointseg.training import Report, begin, resume, train
+from jointseg.training import Report, Run, begin, resume, train
 from pipeline.log_lines import append_line
 
 
@@ -32,56 +37,71 @@ class TrainJob:
     stage: str
     store: Path
     views: Path
-    log: Path
+    folder: Path
+    """The stage's folder: its checkpoints, and the two logs."""
     validation: tuple[int, ...]
     start: Path | None
     features: Path | None
     """Features of the frozen layers, where they were computed before."""
 
+    @property
+    def log(self) -> Path:
+        """One line a report."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def notes(self) -> Path:
+        """One line for people each time that the stage goes on from a checkpoint."""
+        return self.folder / "notes.jsonl"
+
 
 def train_worker(loop_config: dict[str, TrainJob]) -> None:
-    """Train one stage on this rank, from the checkpoint that Ray has for it or from the beginning."""
+    """Train one stage on this rank, from the newest good checkpoint in its folder or from the beginning."""
     job = loop_config["job"]
-    torch.set_num_threads(job.config.training.cpus_per_worker)
+    pace = job.config.training
+    torch.set_num_threads(pace.cpus_per_worker)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    checkpoints = CheckpointFolder(job.folder)
+    run = _begin_or_resume(job, checkpoints, place)
+    with CheckpointWriter(checkpoints, keep=pace.keep_checkpoints, in_background=pace.async_checkpoints) as writer:
+        train(
+            run,
+            Store.open(job.store),
+            read_manifest(job.views),
+            place=place,
+            report=lambda report: _report(report, place, job.log, writer),
+            validation=job.validation,
+            features=None if job.features is None else FeatureStore.open(job.features),
+            wrap=ray.train.torch.prepare_model,
+        )
+
+
+def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place) -> Run:
+    """The stage where it stands. Rank 0 chooses the checkpoint for all, and notes what it chose."""
     stage = TRAININGS[job.stage]
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        run = begin(job.config, stage, place=place, start=job.start)
-        if run.loaded is not None and place.rank == 0:
-            write_atomically(job.log.with_name("loaded.txt"), f"{run.loaded.table()}\n")
-    else:
-        with checkpoint.as_directory() as folder:
-            run = resume(job.config, stage, Path(folder), place=place)
-    train(
-        run,
-        Store.open(job.store),
-        read_manifest(job.views),
-        place=place,
-        report=lambda report: _report(report, place, job.log),
-        validation=job.validation,
-        features=None if job.features is None else FeatureStore.open(job.features),
-        wrap=ray.train.torch.prepare_model,
-    )
+    found = checkpoints.newest(config=job.config, stage=stage.name) if place.rank == 0 else None
+    step = ray.train.collective.broadcast_from_rank_zero(None if found is None else found.step)
+    if step is not None:
+        if found is not None:
+            append_line(job.notes, {"said": f"{stage.name}: {found}"})
+        return resume(job.config, stage, checkpoints.of(step), place=place)
+    run = begin(job.config, stage, place=place, start=job.start)
+    if run.loaded is not None and place.rank == 0:
+        write_atomically(job.folder / "loaded.txt", f"{run.loaded.table()}\n")
+    return run
 
 
-def _report(report: Report, place: Place, log: Path) -> None:
-    """Every rank reports: it is a barrier. Rank 0 writes the log, and brings the checkpoint, if one is due.
+def _report(report: Report, place: Place, log: Path, writer: CheckpointWriter) -> None:
+    """Every rank reports: it is a barrier. Rank 0 writes the log, and the checkpoint, if one is due.
 
     The log comes first: killed between the two, the step is taken again and its line stands twice, of which readers take
-    one. The other way round the line would be lost. The checkpoint has a name that a rerun writes over.
+    one. The other way round the line would be lost.
     """
     metrics = {"step": float(report.step), **report.metrics}
     if place.rank == 0:
         append_line(log, metrics)
-    if report.save is None:
-        ray.train.report(metrics)
-        return
-    name = f"step_{report.step:08d}"
-    if place.rank > 0:
-        ray.train.report(metrics, checkpoint_dir_name=name)
-        return
-    with TemporaryDirectory() as folder:
-        report.save(Path(folder))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        writer.check()
+        if report.save is not None:
+            writer.write(report.step, report.save)
+    ray.train.report(metrics)

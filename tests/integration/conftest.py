@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -19,8 +20,12 @@ import pytest
 
 from pipeline.__main__ import RAY_ENVIRONMENT
 
-for name, value in RAY_ENVIRONMENT.items():
+for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
     os.environ.setdefault(name, value)
+
+from jointseg.data.rooms import write_rooms
+from jointseg.data.store import Store, prepare
+from pipeline.cluster import connected
 
 # A whole pipeline in about a minute: six rooms to train on, a handful of steps a stage, four trials.
 TINY = {
@@ -41,6 +46,23 @@ def as_options(settings: dict[str, object]) -> list[str]:
     return [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
 
 
+def training_workers(driver: int) -> list[int]:
+    """The processes of Ray Train's workers on the Ray that `driver` started, the first started first."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+
+    def descends(process: int) -> bool:
+        return process == driver or (process in parents and descends(parents[process]))
+
+    workers = [process for process, title in titles.items() if title.startswith(b"ray::RayTrainWorker")]
+    return sorted(filter(descends, workers))
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """Runs `jointseg` in a process of its own, without a Ray cluster or MLflow store from the environment."""
@@ -55,7 +77,7 @@ class CommandLine:
         return done.stdout + done.stderr
 
     def kill_when(self, reached: Callable[[], bool], *words: str, timeout: float = 300) -> None:
-        """Start the command, and kill it (SIGKILL) as soon as `reached`; it must not end by itself before."""
+        """Start the command, and kill it and its training workers (SIGKILL) once `reached`; it must not end before."""
         process = subprocess.Popen(
             self._command(words), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -66,6 +88,9 @@ class CommandLine:
                 assert time.monotonic() < deadline, f"not reached within {timeout} s"
                 time.sleep(0.02)
         finally:
+            for worker in training_workers(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
             process.send_signal(signal.SIGKILL)
             process.wait()
 
@@ -81,6 +106,21 @@ def jointseg() -> CommandLine:
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [repository, environment.get("PYTHONPATH")]))
     return CommandLine({**environment, "PYTHONPATH": path})
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray of this process's own."""
+    with connected():
+        yield
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Four train rooms and one test room."""
+    folder = tmp_path_factory.mktemp("rooms")
+    write_rooms(folder / "nyu", num_train=4, num_test=1, seed=3)
+    return prepare(folder / "nyu", folder / "store")
 
 
 def _free_port() -> int:

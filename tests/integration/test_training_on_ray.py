@@ -1,8 +1,7 @@
-"""Training on a real Ray: ranks, resources, mistakes that come back from workers."""
+"""Training on a real Ray: ranks, resources, mistakes that come back from workers. Not here: workers that are killed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,32 +10,17 @@ import torch
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
 from jointseg.data.manifest import write_manifest
-from jointseg.data.rooms import write_rooms
-from jointseg.data.store import Store, prepare
+from jointseg.data.store import Store
 from jointseg.data.views import make_views
 from jointseg.model import build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import TrainingDivergedError
-from pipeline.cluster import connected
 from pipeline.log_lines import Line
 from pipeline.train import train_stage
 from pipeline.workspace import Workspace
 from tests.integration.conftest import TINY, CommandLine, as_options
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with connected():
-        yield
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    folder = tmp_path_factory.mktemp("rooms")
-    write_rooms(folder / "nyu", num_train=4, num_test=1, seed=3)
-    return prepare(folder / "nyu", folder / "store")
 
 
 def _config(**changes: object) -> Config:
@@ -53,7 +37,7 @@ def _train(config: Config, store: Store, out: Path) -> tuple[dict[str, torch.Ten
     place.store.symlink_to(store.path)
     write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
     lines: list[Line] = []
-    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append)
+    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append, say=lambda text: None)
     weights, _ = load_final(place.final(STAGES["stage1"]))
     return weights, lines
 

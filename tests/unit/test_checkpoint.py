@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import nn
 
 from jointseg.checkpoint import (
     Checkpoint,
+    DamagedCheckpointError,
     digest,
     load_checkpoint,
     load_final,
@@ -56,6 +60,16 @@ def refusal(folder: Path, *, config: Config = CONFIG, stage: str = "stage2") -> 
     return str(caught.value)
 
 
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let the checkpoint say something else, as another version would have written it: with the digest of what it says."""
+    path = folder / "checkpoint.json"
+    description = json.loads(path.read_text())
+    del description["seal"]
+    change(description)
+    seal = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**description, "seal": seal}))
+
+
 def test_a_checkpoint_comes_back_bit_for_bit(folder):
     written, read = a_checkpoint(), load_checkpoint(folder, config=CONFIG, stage="stage2")
     assert (read.stage, read.step, read.config) == (written.stage, written.step, written.config)
@@ -80,9 +94,7 @@ def test_an_optimiser_of_a_gpu_is_read_where_there_is_none(folder):
     with zipfile.ZipFile(path, "w") as archive:
         for name, part in parts.items():
             archive.writestr(name, part.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
-    description = json.loads((folder / "checkpoint.json").read_text())
-    description["sha256"]["optimizer.pt"] = digest(path)
-    (folder / "checkpoint.json").write_text(json.dumps(description))
+    rewrite(folder, lambda description: description["sha256"].update({"optimizer.pt": digest(path)}))
     assert b"cuda:0" in path.read_bytes()
     read, written = load_checkpoint(folder, config=CONFIG, stage="stage2").optimizer["state"], a_checkpoint().optimizer["state"]
     for parameter, state in written.items():
@@ -139,12 +151,34 @@ def test_a_truncated_file_is_named(folder, name, share):
     assert str(folder / name) in refusal(folder)
 
 
-@pytest.mark.parametrize("name", FILES[1:])
-def test_a_file_of_which_one_bit_changed_is_named(folder, name):
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_file_of_which_one_bit_changed_is_named(folder, name, share):
     whole = bytearray((folder / name).read_bytes())
-    whole[-1] ^= 1
+    whole[int(share * len(whole))] ^= 1
     (folder / name).write_bytes(whole)
-    assert f"{folder / name}: missing or altered" in refusal(folder)
+    assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_disk_did_to_a_file_is_told_from_what_the_user_did_to_the_config(folder, name):
+    (folder / name).write_bytes(b"altered")
+    with pytest.raises(DamagedCheckpointError):
+        load_checkpoint(folder, config=with_overrides(CONFIG, {"stage2.lr": 1}), stage="stage2")
+
+
+@pytest.mark.parametrize(("key", "value"), [("step", 31), ("stage", "stage3"), ("metrics", {"loss/total": 0.5})])
+def test_an_altered_description_is_refused(folder, key, value):
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert refusal(folder) == f"{path}: altered since it was written"
+
+
+def test_a_checkpoint_of_another_format_is_not_taken_for_a_damaged_one(folder):
+    rewrite(folder, lambda description: description.update({"format": 3}))
+    with pytest.raises(InputError, match=r"checkpoint\.json: a checkpoint of format 3; this version reads format 2") as caught:
+        load_checkpoint(folder, config=CONFIG, stage="stage2")
+    assert not isinstance(caught.value, DamagedCheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +192,7 @@ def test_a_description_that_is_none_is_named(folder, description):
 
 def test_a_config_that_this_version_does_not_know_is_named_with_its_file(folder):
     path = folder / "checkpoint.json"
-    description = json.loads(path.read_text())
-    description["config"]["crf"]["theta_omega"] = 1.0
-    path.write_text(json.dumps(description))
+    rewrite(folder, lambda description: description["config"]["crf"].update({"theta_omega": 1.0}))
     message = refusal(folder)
     assert message.startswith(f"{path}: crf.theta_omega: unknown setting")
 

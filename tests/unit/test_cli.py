@@ -15,6 +15,7 @@ import pipeline.run
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline.cli import app, run_command_line
+from pipeline.failures import LostWorkerError
 from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -353,6 +354,14 @@ def test_an_interruption_exits_130(jointseg, monkeypatch):
 
     monkeypatch.setattr(pipeline.run, "run_phases", interrupted)
     assert jointseg("search", "--out", "x")[0] == 130
+
+
+def test_a_lost_worker_is_one_line_and_nobodys_mistake(jointseg, monkeypatch):
+    def lost(*_, **__):
+        raise LostWorkerError("stage1: lost worker 1")
+
+    monkeypatch.setattr(pipeline.run, "run_phases", lost)
+    assert jointseg("search", "--out", "x") == (1, "", "error: stage1: lost worker 1\n")
 
 
 def test_a_mistake_of_ours_is_not_taken_for_the_users(jointseg, monkeypatch):

@@ -144,7 +144,7 @@ def test_the_mean_is_what_is_validated(rooms, views, small):
     (_, still), (_, moving) = (fit(config, rooms, views, validation=rooms.train) for config in (slow, plain))
     changes = [abs(rows[-1]["validation/pixel_accuracy"] - rows[0]["validation/pixel_accuracy"]) for rows in (still, moving)]
     assert changes[0] < 1e-4
-    assert changes[1] > 1e-2
+    assert changes[1] > 1e-3
 
 
 # Balanced classes

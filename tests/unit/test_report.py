@@ -284,7 +284,7 @@ def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: St
     assert set(cells(place, "Sem-CRF")[1:]) == {"–"}
     assert "nan" not in page(place).lower()
     assert "–" in on_terminal(place)
-    assert sorted(path.name for path in place.figures.iterdir()) == ["search.png"]
+    assert sorted(path.name for path in place.figures.iterdir()) == ["crf_weights.png", "search.png"]
 
 
 def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path: Path) -> None:

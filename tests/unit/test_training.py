@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from jointseg.batches import Place, ViewDataset, batches
-from jointseg.checkpoint import save_checkpoint, save_final
+from jointseg.checkpoint import load_checkpoint, save_checkpoint, save_final
 from jointseg.data.views import make_views
 from jointseg.errors import InputError
 from jointseg.metrics import DepthSums, depth_metrics
@@ -196,6 +196,29 @@ def test_stage_3_goes_on_with_the_crf_it_has_learned(small, fit, tmp_path):
     resumed = resume(config, STAGES["stage3"], tmp_path / "1", place=ALONE)
     fit(resumed)
     assert moved(left_alone.model.state_dict(), resumed.model.state_dict()) == set()
+
+
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+def test_a_checkpoint_in_the_background_is_that_of_its_step_whenever_it_is_written(small, rooms, views, tmp_path, stage):
+    written = {}
+    for in_background in (False, True):
+        config = with_overrides(small, {"training.async_checkpoints": in_background, "training.checkpoint_every": 1})
+        run, reports = fresh(config, stage), []
+        at_once = tmp_path / f"{in_background}"
+
+        def report(one, in_background=in_background, reports=reports, at_once=at_once):
+            reports.append(one)
+            if not in_background:
+                one.save(at_once / str(one.step))
+
+        train(run, rooms, views, place=ALONE, report=report)
+        for one in reports if in_background else []:
+            one.save(at_once / str(one.step))
+        checkpoints = [load_checkpoint(at_once / str(one.step), config=config, stage=stage) for one in reports]
+        written[in_background] = [(each.weights, each.optimizer["state"], each.random_states) for each in checkpoints]
+    assert moved(written[True][0][0], written[True][1][0]), "nothing was trained, so equality would say nothing"
+    for one, other in zip(written[False], written[True], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_another_number_of_workers_is_refused(small, tmp_path):

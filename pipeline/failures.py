@@ -1,0 +1,61 @@
+"""What Ray Train's failures come to: something that is the user's to mend, a worker that was lost, or neither.
+
+Not here: what is printed and with which exit code (cli.py), going on after a loss (worker.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jointseg.errors import InputError
+
+_PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # gloo and NCCL, in the workers that are left
+
+
+class LostWorkerError(Exception):
+    """A worker went away in the middle of a stage: nobody's mistake, and the same command goes on. One line."""
+
+
+def explained(error: Exception, *, stage: str, max_failures: int, last_step: int | None) -> Exception | None:
+    """What to raise in place of Ray Train's `TrainingFailedError`; None where only a traceback will do.
+
+    Args:
+        error: what `fit()` raised.
+        stage: the stage's name.
+        max_failures: losses that the stage got over by itself.
+        last_step: step of the newest checkpoint in its folder, None without one.
+    """
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        for cause in _causes(failure):
+            if isinstance(cause, InputError):
+                return cause
+    # Ray's own errors are about a worker. Other errors were raised in one, where the end of another looks like this.
+    lost = [_described(rank, failure) for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")]
+    if not lost and any(_PEER_GONE.search(str(failure)) for failure in failures.values()):
+        lost = ["a worker"]
+    if not lost:
+        return None
+    where = "the start of the stage" if last_step is None else f"step {last_step}"
+    return LostWorkerError(
+        f"{stage}: lost {' and '.join(lost)}, more than training.max_failures = {max_failures} gets over; "
+        f"the same command goes on from {where}"
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: Any = error
+    while cause is not None:
+        yield cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+
+
+def _described(rank: int, failure: Exception) -> str:
+    """A lost worker, with its process, machine and end as far as Ray tells them."""
+    text = str(failure)
+    process, machine = re.search(r"\bpid[=:] ?(\d+)", text), re.search(r"ip[=:] ?'?([\w.:]+)", text)
+    reason = re.search(r"(?:because|due to) ([^.\n]+)", text)
+    where = f", process {process[1]} on {machine[1]}" if process and machine else ""
+    return f"worker {rank}{where} ({reason[1] if reason else text.splitlines()[0]})"

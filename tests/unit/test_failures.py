@@ -1,0 +1,63 @@
+"""What is said of Ray Train's failures, on its own exceptions. Not here: workers that are really killed (tests/integration)."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from jointseg.errors import InputError
+from pipeline.failures import LostWorkerError, explained
+
+# As Ray 2.60 words them, shortened.
+INFO = "A worker health check failed.\nWorker info: Worker(\n    node_ip='10.0.0.7',\n    pid=4242,\n)"
+DIED = "The actor died unexpectedly before finishing this task.\n\tpid: 4242\n\tip: 10.0.0.7\nThe actor is dead because its "
+DIED += "worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: End of file."
+PEER = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:22417")
+
+
+def lost(text: str = DIED) -> Exception:
+    return WorkerHealthCheckFailedError(INFO, failure=RayActorError(error_msg=text))
+
+
+def said(failures: dict[int, Exception], *, last_step: int | None = 8) -> Exception | None:
+    return explained(WorkerGroupError("", failures), stage="stage1", max_failures=1, last_step=last_step)
+
+
+@pytest.mark.parametrize("others", [{}, {0: PEER}, {0: RuntimeError("anything")}])
+def test_a_lost_worker_is_one_line_with_its_process_its_machine_and_where_the_same_command_goes_on(others):
+    error = said({**others, 1: lost()})
+    assert isinstance(error, LostWorkerError)
+    assert str(error) == (
+        "stage1: lost worker 1, process 4242 on 10.0.0.7 (its worker process has died), more than training.max_failures = 1 "
+        "gets over; the same command goes on from step 8"
+    )
+
+
+def test_several_lost_workers_are_all_named():
+    text = str(said({0: lost(), 3: lost("Task was killed due to the node running low on memory.\nMore.")}))
+    assert "worker 0, process 4242 on 10.0.0.7 (its worker process has died) and worker 3, process 4242" in text
+    assert "(the node running low on memory)" in text
+    assert "\n" not in text
+
+
+def test_without_a_checkpoint_the_stage_begins_again():
+    assert str(said({1: lost()}, last_step=None)).endswith("the same command goes on from the start of the stage")
+
+
+def test_a_worker_whose_peer_is_gone_tells_of_a_loss():
+    assert str(said({0: PEER})).startswith("stage1: lost a worker, more than")
+
+
+def test_what_is_the_users_to_mend_comes_first():
+    mistake = InputError("stage1: mine")
+    assert said({0: lost(), 1: mistake}) is mistake
+    wrapped = RuntimeError("of Ray's")
+    wrapped.__cause__ = mistake
+    assert said({1: wrapped}) is mistake
+
+
+def test_mistakes_of_ours_keep_their_traceback():
+    assert said({0: AssertionError("ours")}) is None
+    assert explained(ControllerError(RuntimeError("ours")), stage="stage1", max_failures=0, last_step=None) is None
