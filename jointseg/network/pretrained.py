@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
 from jointseg.network.network import IMAGE_CHANNELS, JointNetwork, build_network
+from jointseg.network.rescale import rescale_features
 from jointseg.network.weight_files import StartingWeights, read_weights
 
 
@@ -86,6 +87,20 @@ def load_pretrained(network: JointNetwork, path: Path) -> LoadReport:
         for name, value in values.items():
             network.get_parameter(name).copy_(value)
         network.mean_bgr.copy_(torch.tensor(weights.image.mean_bgr))
+    return report
+
+
+def load_starting_weights(network: JointNetwork, config: NetworkConfig) -> LoadReport | None:
+    """Give the network what `config.weights` names, if anything, rescaled if `config.unit_features` says so.
+
+    Raises:
+        InputError: as `load_pretrained`.
+    """
+    if config.weights is None:
+        return None
+    report = load_pretrained(network, config.weights)
+    if config.unit_features:
+        rescale_features(network, loaded=frozenset(report.loaded))
     return report
 
 
