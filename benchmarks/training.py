@@ -78,7 +78,9 @@ def in_ray(config: Config, stage: str, store: Store, args: argparse.Namespace) -
         place = Workspace(Path(folder))
         place.store.symlink_to(store.path)
         write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
-        train_stage(config, STAGES[stage], place, validation=(), tell=lambda line: rates.append(line["images_per_second"]))
+        train_stage(
+            config, STAGES[stage], place, validation=(), tell=lambda line: rates.append(line["images_per_second"]), say=print
+        )
     return rates[1:]
 
 

@@ -44,7 +44,7 @@ class NetworkConfig(Settings):
     follow the weights; VGG-16's own fc6 and fc7 are cut down as DeepLab did. `loaded.txt` says what was loaded. None: He
     initialisation."""
     unit_features: bool = False
-    """Rescale starting weights so that every layer's features have a root mean square of 1, which changes nothing else: new
+    """Rescale starting weights so that every layer's features have a root mean square near 1, which changes nothing else: new
     layers then begin and learn at the size that they expect. Not the paper's, whose rates are for Caffe's sizes."""
     frozen_until: str | None = None
     """A layer, such as conv4_3: it and all layers it is computed from keep their starting weights. None: all are trained."""

@@ -31,8 +31,7 @@ from jointseg.labels import NUM_CLASSES
 from jointseg.losses import JointLoss, balancing_weights, joint_loss
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import JointModel, build_model
-from jointseg.network.pretrained import LoadReport, load_pretrained
-from jointseg.network.rescale import rescale_features
+from jointseg.network.pretrained import LoadReport, load_starting_weights
 from jointseg.optimizer import build_optimizer, freeze_for, rates, set_rate
 from jointseg.stages import Stage
 
@@ -101,10 +100,8 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
         weights, _ = load_final(start)
         # The CRF starts from this config's settings, which the search may have changed, not from the earlier stage's.
         model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
-    elif config.network.weights is not None:
-        loaded = load_pretrained(model.network, config.network.weights)
-        if config.network.unit_features:
-            rescale_features(model.network, loaded=frozenset(loaded.loaded))
+    else:
+        loaded = load_starting_weights(model.network, config.network)
     torch.manual_seed(config.seed * 1_000_003 + place.rank)
     run = _run(config, stage, model, place)
     run.loaded = loaded

@@ -12,17 +12,16 @@ from pathlib import Path
 import ray
 import torch
 
-from jointseg.batches import Place
 from jointseg.config import Config
 from jointseg.data import features
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store, check_space
-from jointseg.stages import STAGES
-from jointseg.training import begin
+from jointseg.network.network import JointNetwork, build_network
+from jointseg.network.pretrained import load_starting_weights
 from jointseg.whole import appearing_whole
 from pipeline.cluster import result_of, uses_gpu
 
-VIEWS_A_TASK = 32
+VIEWS_A_TASK = 64
 
 
 def cached_features(
@@ -33,7 +32,7 @@ def cached_features(
     Raises:
         InputError: the disk has too little room, or half precision cannot hold them.
     """
-    network = begin(config, STAGES["stage1"], place=Place(), start=None).model.network
+    network = _frozen_network(config, torch.device("cpu"))
     listed = read_manifest(views)
     stamp = features.stamp(network, config, listed, Store.open(store))
     description = folder / features.DESCRIPTION
@@ -61,7 +60,17 @@ def cached_features(
 
 def _compute(config: Config, store: Path, views: Path, folder: Path, *, rows: range, device: str) -> int:
     torch.set_num_threads(1)
-    place = Place(device=torch.device(device))
-    network = begin(config, STAGES["stage1"], place=place, start=None).model.network.eval()
-    features.compute(network, Store.open(store), read_manifest(views), config, rows=rows, folder=folder, device=place.device)
+    where = torch.device(device)
+    network = _frozen_network(config, where)
+    features.compute(network, Store.open(store), read_manifest(views), config, rows=rows, folder=folder, device=where)
     return len(rows)
+
+
+def _frozen_network(config: Config, device: torch.device) -> JointNetwork:
+    """The network as stage 1 begins with it."""
+    network = build_network(config.network, seed=config.seed)
+    load_starting_weights(network, config.network)
+    network.to(device).eval()
+    if config.training.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

@@ -32,6 +32,7 @@ from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
 from pipeline.provenance import provenance
+from pipeline.report_confusions import named_confusions
 from pipeline.workspace import Workspace
 
 METRICS, SUMS = "metrics.json", "sums.json"
@@ -117,6 +118,7 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         "table2": {row: _only(own, TABLE2_METRICS) for row, own in rows.items() if "rmse" in own},
         "table3": {row: _only(own, TABLE3_METRICS) for row, own in rows.items()},
         "floors": metrics["floors"],
+        "confusions": named_confusions(place),
         "paper": {"table2": TABLE2, "table3": TABLE3} if data["real"] else None,
         "search": _search(config, place),
         "data": data,

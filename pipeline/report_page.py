@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jointseg.published import ROW_NAMES
+from pipeline.report_confusions import confusion_table
 from pipeline.report_tables import (
     Report,
     Table,
@@ -50,6 +51,7 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         f"{rows}.",
         *_section("Table 2: depth", _grid(depth_table(report, rivals=True))),
         "↑ higher, ↓ lower is better; si: scale-invariant.",
+        *_section("Classes that the paper names as confused", _grid(confusion_table(report))),
         *_section("How they were taken", _bullets(protocol(report))),
         *_section("What the numbers say", _bullets(_marked(report))),
         *_section("CRF settings", _grid(crf_table(report), text_columns=3)),

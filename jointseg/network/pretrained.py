@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
 from jointseg.network.network import IMAGE_CHANNELS, JointNetwork, build_network
+from jointseg.network.rescale import rescale_features
 from jointseg.network.weight_files import StartingWeights, read_weights
 
 
@@ -50,18 +51,10 @@ class LoadReport:
 
     def table(self) -> str:
         """The source, and a line for each group: how many tensors, and which layers."""
-        groups: dict[str, Iterable[str]] = {
-            "loaded": _layers(self.loaded),
-            "reduced": _layers(self.reduced),
-            "initialised": _layers(self.initialised),
-            "unused": _layers(self.unused),
-            "other shape": map(str, self.misfits),
-        }
-        counts = map(len, (self.loaded, self.reduced, self.initialised, self.unused, self.misfits))
-        lines = [
-            f"{group:<12}{count:>4}  {', '.join(names) or '-'}"
-            for count, (group, names) in zip(counts, groups.items(), strict=True)
-        ]
+        groups = {name: getattr(self, name) for name in ("loaded", "reduced", "initialised", "unused")}
+        rows = [(group, len(names), _layers(names)) for group, names in groups.items()]
+        rows.append(("other shape", len(self.misfits), list(map(str, self.misfits))))
+        lines = [f"{group:<12}{count:>4}  {', '.join(listed) or '-'}" for group, count, listed in rows]
         return "\n".join([f"{'weights':<12}      {self.source}", *lines])
 
 
@@ -86,6 +79,20 @@ def load_pretrained(network: JointNetwork, path: Path) -> LoadReport:
         for name, value in values.items():
             network.get_parameter(name).copy_(value)
         network.mean_bgr.copy_(torch.tensor(weights.image.mean_bgr))
+    return report
+
+
+def load_starting_weights(network: JointNetwork, config: NetworkConfig) -> LoadReport | None:
+    """Give the network what `config.weights` names, if anything, rescaled if `config.unit_features` says so.
+
+    Raises:
+        InputError: as `load_pretrained`.
+    """
+    if config.weights is None:
+        return None
+    report = load_pretrained(network, config.weights)
+    if config.unit_features:
+        rescale_features(network, loaded=frozenset(report.loaded))
     return report
 
 
@@ -117,6 +124,7 @@ def _match(network: JointNetwork, weights: StartingWeights, path: Path) -> tuple
         if sources and name not in taken:
             source = f"{sources[-1]}, reduced," if sources[-1] in weights.reduced else sources[-1]
             misfits.append(Misfit(name, tuple(parameter.shape), source, tuple(weights.tensors[sources[-1]].shape)))
+    used = set(taken.values())
     mean = ", ".join(f"{level:g}" for level in weights.image.mean_bgr)
     report = LoadReport(
         source=f"{path}: {weights.kind}; the image as BGR less ({mean})",
@@ -124,7 +132,7 @@ def _match(network: JointNetwork, weights: StartingWeights, path: Path) -> tuple
         reduced=tuple(name for name, source in taken.items() if source in weights.reduced),
         initialised=tuple(name for name, _ in network.named_parameters() if name not in taken),
         misfits=tuple(misfits),
-        unused=tuple(name for name in weights.tensors if name not in taken.values()),
+        unused=tuple(name for name in weights.tensors if name not in used),
     )
     return report, values
 

@@ -1,4 +1,4 @@
-"""Features of unit size: an exact change of a network's weights under which every layer's output has a root mean square of 1.
+"""Features of unit size: an exact change of a network's weights under which every layer's output is of size 1 or so.
 
 Not here: where the weights come from (pretrained.py).
 """
@@ -6,6 +6,8 @@ Not here: where the weights come from (pretrained.py).
 # S side of the picture
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +21,12 @@ PICTURE_SIZE = 129
 
 @torch.no_grad()
 def rescale_features(network: JointNetwork, *, loaded: frozenset[str] = frozenset()) -> dict[str, float]:
-    """Scale the weights, in place, so that each hidden layer's features have a root mean square of 1 on a picture of noise.
+    """Scale the weights, in place, so that each hidden layer's features have a root mean square near 1 on a picture of noise.
 
     VGG-16's features reach thousands under Caffe's weights, and new layers on top of them would begin with a loss of hundreds
     and learn at rates that suit no other layer. Convolutions, ReLU and pools pass a positive factor on, so W a / a' and b a
     give the features a times as large, a' being the factor of what the layer reads: nothing else changes (Gatys et al. 2016
-    normalised VGG-19 so).
+    normalised VGG-19 so). Factors are powers of 2, so that nothing is rounded.
 
     Args:
         network: its score layers keep their weights, but for those that are named in `loaded`, whose scores stay the same.
@@ -42,7 +44,7 @@ def rescale_features(network: JointNetwork, *, loaded: frozenset[str] = frozense
             if isinstance(module, ConvReLU):
                 assert module.bias is not None
                 module.bias.mul_(factor)
-                size = float(module(x).square().mean().sqrt()) or 1.0
+                size = _power_of_two(float(module(x).square().mean().sqrt()))
                 module.weight.div_(size)
                 module.bias.div_(size)
                 factor /= size
@@ -56,6 +58,11 @@ def rescale_features(network: JointNetwork, *, loaded: frozenset[str] = frozense
                 assert isinstance(head, nn.Conv2d)
                 head.weight.div_(factor)
     return factors
+
+
+def _power_of_two(size: float) -> float:
+    """The power of 2 that is nearest on a log scale; 1 for 0."""
+    return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
 
 
 def _noise(size: int) -> Tensor:

@@ -144,7 +144,7 @@ def test_the_mean_is_what_is_validated(rooms, views, small):
     (_, still), (_, moving) = (fit(config, rooms, views, validation=rooms.train) for config in (slow, plain))
     changes = [abs(rows[-1]["validation/pixel_accuracy"] - rows[0]["validation/pixel_accuracy"]) for rows in (still, moving)]
     assert changes[0] < 1e-4
-    assert changes[1] > 1e-2
+    assert changes[1] > 1e-3
 
 
 # Balanced classes
@@ -260,3 +260,27 @@ def test_one_stage_trains_both_tasks_from_the_starting_weights(rooms, views, sma
     assert metrics[-1].keys() >= {"loss/semantic", "loss/depth"}
     assert config.one_stage.iterations == run.step
     assert type(config)().one_stage.iterations == type(config)().stage1.iterations + type(config)().stage2.iterations
+
+
+# On a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
+    changes = {"training.precision": "bfloat16", "training.channels_last": True, f"{stage}.ema": 0.9, f"{stage}.accumulate": 2}
+    quiet = {"training.log_every": 100, "training.checkpoint_every": 100, f"{stage}.iterations": 6}
+    config = with_overrides(small, {**changes, **quiet, "loss.class_balance": 0.3})
+    run = begin(config, STAGES[stage], place=Place(device=torch.device("cuda")), start=None)
+    update = run.optimizer.step
+
+    def step(*given):  # from the first step's end to the last one's beginning: reading losses at the end waits
+        torch.cuda.set_sync_debug_mode("error" if run.step < 4 else "default")
+        return update(*given)
+
+    run.optimizer.step = step
+    try:
+        fit(config, rooms, views, run=run, stage=stage)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.step == 6

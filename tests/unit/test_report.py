@@ -179,9 +179,18 @@ def test_the_confusion_names_its_classes(evaluated: Workspace, store: Store) -> 
     assert table["floor"].to_pylist() == confusion[:, CLASS_NAMES.index("floor")].tolist()
 
 
+def test_the_confusions_that_the_paper_names_are_shares_of_the_true_class(written: Workspace, store: Store) -> None:
+    confusion = total(store, guesses(store, WRONG["sem_crf"], depth=True)).segmentation.confusion
+    truth, predicted = CLASS_NAMES.index("books"), CLASS_NAMES.index("bookshelf")
+    shares = contents(written)["confusions"]["books > bookshelf"]
+    assert shares["sem_crf"] == pytest.approx(confusion[truth, predicted] / confusion[truth].sum())
+    assert list(shares) == list(ROW_NAMES)
+    assert f"| books > bookshelf | {shares['unary_sem']:.1%} |" in page(written)
+
+
 def test_report_json_has_every_promised_key(written: Workspace) -> None:
     found = contents(written)
-    assert set(found) == {"table2", "table3", "search", "data", "provenance", "seconds", "floors", "paper"}
+    assert set(found) == {"table2", "table3", "search", "data", "provenance", "seconds", "floors", "paper", "confusions"}
     assert list(found["table3"]) == list(ROW_NAMES)
     assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
     assert all(set(metrics) == set(TABLE3_METRICS) for metrics in found["table3"].values())
@@ -284,7 +293,7 @@ def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: St
     assert set(cells(place, "Sem-CRF")[1:]) == {"–"}
     assert "nan" not in page(place).lower()
     assert "–" in on_terminal(place)
-    assert sorted(path.name for path in place.figures.iterdir()) == ["search.png"]
+    assert sorted(path.name for path in place.figures.iterdir()) == ["crf_weights.png", "search.png"]
 
 
 def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path: Path) -> None:

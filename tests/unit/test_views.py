@@ -107,7 +107,7 @@ def test_validation_frames_are_drawn_from_train_by_the_seed() -> None:
 
 def test_some_frame_must_be_left_to_train_on() -> None:
     assert len(draw_validation((4, 5, 9), DataConfig(validation_frames=2))) == 2
-    with pytest.raises(InputError, match=r"data\.validation_frames: 3 is not allowed; allowed: below the 3 train frames"):
+    with pytest.raises(InputError, match=r"data\.validation_frames: 3 is not allowed; allowed: up to 2 of the 3 train frames"):
         draw_validation((4, 5, 9), DataConfig(validation_frames=3))
 
 

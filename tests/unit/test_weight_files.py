@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
+from jointseg.batches import Place
 from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.errors import InputError
 from jointseg.network.weight_files import read_weights
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import Place, begin
+from jointseg.training import begin
 from tests.starting_weights import blob, caffemodel, floats, layer, torchvision_vgg16
 
 WIDTH = 0.05
