@@ -143,8 +143,13 @@ class Head:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=500, check=False)
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `jointseg` as a submitted job to its end."""
-        return self.job("submit", "--", str(Path(sys.executable).with_name("jointseg")), *words)
+        """Run `jointseg` as a submitted job to its end. The head's agent, which starts jobs, comes up after its server."""
+        deadline = time.monotonic() + 120
+        while True:
+            done = self.job("submit", "--", str(Path(sys.executable).with_name("jointseg")), *words)
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:
+                return done
+            time.sleep(1)
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +169,7 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while there.job("list").returncode:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, f"the head did not start: {there.job('list').stderr}"

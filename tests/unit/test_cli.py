@@ -117,7 +117,10 @@ def test_a_command_that_cannot_be_read_exits_2_and_names_the_word(jointseg, word
 
 
 def test_an_unknown_preset_lists_the_known_ones(mistake):
-    assert mistake("run", "--out", "x", "--preset", "huge") == "--preset: 'huge' is not a preset; allowed: demo, paper"
+    assert (
+        mistake("run", "--out", "x", "--preset", "huge")
+        == "--preset: 'huge' is not a preset; allowed: demo, small, modern, paper"
+    )
 
 
 @pytest.mark.parametrize("words", CONFIGURABLE, ids=" ".join)
@@ -169,7 +172,7 @@ def test_a_source_named_by_its_setting_is_looked_at_too(mistake, tmp_path):
 def test_more_validation_frames_than_frames_are_refused_before_anything_is_made(mistake, tmp_path, small_nyu, data):
     words = [*data, small_nyu] if data else ["--set", "data.rooms_train=4"]
     message = mistake("run", "--out", "x", *words, "--set", "data.validation_frames=4")
-    assert message.startswith("data.validation_frames: 4 is not allowed; allowed: below the 4 train frames")
+    assert message.startswith("data.validation_frames: 4 is not allowed; allowed: up to 3 of the 4 train frames")
     assert ("data.rooms_train" in message) == (not data)
     assert not (tmp_path / "x").exists()
 
@@ -259,7 +262,7 @@ def test_a_damaged_config_is_named(mistake, tmp_path):
 @pytest.mark.parametrize("stage", ["7", "", "stage7", "3_crf", "stage"])
 def test_an_unknown_stage_lists_the_known_ones(mistake, stage):
     assert mistake("train", "--out", "x", "--stage", stage) == (
-        f"--stage: {stage!r} is not a stage; allowed: 1, 2, 3_sem_crf, 3"
+        f"--stage: {stage!r} is not a stage; allowed: 1, 2, 3_sem_crf, 3, one_stage"
     )
 
 
@@ -387,7 +390,7 @@ def process(*words, program=("-m", "pipeline"), cwd=None):
 def test_the_process_exits_with_the_code_and_the_line(tmp_path):
     done = process("run", "--out", "x", "--preset", "huge", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --preset: 'huge' is not a preset; allowed: demo, paper\n"
+    assert done.stderr == "error: --preset: 'huge' is not a preset; allowed: demo, small, modern, paper\n"
 
 
 def test_without_the_extra_the_package_to_install_is_named(tmp_path):

@@ -70,7 +70,14 @@ def test_every_parameter_that_learns_has_a_gradient(model, stage):
 
 def test_rates_are_told_by_group(model):
     settings = StageConfig(lr=1e-3, crf_lr=1e-5, schedule="cosine", iterations=100, **DEEPLAB)
-    network = {"lr/network": 1e-3, "lr/network_bias": 2e-3, "lr/heads": 1e-2, "lr/heads_bias": 2e-2}
+    network = {
+        "lr/trunk": 1e-3,
+        "lr/trunk_bias": 2e-3,
+        "lr/network": 1e-3,
+        "lr/network_bias": 2e-3,
+        "lr/heads": 1e-2,
+        "lr/heads_bias": 2e-2,
+    }
     for stage, expected in (("stage1", network), ("stage3", network | {"lr/crf": 1e-5})):
         freeze_for(STAGES[stage], model)
         optimizer = build_optimizer(model, settings)
