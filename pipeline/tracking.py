@@ -28,6 +28,8 @@ KEY_TAG = "jointseg.key"
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM_LENGTH = 6000
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+DISK_ERRORS = ("database or disk is full", "disk I/O error")
+"""What SQLite says of a disk."""
 
 
 def tracking_uri(out: Path) -> str:
@@ -79,6 +81,7 @@ class Tracker:
             InputError: the store cannot be reached.
         """
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of errors it raises too
         uri = tracking_uri(out)
         named = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's store"
         name = experiment_name(out)
@@ -101,6 +104,9 @@ class Tracker:
         """The id of the run called `name` under `parent`, found or created, so that a restart goes on with it.
 
         It is RUNNING inside the block, and FINISHED, FAILED or KILLED after it. `key` tells apart runs of one name.
+
+        Raises:
+            InputError: the store's disk was full when something was logged in the block.
         """
         key = key or name
         run_id = self._find(key, parent) or self._create(name, key, parent)
@@ -110,9 +116,12 @@ class Tracker:
         except KeyboardInterrupt:
             self.client.set_terminated(run_id, status="KILLED")
             raise
-        except BaseException:
+        except BaseException as error:
             with suppress(MlflowException, SQLAlchemyError):  # what happened says more than that MLflow's disk is full too
                 self.client.set_terminated(run_id, status="FAILED")
+            full = next((said for said in DISK_ERRORS if said in str(error)), None)
+            if isinstance(error, MlflowException) and full:
+                raise InputError(f"{self.uri}: cannot be written: {full}") from None
             raise
         self.client.set_terminated(run_id, status="FINISHED")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -10,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
-from pipeline.tracking import KEY_TAG, PARENT_TAG, RETRIES, Tracker, experiment_name, tracking_uri
+from pipeline.tracking import DISK_ERRORS, KEY_TAG, PARENT_TAG, RETRIES, Tracker, experiment_name, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +290,36 @@ def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tra
     assert found["trial-0000"].info.status == "FINISHED"
     assert len(found) == 1
     assert history(tracker, left, "mean_iou") == [(0, 0.25)]
+
+
+# Full disks
+
+
+FILL_THE_STORE = """
+import os, resource, sys
+from pathlib import Path
+from jointseg.errors import InputError
+from pipeline.tracking import Tracker
+
+out = Path(sys.argv[1])
+tracker = Tracker.open(out)
+try:
+    with tracker.run("stage1") as run:
+        size = (out / "mlflow.db").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        for step in range(10_000):
+            tracker.log_metrics(run, {f"loss/{number}": 1.0 for number in range(100)}, step=step)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_no_traceback_of_mlflows(tmp_path):
+    """The kernel lets the process write no file longer than the store is."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-c", FILL_THE_STORE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in {f"{uri}: cannot be written: {said}\n" for said in DISK_ERRORS}
+    assert "Traceback" not in done.stderr
