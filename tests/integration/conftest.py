@@ -164,7 +164,8 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     # A folder of its own: a head that is killed leaves its address in the common one, where later clusters look for it.
     folder = tempfile.mkdtemp(prefix="ray-")
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    command += [f"--temp-dir={folder}"]
+    # A port of its own for the agent that starts jobs: it is not asked for another where a second head has the usual one.
+    command += [f"--temp-dir={folder}", f"--dashboard-agent-listen-port={_free_port()}"]
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
