@@ -28,7 +28,7 @@ from jointseg.errors import InputError
 from jointseg.settings import differences
 from jointseg.whole import appearing_whole, disk_errors_named
 
-FORMAT = 2  # 1 was without the mean that the network takes off the image
+FORMAT = 2  # 1 had neither the mean that the network takes off the image nor a seal
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"
@@ -195,13 +195,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or "format" not in description:
         raise DamagedCheckpointError(f"{path}: does not describe a checkpoint; it is damaged")
     seal = description.pop("seal", None)
-    if seal is not None and seal != _seal(description):  # the first of this format have none
+    if seal != _seal(description) and (seal is not None or description["format"] == FORMAT):  # format 1 had no seal
         raise DamagedCheckpointError(f"{path}: altered since it was written")
     if description["format"] != FORMAT:
         raise InputError(f"{path}: a checkpoint of format {description['format']!r}; this version reads format {FORMAT}")
-    missing = {"stage", "step", "config", "sha256", "metrics"} - description.keys()
-    if missing:
-        raise DamagedCheckpointError(f"{path}: has no {', '.join(sorted(missing))}; the checkpoint is damaged")
     return description
 
 

@@ -113,6 +113,14 @@ class DataConfig(Settings):
     """Keep the validation frames in training. Only the `paper` preset does: its 4770 views are all 795 frames."""
 
     @model_validator(mode="after")
+    def _colours_that_change(self) -> Self:
+        if self.color_jitter and self.views == "offline":
+            raise SettingsError(
+                "color_jitter", f"{self.color_jitter} needs data.views=online: offline views are the frames' own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ordered_scales(self) -> Self:
         if self.crop_scale_min > self.crop_scale_max:
             raise ValueError(f"crop_scale_min is {self.crop_scale_min}; allowed: up to crop_scale_max = {self.crop_scale_max}")

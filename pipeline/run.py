@@ -270,7 +270,11 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
 
 
 def _check_sources(config: Config) -> None:
-    """Look at the files that a run begins from, and that they leave frames to train on."""
+    """Look at the files that a run begins from, and that they leave frames to train on and nothing random to keep."""
+    frozen = config.network.frozen_until
+    if frozen is not None and config.network.weights is None:
+        problem = f"none is given, and network.frozen_until keeps layers up to {frozen} as they begin: they would stay random"
+        raise SettingsError("network.weights", problem)
     data = config.data
     num_train = data.rooms_train
     if data.source is not None:

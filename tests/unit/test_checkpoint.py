@@ -174,14 +174,6 @@ def test_an_altered_description_is_refused(folder, key, value):
     assert refusal(folder) == f"{path}: altered since it was written"
 
 
-def test_a_description_written_before_there_were_seals_is_read(folder):
-    path = folder / "checkpoint.json"
-    description = json.loads(path.read_text())
-    del description["seal"]
-    path.write_text(json.dumps(description))
-    assert load_checkpoint(folder, config=CONFIG, stage="stage2").step == 30
-
-
 def test_a_checkpoint_of_another_format_is_not_taken_for_a_damaged_one(folder):
     rewrite(folder, lambda description: description.update({"format": 3}))
     with pytest.raises(InputError, match=r"checkpoint\.json: a checkpoint of format 3; this version reads format 2") as caught:

@@ -193,6 +193,14 @@ def test_starting_weights_that_cannot_be_read_are_refused_before_anything_is_mad
     assert not (tmp_path / "x").exists()
 
 
+def test_layers_that_would_stay_random_are_refused_before_anything_is_made(mistake, tmp_path):
+    message = mistake("run", "--preset", "small", "--out", "x")
+    assert message.startswith(
+        "network.weights: none is given, and network.frozen_until keeps layers up to conv4_3 as they begin"
+    )
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("command", ["check", "prepare"])
 def test_a_folder_that_is_not_nyus_is_refused(mistake, tmp_path, command):
     out = ["--out", "store"] if command == "prepare" else []

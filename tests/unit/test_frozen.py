@@ -166,11 +166,12 @@ def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, froz
     ("changes", "said"),
     [
         ({"network.frozen_until": "conv9"}, r"network\.frozen_until: vgg16_msc has no layer 'conv9'; allowed: conv1_1, "),
+        ({"data.color_jitter": 0.2}, r"data\.color_jitter: 0.2 needs data\.views=online"),
         ({"data.cache_features": True}, r"data\.cache_features: needs network\.frozen_until"),
         ({"data.cache_features": True, "network.frozen_until": "conv4_3", "data.views": "online"}, "data.views=offline"),
     ],
 )
-def test_what_cannot_be_frozen_or_kept_is_refused(changes, said):
+def test_what_cannot_be_frozen_kept_or_coloured_is_refused(changes, said):
     with pytest.raises(InputError, match=said):
         with_overrides(Config(), changes)
 

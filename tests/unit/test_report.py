@@ -6,9 +6,7 @@ import dataclasses
 import io
 import json
 import math
-import shlex
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,18 @@ from rich.console import Console
 
 from jointseg.batches import Place
 from jointseg.checkpoint import save_checkpoint, save_final
-from jointseg.config import Config
 from jointseg.crf.settings import CrfSettings
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, Sums, score
 from jointseg.labels import CLASS_NAMES, VOID
 from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics, segmentation_metrics
-from jointseg.presets import PRESETS, demo
+from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
-from jointseg.settings import flatten, parse_override, with_overrides
+from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import begin
 from pipeline import report
-from pipeline.provenance import command, commit
 from pipeline.workspace import Workspace
 
 # Share of pixels that each row gets wrong: the full CRF below the rows before it.
@@ -323,53 +319,3 @@ def test_the_terminal_shows_the_tables_and_where_to_look_next(written: Workspace
 def test_no_summary_without_a_report(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"report\.json: not found"):
         report.summary(Workspace(tmp_path))
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_command_makes_the_same_config_again(preset: str) -> None:
-    changes = {
-        "preset": preset,
-        "data.source": "/some where/nyu",
-        "crf.theta_beta": 4.5,
-        "search.space": "crf_weights",
-        "network.weights": "/weights/null",
-        "stage3.iterations": 7,
-        "data.train_on_validation": preset == "demo",
-    }
-    config = with_overrides(PRESETS[preset](), changes)
-    words = shlex.split(shlex.join(command(config, out="runs/x")))
-    options = list(zip(words[2::2], words[3::2], strict=True))
-    overrides = dict(parse_override(value) for option, value in options if option == "--set")
-    given = dict(options)
-    assert words[:2] == ["jointseg", "run"]
-    assert given["--out"] == "runs/x"
-    again = with_overrides(PRESETS[given["--preset"]](), {**overrides, "data.source": given["--data"]})
-    assert again == config
-
-
-def test_a_preset_by_itself_needs_no_settings() -> None:
-    assert command(demo(), out="runs/x") == ["jointseg", "run", "--preset", "demo", "--out", "runs/x"]
-    assert "preset=mine" in command(Config(preset="mine"), out="runs/x")
-
-
-def test_the_commit_is_that_of_the_source_and_says_where_it_was_changed(tmp_path: Path) -> None:
-    package = tmp_path / "jointseg"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    assert commit(package) is None
-
-    def git(*words: str) -> str:
-        identity = ("-c", "user.name=n", "-c", "user.email=e@e")
-        return subprocess.run(
-            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    git("init", "--quiet")
-    assert commit(package) is None  # a repository that does not hold the package says nothing about it
-    git("add", "jointseg")
-    git("commit", "--quiet", "--message", "one")
-    head = git("rev-parse", "HEAD")
-    (tmp_path / "notes.txt").write_text("beside the source")
-    assert commit(package) == head
-    (package / "__init__.py").write_text("changed = True\n")
-    assert commit(package) == f"{head}-dirty"

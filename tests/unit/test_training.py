@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jointseg.batches import Place, ViewDataset, batches
+from jointseg.batches import Place
 from jointseg.checkpoint import load_checkpoint, save_checkpoint, save_final
 from jointseg.data.views import make_views
 from jointseg.errors import InputError
@@ -273,53 +273,6 @@ def test_the_mean_of_the_starting_weights_lasts_through_checkpoints_and_stages(s
     assert restarted.loaded is not None
     assert restarted.loaded.initialised == ()
     assert moved(run.model.state_dict(), restarted.model.state_dict()) == set()
-
-
-# What is seen
-
-
-TENSORS = ("image", "labels", "depth")
-
-
-def seen(rooms, views, config, *, place=ALONE, step=0):
-    dataset = ViewDataset(rooms, views, config)
-    workers = config.training.loader_workers
-    return list(batches(dataset, config.stage1, place, first_step=step, loader_workers=workers))
-
-
-def test_two_ranks_see_what_one_rank_with_twice_the_batch_sees(rooms, views, small):
-    together = seen(rooms, views, with_overrides(small, {"stage1.batch_size": 4}))
-    ranks = [seen(rooms, views, small, place=Place(rank=rank, world_size=2)) for rank in (0, 1)]
-    assert len(together) == 4
-    for whole, *shares in zip(together, *ranks, strict=True):
-        for name in TENSORS:
-            assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
-
-
-def test_every_view_is_seen_once_a_round_in_the_manifests_order(rooms, views, small):
-    dataset = ViewDataset(rooms, views, small)
-    one_round = with_overrides(small, {"stage1.iterations": len(views) + 2, "stage1.batch_size": 1})
-    batch_of = seen(rooms, views, one_round)
-    for index in (0, 1, len(views) - 1, len(views), len(views) + 1):
-        assert torch.equal(batch_of[index].image[0], dataset[index % len(views)][0].image)
-
-
-def test_a_resumed_run_sees_the_steps_that_are_left(rooms, views, small):
-    whole, rest = seen(rooms, views, small), seen(rooms, views, small, step=3)
-    assert len(rest) == 1
-    assert torch.equal(rest[0].image, whole[3].image)
-
-
-def test_who_cuts_the_views_changes_nothing(rooms, views, small):
-    elsewhere = seen(rooms, views, with_overrides(small, {"training.loader_workers": 1}))
-    for one, other in zip(seen(rooms, views, small), elsewhere, strict=True):
-        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS)
-
-
-def test_looking_at_batches_does_not_move_the_random_state_of_dropout(rooms, views, small):
-    before = torch.get_rng_state()
-    seen(rooms, views, small)
-    assert torch.equal(before, torch.get_rng_state())
 
 
 # Reports

@@ -1,0 +1,84 @@
+"""Laws of what a worker is fed: which pictures, in which order, whoever cuts them. Not here: how one is cut (test_views.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jointseg.batches import Place, ViewDataset, batches, visits_of
+from jointseg.config import StageConfig
+from jointseg.data.views import make_views
+from jointseg.settings import with_overrides
+
+ALONE = Place()
+
+
+@pytest.fixture(scope="module")
+def views(rooms, small):
+    return make_views(rooms.train, small.data)
+
+
+TENSORS = ("image", "labels", "depth")
+
+
+def seen(rooms, views, config, *, place=ALONE, step=0):
+    dataset = ViewDataset(rooms, views, config)
+    workers = config.training.loader_workers
+    return list(batches(dataset, config.stage1, place, first_step=step, loader_workers=workers))
+
+
+def test_two_ranks_see_what_one_rank_with_twice_the_batch_sees(rooms, views, small):
+    together = seen(rooms, views, with_overrides(small, {"stage1.batch_size": 4}))
+    ranks = [seen(rooms, views, small, place=Place(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert len(together) == 4
+    for whole, *shares in zip(together, *ranks, strict=True):
+        for name in TENSORS:
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
+
+
+def test_every_view_is_seen_once_a_round_in_the_manifests_order(rooms, views, small):
+    dataset = ViewDataset(rooms, views, small)
+    one_round = with_overrides(small, {"stage1.iterations": len(views) + 2, "stage1.batch_size": 1})
+    batch_of = seen(rooms, views, one_round)
+    for index in (0, 1, len(views) - 1, len(views), len(views) + 1):
+        assert torch.equal(batch_of[index].image[0], dataset[index % len(views)][0].image)
+
+
+def test_a_resumed_run_sees_the_steps_that_are_left(rooms, views, small):
+    whole, rest = seen(rooms, views, small), seen(rooms, views, small, step=3)
+    assert len(rest) == 1
+    assert torch.equal(rest[0].image, whole[3].image)
+
+
+def test_who_cuts_the_views_changes_nothing(rooms, views, small):
+    elsewhere = seen(rooms, views, with_overrides(small, {"training.loader_workers": 1}))
+    for one, other in zip(seen(rooms, views, small), elsewhere, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS)
+
+
+def test_looking_at_batches_does_not_move_the_random_state_of_dropout(rooms, views, small):
+    before = torch.get_rng_state()
+    seen(rooms, views, small)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("ranks", "passes", "size"), [(1, 1, 12), (2, 1, 6), (1, 3, 4), (2, 3, 2), (3, 2, 2)])
+def test_a_step_sees_the_same_pictures_however_they_are_shared_out(ranks, passes, size):
+    settings = StageConfig(batch_size=size, accumulate=passes, iterations=5)
+    shares = [visits_of(Place(rank, ranks), settings, steps=range(2, 5)) for rank in range(ranks)]
+    for step in range(3):
+        seen = [visit for share in shares for visits in share[step * passes : (step + 1) * passes] for visit in visits]
+        assert sorted(seen) == list(range((step + 2) * 12, (step + 3) * 12))
+
+
+def test_online_batches_do_not_depend_on_who_cuts_them_or_where_training_began(rooms, views, small):
+    config = with_overrides(small, {"data.views": "online", "data.color_jitter": 0.3})
+    dataset = ViewDataset(rooms, views, config)
+
+    def seen(**options):
+        return [batch.image for batch in batches(dataset, config.stage1, ALONE, **options)]
+
+    whole = seen(first_step=0, loader_workers=0)
+    assert all(torch.equal(*pair) for pair in zip(whole, seen(first_step=0, loader_workers=1), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(whole[3:], seen(first_step=3, loader_workers=0), strict=True))
+    assert not torch.equal(whole[0], whole[2])
