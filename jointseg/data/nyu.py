@@ -22,6 +22,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
+from jointseg.data.scenes import read_scene_types
 from jointseg.errors import InputError
 from jointseg.labels import NUM_CLASSES, NUM_NYU_CLASSES, VOID, class_table
 
@@ -61,6 +62,7 @@ class NyuFolder:
         self.real = hashlib.sha256((self._table[1:] + 1).tobytes()).hexdigest() == _NYU_MAP_SHA256
         """Whether classes are mapped by NYU's own classMapping40.mat, as only its own frames are."""
         self.train, self.test = _read_splits(folder / SPLITS_FILE, self.num_frames)
+        self.scene_types = read_scene_types(mat, self.num_frames)
 
     @classmethod
     def open(cls, folder: Path) -> Self:

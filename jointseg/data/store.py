@@ -52,6 +52,8 @@ class Store:
         """SHA-256 of all frames and both splits, in hexadecimal."""
         self.info: FolderReport = index["report"]
         """What the frames hold."""
+        self.scene_types: tuple[str, ...] | None = index["scene_types"]
+        """The scene type of each frame, in the order of their numbers; None where they are not known."""
         self._arrays = arrays
 
     @property
@@ -153,6 +155,7 @@ def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> di
         "report": dataclasses.asdict(report),
         "train": nyu.train,
         "test": nyu.test,
+        "scene_types": nyu.scene_types,
     }
 
 
@@ -178,7 +181,9 @@ def _read_index(path: Path) -> dict[str, Any]:
     try:
         report = index["report"]
         index["report"] = FolderReport(**{**report, "class_pixels": tuple(report["class_pixels"])})
-        return {name: index[name] for name in ("source", "digest", "report", "train", "test")}
+        scene_types = index.get("scene_types")  # a store made before there were any has none
+        index["scene_types"] = None if scene_types is None else tuple(scene_types)
+        return {name: index[name] for name in ("source", "digest", "report", "train", "test", "scene_types")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged: {error}; prepare the store again") from None
 

@@ -1,0 +1,161 @@
+"""Folds of a subset of images, and what scores over them are worth: standard error, nested estimate, paired bootstrap.
+
+Not here: how images are scored (evaluation.py), what is chosen between (pipeline/).
+"""
+
+# T trials, N images, K folds, C classes, R resamples
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jointseg.errors import InputError
+from jointseg.metrics import Absent
+
+_RESAMPLES_AT_ONCE = 256
+
+
+class Estimate(NamedTuple):
+    """A mean over folds and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+class Nested(NamedTuple):
+    """What choosing is worth on images that the choice did not see."""
+
+    score: float
+    """Mean IoU pooled over all folds, each under the trial that was best on the others."""
+    folds: tuple[float, ...]
+    """Mean IoU of each fold under that trial."""
+    chosen: tuple[int, ...]
+    """Which trial that was, by its place."""
+
+
+class Interval(NamedTuple):
+    """A difference of two mean IoU on the same images, and where its bootstrap lies."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the interval holds 0."""
+        return self.low <= 0 <= self.high
+
+
+def draw_folds(num_images: int, *, num_folds: int, seed: int, strata: Sequence[str] | None = None) -> tuple[int, ...]:
+    """The fold 0..K-1 of each image. Folds differ by at most one image, and by at most one of each stratum.
+
+    Args:
+        num_images: N.
+        num_folds: K.
+        seed: of the shuffle within each stratum.
+        strata: the kind of each image, such as its scene type; None: all are of one kind.
+
+    Raises:
+        InputError: there are fewer images than folds.
+    """
+    if num_folds > num_images:
+        raise InputError(f"{num_folds} folds of {num_images} frames; allowed: as many folds as frames, or fewer")
+    kinds = ["" for _ in range(num_images)] if strata is None else list(strata)
+    assert len(kinds) == num_images, f"{len(kinds)} strata for {num_images} images"
+    generator = np.random.default_rng(seed)
+    folds, dealt = np.empty(num_images, np.int64), 0
+    for kind in sorted(set(kinds)):
+        members = generator.permutation([image for image, own in enumerate(kinds) if own == kind])
+        folds[members] = (dealt + np.arange(len(members))) % num_folds  # on where the last stratum ended
+        dealt += len(members)
+    return tuple(folds.tolist())
+
+
+def mean_iou(confusion: NDArray[Any], *, absent: Absent) -> NDArray[np.float64]:
+    """Mean IoU of each of many confusion matrices: (..., C, C) to (...). NaN without a pixel.
+
+    As `SegmentationSums.mean_iou`, for all at once.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    truth = confusion.sum(-1)
+    union = truth + confusion.sum(-2) - hits
+    kept = {"ignore": union > 0, "zero": np.ones_like(union, bool), "gt_present": truth > 0}[absent]
+    iou = np.divide(hits, union, out=np.zeros(union.shape), where=union > 0)
+    count = np.where(truth.sum(-1) > 0, kept.sum(-1), 0)
+    mean: NDArray[np.float64] = np.divide((iou * kept).sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return mean
+
+
+def fold_sums(confusion_NCC: NDArray[np.int64], folds: Sequence[int], *, num_folds: int) -> NDArray[np.int64]:
+    """(K, C, C): the images' matrices added up within each fold."""
+    sums = np.zeros((num_folds, *confusion_NCC.shape[1:]), np.int64)
+    np.add.at(sums, np.asarray(folds), confusion_NCC)
+    return sums
+
+
+def over_folds(fold_scores: Sequence[float]) -> Estimate:
+    """Mean over folds, and its standard error: their sample deviation over the root of their number."""
+    scores = np.asarray(fold_scores, dtype=np.float64)
+    return Estimate(float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(len(scores))))
+
+
+def nested(fold_sums_TKCC: NDArray[np.int64], *, absent: Absent) -> Nested:
+    """Choose the best trial on all folds but one and score it on that one, for each fold.
+
+    The best trial's own score minus this is what picking the best of T adds by chance. Among equals the first trial is chosen.
+    """
+    K = fold_sums_TKCC.shape[1]
+    total_TCC = fold_sums_TKCC.sum(1)
+    chosen, left_out = [], []
+    for fold in range(K):
+        scores_T = mean_iou(total_TCC - fold_sums_TKCC[:, fold], absent=absent)
+        chosen.append(int(np.argmax(np.where(np.isnan(scores_T), -1.0, scores_T))))
+        left_out.append(fold_sums_TKCC[chosen[-1], fold])
+    left_out_KCC = np.stack(left_out)
+    folds = mean_iou(left_out_KCC, absent=absent)
+    return Nested(float(mean_iou(left_out_KCC.sum(0), absent=absent)), tuple(folds.tolist()), tuple(chosen))
+
+
+def paired_bootstrap(
+    confusion_NCC: NDArray[np.int64],
+    other_NCC: NDArray[np.int64],
+    *,
+    absent: Absent,
+    num_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+    """Pooled mean IoU of the first minus that of the second on the same images, with a percentile interval over images.
+
+    A resample draws N images with replacement, the same for both, and pools their matrices.
+
+    Args:
+        confusion_NCC: one side's matrix of each image.
+        other_NCC: the other side's, in the same order.
+        absent: as in `mean_iou`.
+        num_resamples: R.
+        seed: of the draws.
+        level: share of the resamples inside the interval.
+    """
+    assert confusion_NCC.shape == other_NCC.shape, f"{confusion_NCC.shape} beside {other_NCC.shape}"
+    N, C = confusion_NCC.shape[:2]
+    # Whole numbers below 2^53: products and sums in float64 are exact, in whatever order.
+    both_NX = np.concatenate([confusion_NCC.reshape(N, -1), other_NCC.reshape(N, -1)], axis=1).astype(np.float64)
+
+    def difference(times_RN: NDArray[Any]) -> NDArray[np.float64]:
+        pooled_R2CC = (times_RN @ both_NX).reshape(-1, 2, C, C)
+        scores_R2 = mean_iou(pooled_R2CC, absent=absent)
+        return scores_R2[:, 0] - scores_R2[:, 1]
+
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for first in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        count = min(_RESAMPLES_AT_ONCE, num_resamples - first)
+        drawn.append(difference(generator.multinomial(N, np.full(N, 1 / N), size=count).astype(np.float64)))
+    edge = (1 - level) / 2
+    low, high = np.nanquantile(np.concatenate(drawn), [edge, 1 - edge])
+    return Interval(float(difference(np.ones((1, N)))[0]), float(low), float(high))

@@ -1,0 +1,142 @@
+"""Laws of folds and of what scores over them are worth, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jointseg.cross_validation import draw_folds, fold_sums, mean_iou, nested, over_folds, paired_bootstrap
+from jointseg.errors import InputError
+from jointseg.metrics import SegmentationSums
+
+RIGHT = np.array([[4, 0], [0, 4]])  # mean IoU 1
+HALF = np.array([[2, 2], [0, 4]])  # (2/4 + 4/6) / 2 = 7/12
+WRONG = np.array([[0, 4], [4, 0]])  # mean IoU 0
+
+
+def shared_out(sizes):
+    return max(sizes) - min(sizes) <= 1
+
+
+# Folds
+
+
+@pytest.mark.parametrize(("images", "folds"), [(10, 5), (11, 5), (3, 3), (100, 7)])
+def test_folds_differ_by_at_most_one_image_and_none_is_empty(images, folds):
+    sizes = Counter(draw_folds(images, num_folds=folds, seed=0))
+    assert set(sizes) == set(range(folds))
+    assert shared_out(sizes.values())
+
+
+def test_every_stratum_is_shared_out_evenly_and_so_is_the_whole():
+    strata = ["kitchen"] * 7 + ["office"] * 12 + ["attic"] * 2
+    folds = draw_folds(len(strata), num_folds=5, seed=3, strata=strata)
+    assert shared_out(Counter(folds).values())
+    for kind in set(strata):
+        sizes = Counter(dict.fromkeys(range(5), 0))
+        sizes.update(fold for fold, own in zip(folds, strata, strict=True) if own == kind)
+        assert shared_out(sizes.values()), kind
+
+
+def test_folds_are_the_seeds():
+    assert draw_folds(20, num_folds=4, seed=1) == draw_folds(20, num_folds=4, seed=1)
+    assert draw_folds(20, num_folds=4, seed=1) != draw_folds(20, num_folds=4, seed=2)
+
+
+def test_fewer_frames_than_folds_are_refused():
+    with pytest.raises(InputError, match="5 folds of 4 frames; allowed: as many folds as frames, or fewer"):
+        draw_folds(4, num_folds=5, seed=0)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("absent", ["ignore", "zero", "gt_present"])
+def test_mean_iou_of_many_is_that_of_each(absent):
+    matrices = np.random.default_rng(0).integers(0, 3, (6, 5, 5)) * (np.arange(5) < 4)  # the last class is never predicted
+    matrices[0], matrices[1, 4] = 0, 0
+    each = [SegmentationSums(matrix).mean_iou(absent=absent) for matrix in matrices]
+    assert mean_iou(matrices.reshape(2, 3, 5, 5), absent=absent).ravel() == pytest.approx(each, nan_ok=True)
+    assert np.isnan(each[0])
+
+
+def test_by_hand():
+    assert mean_iou(np.stack([RIGHT, HALF, WRONG]), absent="ignore") == pytest.approx([1, 7 / 12, 0])
+
+
+def test_the_folds_sums_add_up_to_the_whole():
+    images = np.random.default_rng(0).integers(0, 9, (7, 3, 3))
+    sums = fold_sums(images, (0, 1, 2, 0, 1, 2, 0), num_folds=3)
+    assert (sums.sum(0) == images.sum(0)).all()
+    assert (sums[1] == images[1] + images[4]).all()
+
+
+def test_the_standard_error_is_the_sample_deviation_over_the_root_of_the_folds():
+    mean, error = over_folds([0.1, 0.2, 0.3, 0.4])
+    assert mean == pytest.approx(0.25)
+    assert error == pytest.approx(np.sqrt(0.05 / 3) / 2)
+
+
+# The nested estimate
+
+
+def test_a_trial_that_is_best_everywhere_is_chosen_everywhere_and_its_score_is_its_own():
+    found = nested(np.array([[WRONG] * 3, [RIGHT] * 3, [HALF] * 3]), absent="ignore")
+    assert found == (1.0, (1.0, 1.0, 1.0), (1, 1, 1))
+
+
+def test_a_choice_never_sees_the_fold_that_it_is_scored_on():
+    """Each trial is right on one fold alone: on the others another one is chosen, which is wrong on this."""
+    lucky = np.array([[RIGHT, WRONG, WRONG], [WRONG, RIGHT, WRONG], [WRONG, WRONG, RIGHT]])
+    found = nested(lucky, absent="ignore")
+    assert found.score == 0
+    assert found.chosen == (1, 0, 0)
+    assert mean_iou(lucky.sum(1), absent="ignore").max() > 0
+
+
+def test_a_trial_without_a_pixel_elsewhere_is_not_chosen():
+    empty = np.zeros((2, 2), np.int64)
+    assert nested(np.array([[empty, RIGHT], [HALF, HALF]]), absent="ignore").chosen == (0, 1)
+
+
+# The bootstrap
+
+
+def interval(one, other, *, resamples=400, seed=0):
+    return paired_bootstrap(np.array(one), np.array(other), absent="ignore", num_resamples=resamples, seed=seed)
+
+
+def test_the_same_on_both_sides_differs_by_nothing():
+    found = interval([RIGHT, HALF, WRONG], [RIGHT, HALF, WRONG])
+    assert found == (0, 0, 0)
+    assert found.within_noise
+
+
+def test_the_difference_is_of_pooled_scores():
+    found = interval([RIGHT, HALF], [HALF, HALF])
+    assert found.difference == pytest.approx((6 / 8 + 8 / 10) / 2 - 7 / 12)
+
+
+def test_what_is_better_on_every_image_is_beyond_noise_and_what_wins_half_of_them_is_not():
+    assert not interval([RIGHT] * 8, [HALF] * 8).within_noise
+    assert interval([RIGHT, WRONG] * 4, [WRONG, RIGHT] * 4).within_noise
+
+
+def test_turned_round_it_is_the_negative():
+    one, other = [RIGHT, HALF, RIGHT], [HALF, HALF, WRONG]
+    there, back = interval(one, other), interval(other, one)
+    assert back == pytest.approx((-there.difference, -there.high, -there.low))
+
+
+def test_the_interval_is_the_seeds():
+    one, other = [RIGHT, WRONG, HALF, HALF], [HALF, HALF, WRONG, RIGHT]
+    assert interval(one, other, resamples=300) == interval(one, other, resamples=300)
+    assert interval(one, other, resamples=300) != interval(one, other, resamples=300, seed=1)
+
+
+def test_two_images_of_which_one_differs_have_the_interval_of_their_four_draws():
+    """Draws are (a, a), (a, b) twice and (b, b), a quarter each: the ends are those of a drawn twice and b drawn twice."""
+    found = interval([RIGHT, HALF], [HALF, HALF], resamples=2000)
+    assert (found.low, found.high) == pytest.approx((0, 1 - 7 / 12))
