@@ -139,6 +139,7 @@ class DenseCRF(nn.Module):
         depth: Tensor | None = None,
         guides: Mapping[str, Tensor] | None = None,
         mask: Tensor | None = None,
+        reusing: PreparedImages | None = None,
     ) -> PreparedImages:
         """What inference needs to know of the images, for any logits and any weights: `crf(logits, prepared=prepared)`.
 
@@ -149,6 +150,7 @@ class DenseCRF(nn.Module):
             depth: as in `forward`; without it, Sem-CRF is prepared.
             guides: as in `forward`.
             mask: as in `forward`.
+            reusing: what was prepared of these very images before: kernels of the same bandwidths keep their filters.
 
         Raises:
             InputError: as `forward`, or neither an image nor a depth nor a guide is given.
@@ -159,7 +161,7 @@ class DenseCRF(nn.Module):
             raise InputError("nothing to prepare: give image (B, 3, H, W), not empty, depth or guides")
         like = self.compatibility.detach().new_empty(1).expand(sized.shape[0], 1, *sized.shape[2:])
         self._check_guides(given, like)
-        return self._prepare(given, like)
+        return self._prepare(given, like, reusing)
 
     @property
     def bandwidths(self) -> dict[str, tuple[float, ...]]:
@@ -172,11 +174,13 @@ class DenseCRF(nn.Module):
         name = self.filter if isinstance(self.filter, str) else getattr(self.filter, "__name__", repr(self.filter))
         return f"num_classes={self.num_classes}, filter={name!r}, {self.settings!r}"
 
-    def _prepare(self, given: Guides, like: Tensor) -> PreparedImages:
+    def _prepare(self, given: Guides, like: Tensor, reusing: PreparedImages | None = None) -> PreparedImages:
         bandwidths = self.bandwidths
         kernels = [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in given.compared_by(self.kernels)]
+        if reusing is not None and reusing.serves(kernels, like=like, filter=self.filter):
+            return reusing
         with torch.autocast(like.device.type, enabled=False):
-            return PreparedImages(kernels, given, like=like.detach(), filter=self.filter)
+            return PreparedImages(kernels, given, like=like.detach(), filter=self.filter, reusing=reusing)
 
     def _check_guides(self, given: Guides, like: Tensor) -> None:
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)

@@ -7,9 +7,11 @@ Not here: weights (dense_crf.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,9 @@ from jointseg.crf.kernels import Kernel, feature_groups, kernel_features
 from jointseg.crf.mean_field import mean_field
 from jointseg.errors import InputError
 
+Key: TypeAlias = tuple[float, tuple[tuple[str, float], ...]]
+"""A kernel's position bandwidth, and each guide with its own."""
+
 
 class PreparedImages:
     """The filters of a batch of images, for any logits, any weights and any number of iterations.
@@ -28,7 +33,15 @@ class PreparedImages:
     It holds for the kernels' bandwidths, and for the number of threads that torch had when it was made.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], guides: Guides, *, like: Tensor, filter: FilterName | BuildFilter) -> None:
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        guides: Guides,
+        *,
+        like: Tensor,
+        filter: FilterName | BuildFilter,
+        reusing: PreparedImages | None = None,
+    ) -> None:
         """Build a filter for each kernel.
 
         Args:
@@ -36,23 +49,39 @@ class PreparedImages:
             guides: what they compare.
             like: (B, any, H, W), of the size, dtype and device that logits will have.
             filter: a name, or what builds a filter.
+            reusing: what was prepared of the same images: its filters are taken for kernels of the same bandwidths.
         """
         self.kernels, self.size = tuple(kernels), (like.shape[2], like.shape[3])
         self.num_images, self.dtype, self.device = like.shape[0], like.dtype, like.device
+        self.filter, self.num_threads = filter, torch.get_num_threads()
         self.groups = [feature_groups(kernel, guides.channels) for kernel in self.kernels]
-        built = [
-            build_filter(
-                filter,
-                Features(
-                    values_BPF=kernel_features(kernel, guides.channels, like=like),
-                    size=self.size,
-                    valid_BP=guides.valid_for(kernel),
-                ),
-            )
-            for kernel in self.kernels
-        ]
+        kept = reusing._built() if reusing is not None and reusing._is_like(like, filter) else {}
+        built = [kept.get(_key(kernel)) or self._build(kernel, guides, like=like) for kernel in self.kernels]
         self.filter_names = {kernel.name: name for kernel, (name, _) in zip(self.kernels, built, strict=True)}
         self.filters: list[GaussianFilter] = [gaussian for _, gaussian in built]
+
+    def _build(self, kernel: Kernel, guides: Guides, *, like: Tensor) -> tuple[str, GaussianFilter]:
+        values_BPF = kernel_features(kernel, guides.channels, like=like)
+        return build_filter(self.filter, Features(values_BPF=values_BPF, size=self.size, valid_BP=guides.valid_for(kernel)))
+
+    def _built(self) -> dict[Key, tuple[str, GaussianFilter]]:
+        filters = zip(self.kernels, self.filters, strict=True)
+        return {_key(kernel): (self.filter_names[kernel.name], gaussian) for kernel, gaussian in filters}
+
+    def _is_like(self, like: Tensor, filter: FilterName | BuildFilter) -> bool:
+        images, size = like.shape[0], (like.shape[2], like.shape[3])
+        return (self.num_images, self.size, self.dtype, self.device, self.filter, self.num_threads) == (
+            images, size, like.dtype, like.device, filter, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def serves(self, kernels: Sequence[Kernel], *, like: Tensor, filter: FilterName | BuildFilter) -> bool:
+        """Whether preparing the same images for these kernels, as `__init__` does, would make this again."""
+        return self._is_like(like, filter) and _named(kernels) == _named(self.kernels)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays that it holds once it has been used."""
+        return _bytes_of([self.filters, self._engines])
 
     @cached_property
     def _engines(self) -> list[Engine] | None:
@@ -104,3 +133,36 @@ class PreparedImages:
         """Which filter each kernel got."""
         H, W = self.size
         return f"PreparedImages({self.num_images} of {H} x {W}, filters={self.filter_names})"
+
+
+def _key(kernel: Kernel) -> Key:
+    """What a filter over given images depends on."""
+    return kernel.position, tuple(kernel.guides.items())
+
+
+def _named(kernels: Sequence[Kernel]) -> list[tuple[str, Key]]:
+    return [(kernel.name, _key(kernel)) for kernel in kernels]
+
+
+def _bytes_of(root: Any) -> int:
+    """Bytes of all arrays and tensors reached from `root` through containers and attributes, shared ones once."""
+    seen: set[int] = set()
+    waiting, total = [root], 0
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, np.ndarray) and found.base is not None:
+            found = found.base
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            total += found.untyped_storage().nbytes()
+        elif isinstance(found, np.ndarray):
+            total += found.nbytes
+        elif isinstance(found, Mapping):
+            waiting += found.values()
+        elif isinstance(found, list | tuple):
+            waiting += found
+        elif hasattr(found, "__dict__") and not isinstance(found, type):
+            waiting += vars(found).values()
+    return total
