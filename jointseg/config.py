@@ -211,16 +211,37 @@ class SearchConfig(Settings):
     """The search of CRF settings on the validation subset (paper, 4.1)."""
 
     space: str = "crf"
-    """A file of tune_spaces/: `crf_weights`, `crf_bandwidths` or `crf` (both)."""
+    """A file of tune_spaces/ (`crf_weights`, `crf_bandwidths`, `crf`, `depth_or_not`), or a function of one's own:
+    `path/to/file.py:function` or `module:function`."""
     trials: Count = 40
-    """Trials, the paper's point included as trial 0."""
+    """Trials, the paper's point included as trial 0. A study goes on where this is raised."""
+    start: Path | None = None
+    """Settings tried after the paper's: a search's crf_settings.json, or JSON of values by config path."""
+    sampler: Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"] = "tpe"
+    """Who asks for points: `tpe` (multivariate), `cmaes` (one objective; needs the package cmaes), `nsga2` (two), `qmc`
+    (Sobol), `random`, or `grid`: `grid_levels` values of every number, in an order drawn by the seed."""
+    objective: Literal["miou", "miou,seconds", "miou,boundary_f1"] = "miou"
+    """What is sought: mean IoU, or beside it the seconds of a trial or the F1 of class boundaries. Seconds are measured: with
+    them the list of trials is not the seed's alone."""
     batch: Count = 4
-    """Trials asked for together, and run at once as far as there are CPUs, one each. The list of trials depends on the seed
-    and on this number, not on how many CPUs there are."""
+    """Trials asked for together, as soon as all trials of the batch before the last have ended. The list of trials depends on
+    the seed and on this number, not on how many run at once."""
+    concurrent: int = Field(0, ge=0)
+    """Trials at once, at most; 0: as many as there are CPUs for."""
+    cpus_per_trial: Count = 1
+    """CPUs asked of Ray for each trial, and the threads it uses."""
+    filter_cache: int = Field(1024, ge=0)
+    """MiB of the CRF's filters that each trial process keeps for the next trial."""
     startup_trials: int = Field(10, ge=0)
-    """Random trials before TPE starts to model."""
+    """Random trials before TPE or CMA-ES starts to model."""
+    grid_levels: int = Field(3, ge=2)
+    """Values of each number in a `grid`."""
     seed: Seed = 0
-    """Seed of the sampler."""
+    """Seed of the sampler, of the folds and of the bootstrap."""
+    folds: int = Field(5, ge=2)
+    """Folds of the validation frames, balanced by scene type where it is known."""
+    resamples: Count = 2000
+    """Resamples of the frames for the interval of the winner's gain over the paper's point."""
 
 
 class EvaluationConfig(Settings):
@@ -274,6 +295,7 @@ class Config(Settings):
 
 
 OPERATIONAL = frozenset(
-    f"training.{name}" for name in ("async_checkpoints", "loader_workers", "max_failures", "keep_checkpoints")
+    {f"training.{name}" for name in ("async_checkpoints", "loader_workers", "max_failures", "keep_checkpoints")}
+    | {"search.concurrent", "search.filter_cache"}
 )
 """Paths of the settings that change no number a run comes to: a run may go on under others."""

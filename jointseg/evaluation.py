@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from jointseg.config import Config, EvaluationConfig
-from jointseg.crf import DenseCRF
+from jointseg.crf import DenseCRF, PreparedImages
 from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.data.views import render_input
+from jointseg.errors import InputError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop
 from jointseg.model import JointModel
@@ -104,9 +105,7 @@ def compute_unaries(model: JointModel, frame: Frame, config: Config, *, device: 
 def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) -> Sums:
     """The sums of one frame, on the part of it that `evaluation.crop` names, against the depth it names."""
     truth = frame.filled_depth if evaluation.depth_truth == "filled" else frame.raw_depth
-    segmentation = SegmentationSums.from_labels(
-        crop(prediction.labels, evaluation.crop), crop(frame.labels, evaluation.crop), NUM_CLASSES
-    )
+    segmentation = score_labels(prediction.labels, frame.labels, evaluation)
     depth = None
     if prediction.depth is not None:
         depth = DepthSums.from_depth(crop(prediction.depth, evaluation.crop), crop(truth, evaluation.crop))
@@ -114,15 +113,27 @@ def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) ->
 
 
 @torch.no_grad()
-def score_settings(
-    unaries: Iterable[tuple[Unaries, NDArray[np.uint8]]], crf: DenseCRF, evaluation: EvaluationConfig
-) -> SegmentationSums:
-    """The sums of the CRF alone over frames' unaries and true labels (H, W): what a trial of the search is scored by."""
-    total: SegmentationSums | None = None
-    for frame, labels in unaries:
-        logits = crf(frame.logits[None], image=frame.image[None], depth=frame.depth[None])[0]
-        predicted = labels_at_full_size(logits, (labels.shape[0], labels.shape[1]))
-        sums = SegmentationSums.from_labels(crop(predicted, evaluation.crop), crop(labels, evaluation.crop), NUM_CLASSES)
-        total = sums if total is None else total + sums
-    assert total is not None
-    return total
+def refined_labels(
+    unaries: Unaries, crf: DenseCRF, *, size: tuple[int, int] = FRAME_SIZE, prepared: PreparedImages | None = None
+) -> NDArray[np.uint8]:
+    """The classes of one frame after the CRF alone, (H, W): what a trial of the search is scored by.
+
+    Args:
+        unaries: what the CRF starts from.
+        crf: with the settings to try.
+        size: H, W.
+        prepared: what the CRF, or one of the same bandwidths, made of the frame's image and depth; None: it is made here.
+
+    Raises:
+        InputError: the CRF's logits are not all finite.
+    """
+    prepared = prepared or crf.prepare(image=unaries.image[None], depth=unaries.depth[None])
+    logits = crf(unaries.logits[None], prepared=prepared)[0]
+    if not bool(logits.isfinite().all()):
+        raise InputError("the CRF's logits are NaN or infinite; its weights are too large")
+    return labels_at_full_size(logits, size)
+
+
+def score_labels(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], evaluation: EvaluationConfig) -> SegmentationSums:
+    """The sums of one frame's classes (H, W) against its true ones, on the part that `evaluation.crop` names."""
+    return SegmentationSums.from_labels(crop(predicted, evaluation.crop), crop(truth, evaluation.crop), NUM_CLASSES)

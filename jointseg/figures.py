@@ -78,14 +78,28 @@ def with_and_without_crf(
         without_crf: predictions by frame number.
         title: stands above the columns' names.
     """
+    return side_by_side(frames, {"with CRF": with_crf, "without CRF": without_crf}, title=title)
+
+
+def side_by_side(frames: Sequence[Frame], predictions: Mapping[str, Mapping[int, Prediction]], *, title: str = "") -> Figure:
+    """A frame a line; image, true classes, then the classes of each set of predictions.
+
+    Args:
+        frames: at least one, of one size.
+        predictions: by frame number, by the name of their column.
+        title: stands above the columns' names.
+    """
+
+    def classes_of(own: Mapping[int, Prediction]) -> Draw:
+        return lambda axes, frame: _draw_classes(axes, own[frame.number].labels)
+
     columns: dict[str, Draw] = {
         "image": lambda axes, frame: axes.imshow(frame.image),
         "true classes": lambda axes, frame: _draw_classes(axes, frame.labels),
-        "with CRF": lambda axes, frame: _draw_classes(axes, with_crf[frame.number].labels),
-        "without CRF": lambda axes, frame: _draw_classes(axes, without_crf[frame.number].labels),
+        **{name: classes_of(own) for name, own in predictions.items()},
     }
     shown = [frame.labels for frame in frames]
-    shown += [predictions[frame.number].labels for predictions in (with_crf, without_crf) for frame in frames]
+    shown += [own[frame.number].labels for own in predictions.values() for frame in frames]
     return _sheet(frames, columns, shown, title=title)
 
 

@@ -9,10 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -171,9 +171,30 @@ def train(
 
 
 @app.command()
-def search(out: OutOption, preset: PresetOption = None, overrides: SetOption = None, verbose: VerboseOption = False) -> None:
-    """The search of CRF settings on the validation subset, from the stage-2 weights in --out."""
-    _run(out, preset, None, overrides, ("search",), verbose=verbose)
+def search(
+    out: OutOption,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", help="A file of tune_spaces/, path/to/file.py:function, or module:function."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Trials in all; more than a study has go on with it.")] = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", help="Trials at once, at most.")] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="miou; miou,seconds or miou,boundary_f1 for two at once.")
+    ] = None,
+    start: Annotated[Path | None, typer.Option("--start", help="Settings tried after the paper's: JSON.")] = None,
+    overrides: SetOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Search CRF settings on the validation subset, from the stage-2 weights in --out. A study of other settings is another."""
+    given = {"space": space, "trials": trials, "concurrent": concurrent, "objective": objective, "start": start}
+    short = {f"search.{name}": value for name, value in given.items() if value is not None}
+    place, screen = _workspace(out), Terminal()
+    config = _config(place, None, None, overrides, short)
+    from pipeline.run import run_study
+
+    with _interruptible(place, screen):
+        run_study(config, place, screen=screen, verbose=verbose)
 
 
 @app.command()
@@ -183,6 +204,23 @@ def evaluate(out: OutOption, overrides: SetOption = None, verbose: VerboseOption
     from pipeline.report import summary
 
     Terminal().console.print(summary(Workspace(out.resolve())))
+
+
+@app.command()
+def reproduce(
+    what: Annotated[str, typer.Argument(help="A crf_settings.json, a trial.json or a report.json; or mlflow:RUN_ID.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Its data: a prepared store, or NYU's folder.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder of its run, where the record lies elsewhere.")] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Differences of scores that count as equal: 0.001 across machines.")
+    ] = 0.0,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compute a result again from its data and checkpoint, and compare every score: exits 0 if equal, 1 if not."""
+    from pipeline.reproduce import reproduce as run_again
+
+    equal = run_again(what, data=data, out=out, tolerance=tolerance, screen=Terminal(), verbose=verbose)
+    raise typer.Exit(0 if equal else 1)
 
 
 @app.command()
@@ -211,37 +249,61 @@ def ui(
 def _run(
     out: Path, preset: str | None, data: Path | None, overrides: list[str] | None, phases: tuple[str, ...], *, verbose: bool
 ) -> None:
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
-        raise InputError(
-            f"--out: {out} is relative, and a job's working directory is a copy that goes away; give an absolute path"
-        )
-    place = Workspace(out.resolve())
+    place = _workspace(out)
     config = _config(place, preset, data, overrides)
     from pipeline.run import run_phases
 
     screen = Terminal()
-    try:
+    with _interruptible(place, screen):
         run_phases(config, place, phases, screen=screen, verbose=verbose)
+
+
+def _workspace(out: Path) -> Workspace:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
+        raise InputError(
+            f"--out: {out} is relative, and a job's working directory is a copy that goes away; give an absolute path"
+        )
+    return Workspace(out.resolve())
+
+
+@contextmanager
+def _interruptible(place: Workspace, screen: Terminal) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         screen.say(f"interrupted; the same command goes on with {place.out} where it stopped")
         raise
 
 
-def _config(place: Workspace, preset: str | None, data: Path | None, overrides: list[str] | None) -> Config:
-    """The preset's settings, else those of the folder, else the demo's; with the overrides on top."""
+def _config(
+    place: Workspace,
+    preset: str | None,
+    data: Path | None,
+    overrides: list[str] | None,
+    options: Mapping[str, Any] | None = None,
+) -> Config:
+    """The preset's settings, else those of the folder, else the demo's; with the overrides on top, then the options."""
     if preset is not None and preset not in PRESETS:
         raise InputError(f"--preset: {preset!r} is not a preset; allowed: {', '.join(PRESETS)}")
     there = place.load_config() if preset is None else None
     config = there or PRESETS[preset or "demo"]()
-    changes = dict(parse_override(text) for text in overrides or [])
+    changes = {**dict(parse_override(text) for text in overrides or []), **(options or {})}
     if data is not None:
         if not data.is_dir():
             raise InputError(f"--data: {data} is not a folder")
         changes["data.source"] = str(data.resolve())
     config = with_overrides(config, changes)
     # Workers run in folders of their own: a relative path would be another file there.
-    paths = {"data.source": config.data.source, "network.weights": config.network.weights}
-    return with_overrides(config, {name: path.expanduser().absolute() for name, path in paths.items() if path is not None})
+    paths = {
+        "data.source": config.data.source,
+        "network.weights": config.network.weights,
+        "search.start": config.search.start,
+    }
+    absolute = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
+    file, colon, function = config.search.space.rpartition(".py")
+    if colon:
+        absolute["search.space"] = Path(f"{Path(f'{file}.py').expanduser().absolute()}{function}")
+    return with_overrides(config, {name: str(path) for name, path in absolute.items()})
 
 
 def run_command_line() -> int:

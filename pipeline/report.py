@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from jointseg.whole import appearing_whole
 from pipeline import report_page
 from pipeline.provenance import provenance
 from pipeline.report_confusions import named_confusions
+from pipeline.report_search import FIGURES
 from pipeline.workspace import Workspace
 
 METRICS, SUMS = "metrics.json", "sums.json"
@@ -149,17 +151,16 @@ def _data(place: Workspace, store: Store) -> dict[str, Any]:
 
 
 def _search(config: Config, place: Workspace) -> dict[str, Any]:
-    result, trials = _read(place.crf_settings), pq.read_table(place.trials)
-    searched = [name for name in trials.column_names if name not in {"trial", "state", "score"}]
+    result = _read(place.crf_settings)
     held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
     papers = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
+    kept = ("trials", "failed", "searched", "study", "balanced_by", "folds", "paper_folds", "nested", "gain")
     return {
         "best": {"score": result["score"], "settings": result["settings"]},
         # Trial 0: the paper's values of what is searched, the run's own of the rest.
-        "paper": {"score": result["paper_score"], "settings": {**held, **{path: papers[path] for path in searched}}},
-        "trials": trials.num_rows,
-        "failed": trials["score"].null_count,
-        "searched": searched,
+        "paper": {"score": result["paper_score"], "settings": {**held, **{path: papers[path] for path in result["searched"]}}},
+        **{name: result[name] for name in kept},
+        "settings": result["search"],
     }
 
 
@@ -167,7 +168,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     """Draw all figures; returns their captions by path from the run's folder."""
     predictions = load_predictions(place, WITH_CRF)
     frames = [store.frame(number) for number in predictions]
-    scores = pq.read_table(place.trials).sort_by("trial")["score"].to_pylist()
+    scores = pq.read_table(place.trials()).sort_by("trial")["mean_iou"].to_pylist()
     captions = {}
     with appearing_whole(place.figures, replace=True) as folder:
         if frames:
@@ -191,6 +192,11 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         captions["crf_weights.png"] = "The CRF's learned compatibility and weights, class by class (as the paper's Fig 4)."
         save_png(search_history(scores, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
         captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
+        for name, caption in FIGURES.items():
+            drawn = place.study() / "figures" / name
+            if drawn.is_file():
+                shutil.copyfile(drawn, folder / f"search_{name}")
+                captions[f"search_{name}"] = f"The search: {caption[0].lower()}{caption[1:]}"
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
 
 

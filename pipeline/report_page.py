@@ -16,10 +16,11 @@ from rich.text import Text
 
 from jointseg.published import ROW_NAMES
 from pipeline.report_confusions import confusion_table
+from pipeline.report_search import crf_table, fold_note, fold_table, search_finding, search_note
 from pipeline.report_tables import (
+    Finding,
     Report,
     Table,
-    crf_table,
     data_line,
     depth_table,
     findings,
@@ -55,7 +56,9 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         *_section("How they were taken", _bullets(protocol(report))),
         *_section("What the numbers say", _bullets(_marked(report))),
         *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
-        _search_note(report),
+        search_note(report),
+        _grid(fold_table(report)),
+        fold_note(report),
         *_section("Pictures", "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in figures.items())),
         *_section("Seconds", _grid(_seconds(report))),
         *_section("Where it comes from", _provenance(report)),
@@ -72,7 +75,7 @@ def terminal(report: Report, *, out: str) -> RenderableType:
     """
     parts: list[RenderableType] = [Text(data_line(report).replace("`", ""), style="dim")]
     parts += [_rich(segmentation_table(report)), _rich(depth_table(report)), _rich(crf_table(report), text_columns=3)]
-    for finding in findings(report):
+    for finding in _all_findings(report):
         parts.append(Text(f"{'!' if finding.against else '·'} {finding.text}", style="yellow" if finding.against else ""))
     places = {
         f"{out}/report.md": "these tables with all notes and pictures",
@@ -98,24 +101,12 @@ def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _all_findings(report: Report) -> list[Finding]:
+    return [*findings(report), search_finding(report)]
+
+
 def _marked(report: Report) -> list[str]:
-    return [f"**{finding.text}**" if finding.against else finding.text for finding in findings(report)]
-
-
-def _search_note(report: Report) -> str:
-    search, validation = report["search"], report["data"]["validation"]
-    config = report["provenance"]["config"]
-    reference, size = config["crf_reference_size"], config["network.input_size"]
-    settings = search["best"]["settings"]
-    held = " “(held)”: not searched." if len(search["searched"]) < 8 else ""
-    return (
-        f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) of the CRF alone on "
-        f"stage 2's output, {search['trials']} trials (space `{config['search.space']}`, seed {config['search.seed']}), "
-        f"{search['failed']} failed; "
-        f"{settings['crf.num_iterations']} mean-field iterations, pairwise form `{settings['crf.pairwise']}`.{held} "
-        f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
-        f"× {size / reference:.3g}."
-    )
+    return [f"**{finding.text}**" if finding.against else finding.text for finding in _all_findings(report)]
 
 
 def _seconds(report: Report) -> Table:

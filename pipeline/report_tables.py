@@ -41,16 +41,6 @@ METRIC_NAMES = {
     "si_log_std": "si log, std",
     "si_log_var": "si log, variance",
 }
-CRF_SYMBOLS = {
-    "crf.w_appearance": ("w⁽¹⁾", "weight"),
-    "crf.w_depth": ("w⁽²⁾", "weight"),
-    "crf.w_smoothness": ("w⁽³⁾", "weight"),
-    "crf.theta_alpha": ("θα", "px"),
-    "crf.theta_beta": ("θβ", "RGB levels"),
-    "crf.theta_gamma": ("θγ", "px"),
-    "crf.theta_zeta": ("θζ", "m"),
-    "crf.theta_tau": ("θτ", "px"),
-}
 # Each row with the one it is read against: depth added, a CRF added, the depth kernel added.
 COMPARED = (
     ("unary_sem_depth", "unary_sem"),
@@ -132,24 +122,6 @@ def depth_table(report: Report, *, rivals: bool = False) -> Table:
     )
 
 
-def crf_table(report: Report) -> Table:
-    """The CRF settings that the search found beside the paper's, and what each scores on the subset."""
-    search = report["search"]
-    best, papers = search["best"], search["paper"]
-    rows = [
-        (
-            path.removeprefix("crf."),
-            symbol,
-            unit,
-            f"{best['settings'][path]:.4g}" + ("" if path in search["searched"] else " (held)"),
-            f"{papers['settings'][path]:.4g}",
-        )
-        for path, (symbol, unit) in CRF_SYMBOLS.items()
-    ]
-    rows.append(("score", "mean IoU", "%", percent(best["score"], 2), percent(papers["score"], 2)))
-    return Table("CRF settings", ("setting", "symbol", "unit", "found", "paper"), tuple(rows))
-
-
 def data_line(report: Report) -> str:
     """One line that says what data this is."""
     data, config = report["data"], report["provenance"]["config"]
@@ -213,9 +185,9 @@ def _scored_part(crop: str) -> str:
 
 
 def findings(report: Report) -> list[Finding]:
-    """What the numbers say, computed: each row against the one before it, the floors, the search."""
+    """What the numbers say, computed: each row against the one before it, and the floors."""
     found = [_comparison(report, *pair) for pair in COMPARED if set(pair) <= set(report["table3"])]
-    return [*found, *_floor_findings(report), _search_finding(report)]
+    return [*found, *_floor_findings(report)]
 
 
 def _comparison(report: Report, row: str, other: str) -> Finding:
@@ -249,26 +221,6 @@ def _floor_finding(report: Report, table: str, metric: str, *, floor: str, show:
     if broken:
         return Finding(f"No better in {name} than the floor of {floor} ({show(bound)}): {_and(broken)}.", against=True)
     return Finding(f"Every row is better in {name} than the floor of {floor} ({show(bound)}).")
-
-
-def _search_finding(report: Report) -> Finding:
-    search = report["search"]
-    best, papers = search["best"]["score"], search["paper"]["score"]
-    asked = f"{search['trials']} trials" + (f", {search['failed']} of them failed" if search["failed"] else "")
-    where = f"on the {report['data']['validation']['frames']} validation frames"
-    if papers is None:
-        return Finding(
-            f"The paper's CRF settings have no score {where}; the best of {asked} has {percent(best, 2)} %.", against=True
-        )
-    if best <= papers:
-        return Finding(
-            f"The search found nothing better than the paper's CRF settings: {percent(papers, 2)} % mean IoU {where}, {asked}.",
-            against=True,
-        )
-    return Finding(
-        f"The search's best has {percent(best, 2)} % mean IoU {where}, the paper's CRF settings {percent(papers, 2)} % "
-        f"({asked}). It was chosen on those very frames; the tables are of the test split."
-    )
 
 
 def _and(parts: Sequence[str]) -> str:

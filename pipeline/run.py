@@ -6,14 +6,11 @@ Not here: what a phase does inside (train.py, search.py, evaluate.py, report.py)
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
@@ -26,23 +23,13 @@ from jointseg.errors import InputError
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate, features, report, search, unaries
+from pipeline import evaluate, features, report, search
 from pipeline.cluster import connected, require_resources, result_of
-from pipeline.log_lines import Line
-from pipeline.study import run_study
+from pipeline.screen import Screen
+from pipeline.search_result import load_settings
 from pipeline.tracking import Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
-
-
-class Screen(Protocol):
-    """Where a run tells how far it is."""
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
-        """A progress bar; call what it gives with the number done, and a note if there is one."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Pipeline:
         """The config a stage trains and is evaluated with: stage 3 takes the CRF settings that the search found."""
         if stage.settings != "stage3":
             return self.config
-        return search.load_settings(self.place.crf_settings, self.config)
+        return load_settings(self.place.crf_settings, self.config)
 
 
 def prepare_data(pipeline: Pipeline) -> None:
@@ -155,37 +142,8 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
 
 def search_settings(pipeline: Pipeline) -> None:
     """The search on the validation subset, from the stage-2 weights."""
-    config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
-    start = place.final(STAGES["stage2"])
-    subset = json.loads(place.validation.read_text())
-    with tracker.run("search", parent=pipeline.parent) as run:
-        tracker.log_params(run, flatten(config))
-        with screen.bar("unaries", len(subset["frames"])) as progress:
-            cache = unaries.cached_unaries(
-                config, place.store, start, place.search / "unaries", frames=pipeline.validation, progress=progress
-            )
-        with screen.bar("search", config.search.trials) as progress:
-            ended: list[Line] = []
-
-            def tell(trial: Line) -> None:
-                ended.append(trial)
-                tracker.log_trials(run, [trial])
-                scores = [each["score"] for each in ended if each["score"] is not None]
-                progress(len(ended), note=f"best {max(scores, default=math.nan):.4f}")
-
-            rows = run_study(config, place.store, cache, place.search, tell=tell, verbose=pipeline.verbose)
-        result = search.save_result(
-            rows, config, trials=place.trials, settings=place.crf_settings, start=start, subset=subset["digest"]
-        )
-        tracker.log_trials(run, rows)
-        for row, best in zip(rows, search.best_so_far(rows), strict=True):
-            tracker.log_metrics(run, {"best_so_far": best}, step=row["trial"])
-        known = {"best_mean_iou": result["score"], "paper_mean_iou": result["paper_score"]}
-        tracker.log_metrics(run, {name: score for name, score in known.items() if score is not None})
-        tracker.log_artifact(run, place.crf_settings)
-        tracker.log_artifact(run, place.trials)
-    paper = "no score" if result["paper_score"] is None else f"{result['paper_score']:.4f}"
-    screen.say(f"best mean IoU {result['score']:.4f} (trial {result['trial']}); at the paper's point: {paper}")
+    p = pipeline
+    search.run_search(p.config, p.place, p.tracker, parent=p.parent, screen=p.screen, verbose=p.verbose)
 
 
 def evaluate_test(pipeline: Pipeline) -> None:
@@ -246,7 +204,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             for. A new folder is left as it was.
     """
     place.refuse_other_config(config)
-    search.load_space(config)
+    search.check_search(config)
     due = [phase for phase in PHASES if phase in phases and not place.finished(phase)]
     if not due:
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
@@ -267,6 +225,29 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             with tracker.run(place.out.name, key="pipeline") as parent:
                 tracker.log_params(parent, flatten(config))
                 _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
+
+
+def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool) -> None:
+    """Run a study of its own settings, `config.search`, in a run's folder whose stage 2 has finished, or go on with it.
+
+    Raises:
+        InputError: the folder has another config beside `search`, stage 2 has not finished, or the search is not possible.
+    """
+    there = place.load_config()
+    place.refuse_other_config(config if there is None else config.model_copy(update={"search": there.search}))
+    place.require("stage2", wanted="search")
+    study = search.open_study(config, place)
+    result = search.finished_result(study)
+    if result is not None:
+        screen.say(f"{study.folder}: finished already; {search.said(result)}")
+        return
+    with connected(verbose=verbose), place.locked():
+        tracker = Tracker.open(place.out)
+        with tracker.run(place.out.name, key="pipeline") as parent:
+            started = time.perf_counter()
+            search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
+            if not place.finished("search"):
+                place.finish("search", seconds=time.perf_counter() - started)
 
 
 def _check_sources(config: Config) -> None:

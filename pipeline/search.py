@@ -1,123 +1,220 @@
-"""What is searched and what was found: spaces, points, the table of trials and the settings that stage 3 starts from.
+"""The search as a phase of a run: its study's folder and what the study is, the trials, and where the result goes.
 
-Not here: the spaces' ranges (tune_spaces/), the study on Ray Tune (study.py).
+Not here: spaces (spaces.py), the study on Ray Tune (study.py), what the result says (search_result.py).
 """
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import json
 import math
-import pkgutil
-from collections.abc import Mapping
-from itertools import accumulate
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from optuna.distributions import BaseDistribution
+import ray
 
-import tune_spaces
 from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
-from jointseg.crf.settings import CrfSettings
+from jointseg.cross_validation import draw_folds
+from jointseg.data.store import Store
 from jointseg.errors import InputError
-from jointseg.settings import flatten, with_overrides
+from jointseg.settings import SettingsError, flatten
+from jointseg.stages import STAGES
+from pipeline import search_result, unaries
 from pipeline.log_lines import Line
+from pipeline.samplers import Asker, build_sampler
+from pipeline.screen import Screen
+from pipeline.search_figures import draw_study
+from pipeline.spaces import Space, load_space, start_points
+from pipeline.study import run_study
+from pipeline.tracking import Tracker
+from pipeline.trial import TrialJob
+from pipeline.trial_record import FINISHED
+from pipeline.workspace import Workspace
+
+AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "start"})
+"""Settings of the search that change no trial: more trials go on with the same study. Of `start` the points count."""
+STUDY = "study.json"
 
 
-def flatten_point(point: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Ray's nested point {"crf": {"theta_beta": 3}} under config paths: {"crf.theta_beta": 3}."""
-    flat: dict[str, Any] = {}
-    for name, value in point.items():
-        flat |= flatten_point(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+@dataclass(frozen=True)
+class Study:
+    """One study of a run: what its trials depend on, and the folder named after that."""
+
+    config: Config
+    space: Space
+    frames: tuple[int, ...]
+    folds: tuple[int, ...]
+    folder: Path
+    description: Line
+    """Everything that decides the list of trials and their scores."""
+
+    @property
+    def identity(self) -> Line:
+        """What is written beside every trial's scores."""
+        kept = ("data", "frames", "subset", "checkpoint", "balanced_by")
+        return {"study": self.folder.name, **{name: self.description[name] for name in kept}}
+
+    def asker(self) -> Asker:
+        """Optuna, not asked yet; its journal lies in the study's folder."""
+        first = start_points(self.space, self.config)
+        journal = self.folder / "journal.log"
+        return Asker(self.config.search, self.space, first=first, journal=journal, name=self.folder.name)
 
 
-def point_key(point: Mapping[str, Any]) -> str:
-    """A point as text, the same for the same values."""
-    return json.dumps(point, sort_keys=True)
-
-
-def load_space(config: Config) -> dict[str, BaseDistribution]:
-    """The space that `search.space` names, its names checked: a trial runs the CRF alone, so they are the CRF's settings.
+def check_search(config: Config) -> Space:
+    """Look at everything about a search that can be wrong before there are any frames; returns its space.
 
     Raises:
-        InputError: there is no such file, it has no `space`, or it names something that is no setting of the CRF.
+        InputError: the space, the sampler, the start or the number of folds is not allowed.
     """
-    name = config.search.space
-    known = sorted(module.name for module in pkgutil.iter_modules(tune_spaces.__path__))
-    if name not in known:
-        raise InputError(f"search.space: {name!r} is not in tune_spaces/; allowed: {', '.join(known)}")
-    module = importlib.import_module(f"tune_spaces.{name}")
-    if not hasattr(module, "space"):
-        raise InputError(f"tune_spaces/{name}.py: has no function space()")
-    space: dict[str, BaseDistribution] = module.space()
-    allowed = [f"crf/{setting}" for setting in CrfSettings.model_fields]
-    for path in space:
-        if path not in allowed:
-            raise InputError(f"tune_spaces/{name}.py: {path!r} is not a setting of the CRF; allowed: {', '.join(allowed)}")
+    space = load_space(config)
+    build_sampler(config.search, space)
+    start_points(space, config)
+    folds, frames = config.search.folds, config.data.validation_frames
+    if folds > frames:
+        raise SettingsError("search.folds", f"{folds} folds of {frames} frames (data.validation_frames); allowed: 2..{frames}")
+    if config.search.sampler == "grid":
+        Asker(config.search, space, first=[])
     return space
 
 
-def paper_point(space: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """The paper's values of what the space searches: trial 0."""
-    values = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
-    return {path: values[path.replace("/", ".")] for path in space}
-
-
-def best_so_far(rows: list[Line]) -> list[float]:
-    """The best score up to each trial, in the order asked; minus infinity before the first."""
-    return list(accumulate((-math.inf if row["score"] is None else row["score"] for row in rows), max))
-
-
-def save_result(rows: list[Line], config: Config, *, trials: Path, settings: Path, start: Path, subset: str) -> dict[str, Any]:
-    """Write trials.parquet and crf_settings.json; returns the latter.
+def open_study(config: Config, place: Workspace) -> Study:
+    """The study that `config` means in this run's folder; the folder of another one is another.
 
     Raises:
-        InputError: no trial has a score.
+        InputError: as `check_search`, or stage 2 has left no weights.
     """
-    finished = [row for row in rows if row["score"] is not None and math.isfinite(row["score"])]
-    if not finished:
-        raise InputError(f"search: none of {len(rows)} trials has a score")
-    trials.parent.mkdir(parents=True, exist_ok=True)
-    partial = trials.with_name(f".{trials.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(trials)
-    best = max(finished, key=lambda row: row["score"])
-    found = {path: value for path, value in best.items() if path not in {"trial", "state", "score"}}
-    _, checkpoint = load_final(start)
-    result = {
-        "settings": {f"crf.{name}": value for name, value in flatten(with_overrides(config, found).crf).items()},
-        "score": best["score"],
-        "paper_score": _paper_score(rows),
-        "trial": best["trial"],
-        "trials": len(rows),
-        "seed": config.search.seed,
-        "frames": subset,
+    space, settings = check_search(config), config.search
+    store = Store.open(place.store)
+    subset = json.loads(place.validation.read_text())
+    frames = tuple(subset["frames"])
+    strata = None if store.scene_types is None else [store.scene_types[number - 1] for number in frames]
+    folds = draw_folds(len(frames), num_folds=settings.folds, seed=settings.seed, strata=strata)
+    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    description = {
+        "space": {"name": space.name, "sha256": space.digest},
+        "first": [point for point, _, _ in start_points(space, config)],
+        **{name: value for name, value in flatten(settings).items() if name not in AFTER | {"space"}},
+        "crf": flatten(config.crf),
+        "crop": config.evaluation.crop,
+        "absent_classes": config.evaluation.absent_classes,
+        "data": store.digest,
+        "frames": list(frames),
+        "subset": subset["digest"],
+        "balanced_by": None if strata is None else "scene type",
         "checkpoint": checkpoint,
     }
-    write_atomically(settings, json.dumps(result, indent=1))
-    return result
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    short = re.sub(r"\W+", "_", Path(space.name.removesuffix(":space")).name.removesuffix(".py"))
+    folder = place.search / f"{short}-{settings.sampler}-{digest[:8]}"
+    return Study(config, space, frames, folds, folder, description)
 
 
-def _paper_score(rows: list[Line]) -> float | None:
-    """The score of the row that has the paper's values wherever the space searched."""
-    papers = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
-    at_paper = [row["score"] for row in rows if all(row[path] == papers[path] for path in row if path in papers)]
-    return at_paper[0] if at_paper else None
+def finished_result(study: Study) -> dict[str, Any] | None:
+    """The result of a study that has all the trials that are asked for now, with the same settings; else None."""
+    path = study.folder / search_result.SETTINGS
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    kept = {"trials": study.config.search.trials, "resamples": study.config.search.resamples}
+    return result if all(result["search"][name] == value for name, value in kept.items()) else None
 
 
-def load_settings(path: Path, config: Config) -> Config:
-    """`config` with the CRF settings that the search found.
+def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Screen, verbose: bool) -> None:
+    """Run the study to its end, or go on with it, and write and log its result. Needs Ray."""
+    study = open_study(config, place)
+    _require_cpus(config)
+    write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
+    with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
+        # A study goes on with more trials, and MLflow lets no parameter change.
+        lasting = {path: value for path, value in flatten(config).items() if path.removeprefix("search.") not in AFTER}
+        tracker.log_params(run, lasting)
+        with screen.bar("unaries", len(study.frames)) as progress:
+            start = place.final(STAGES["stage2"])
+            cache = unaries.cached_unaries(
+                config, place.store, start, place.search / "unaries", frames=study.frames, progress=progress
+            )
+        job = TrialJob(config, place.store, cache, study.folds, study.folder)
+        asker = study.asker()
+        lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)
+        result = search_result.save_result(lines, config, study.folder, identity=study.identity)
+        draw_study(lines, asker, job, result)
+        for line, best in zip(lines, search_result.best_so_far(lines), strict=True):
+            tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
+        tracker.log_metrics(run, _summary(result), step=result["trials"])
+        for name in (search_result.SETTINGS, search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
+            path = study.folder / name
+            tracker.log_artifact(run, path, name if path.is_dir() else None)
+    screen.say(said(result))
+    _hand_over(place, study, screen)
 
-    Raises:
-        InputError: the file is not a search's result.
-    """
-    try:
-        return with_overrides(config, dict(json.loads(path.read_text(encoding="utf-8"))["settings"]))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the result of a search ({error!r})") from None
+
+def _run_trials(
+    study: Study, job: TrialJob, asker: Asker, *, tracker: Tracker, run: str, screen: Screen, verbose: bool
+) -> list[Line]:
+    ended: list[Line] = []
+    with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
+
+        def tell(line: Line) -> None:
+            ended.append(line)
+            record = None
+            if line["state"] == FINISHED:
+                record = search_result.trial_record(line, study.config, study.folder, identity=study.identity)
+            tracker.log_trial(run, line, record=record)
+            best = max((score for score in search_result.scores(ended) if score is not None), default=math.nan)
+            progress(len(ended), note=f"best {best:.4f}")
+
+        return run_study(job, asker, tell=tell, verbose=verbose)
+
+
+def _summary(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a result as MLflow's metrics."""
+    known = {
+        "best_mean_iou": result["score"],
+        "paper_mean_iou": result["paper_score"],
+        "nested_mean_iou": result["nested"]["score"],
+        "optimism": result["nested"]["optimism"],
+        **{f"folds/{name}": result["folds"][name] for name in ("mean", "standard_error")},
+        **({f"gain/{name}": result["gain"][name] for name in ("difference", "low", "high")} if result["gain"] else {}),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def said(result: dict[str, Any]) -> str:
+    """A result in one line."""
+    folds, gain = result["folds"], result["gain"]
+    best = (
+        f"best mean IoU {result['score']:.4f} (trial {result['trial']} of {result['trials']}; over folds {folds['mean']:.4f} "
+        f"± {folds['standard_error']:.4f}; nested {result['nested']['score']:.4f})"
+    )
+    if gain is None:
+        return f"{best}; at the paper's point: no score"
+    noise = ": within noise" if gain["within_noise"] else ""
+    return (
+        f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {gain['difference']:+.4f} "
+        f"[{gain['low']:+.4f}, {gain['high']:+.4f}]{noise}"
+    )
+
+
+def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:
+    """Make the result the one that stage 3 starts from, unless a stage 3 has started from another."""
+    found = (study.folder / search_result.SETTINGS).read_text(encoding="utf-8")
+    begun = [stage.name for stage in STAGES.values() if stage.settings == "stage3" and place.stage(stage).is_dir()]
+    there = json.loads(place.crf_settings.read_text()) if place.crf_settings.is_file() else None
+    if there is None or not begun or there["settings"] == json.loads(found)["settings"]:
+        write_atomically(place.crf_settings, found)
+        return
+    screen.say(
+        f"{place.crf_settings} stays: {' and '.join(begun)} began from study {there['study']}; this result is in {study.folder}"
+    )
+
+
+def _require_cpus(config: Config) -> None:
+    """Ray itself would wait for ever."""
+    wanted = config.search.cpus_per_trial
+    most = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    if wanted > most:
+        raise InputError(f"search.cpus_per_trial: {wanted} CPUs are asked for; allowed: up to {most}, the most that a node has")

@@ -1,203 +1,186 @@
-"""The study on Ray Tune: Optuna asks in batches, each trial runs the CRF alone on the cached unaries.
+"""The study on Ray Tune: points asked in fixed batches, each scored by a trial, every result in a log that a restart reads.
 
-Not here: spaces, points and the result (search.py), the unaries (unaries.py), the score (jointseg/evaluation.py).
+Not here: who asks for points (samplers.py), what a trial does (trial.py), what comes of it (search_result.py).
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-import optuna
-import torch
+import ray
 from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from jointseg.config import Config
-from jointseg.evaluation import score_settings
-from jointseg.metrics import segmentation_metrics
-from jointseg.model import build_crf
-from jointseg.settings import with_overrides
-from pipeline.log_lines import Line, append_line, following, read_lines
-from pipeline.search import flatten_point, load_space, paper_point, point_key
-from pipeline.unaries import UnaryCache, row_of, subset_labels
+from jointseg.errors import InputError
+from pipeline.log_lines import Line, append_line, following
+from pipeline.samplers import Asker
+from pipeline.spaces import Point
+from pipeline.trial import CrfTrial, TrialJob
+from pipeline.trial_record import FAILED, FINISHED, confusion_file, read_trials
 
-METRIC = "mean_iou"
+RETRIES = 2
+"""Times that a trial whose process was lost is begun again before it counts as failed."""
 
 
-@dataclass(frozen=True)
-class TrialJob:
-    """What every trial shares; paths are absolute and readable on every node."""
+class Batches(Searcher):  # type: ignore[misc]
+    """Asks for a batch of points at once, when all trials of the batch before the last have ended, told in the order asked.
 
-    config: Config
-    store: Path
-    cache: UnaryCache
-    known: dict[str, float] = field(default_factory=dict)
-    """Scores of points that finished before an interruption, by `point_key`."""
-
-
-class CrfTrial(tune.Trainable):  # type: ignore[misc]
-    """One trial: the CRF with one point's settings, scored on the subset. Its process serves trial after trial."""
-
-    def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
-        """Map the unaries and load the true labels, once a process."""
-        assert job is not None
-        torch.set_num_threads(1)
-        self.job = job
-        self.point = config
-        self.arrays = job.cache.arrays()
-        self.labels = subset_labels(job.store, job.cache.frames)
-
-    def step(self) -> dict[str, Any]:
-        """Score the point: mean IoU pooled over the subset."""
-        point = flatten_point(self.point)
-        score = self.job.known.get(point_key(point))
-        return {METRIC: self._score(point) if score is None else score, "done": True}
-
-    def _score(self, point: dict[str, Any]) -> float:
-        config = with_overrides(self.job.config, point)
-        frames = ((row_of(self.arrays, row), labels) for row, labels in enumerate(self.labels))
-        sums = score_settings(frames, build_crf(config).eval(), config.evaluation)
-        return segmentation_metrics(sums, absent=config.evaluation.absent_classes)["mean_iou"]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next point in the same process."""
-        self.point = new_config
-        return True
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A trial is one step: there is nothing to go on from."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing was saved."""
-
-
-class InBatches(Searcher):  # type: ignore[misc]
-    """Asks another searcher for a batch of points at once, and tells it their results together, in the order asked.
-
-    What is asked then depends on the seed and the batch alone, not on which trial ends first or how many run at once; so
-    a study that is begun again asks for the same points again. (Ray's ConcurrencyLimiter(batch=True) tells as soon as the
-    trials that happen to be running have ended.)
+    What is asked then depends on the seed and the batch alone, not on which trial ends first or how many run at once; so a
+    study that is begun again asks for the same points again, and those that had ended are answered from its log. Nor does a
+    process wait for the slowest trial of a batch: the next batch is there already. (Tune also ends processes that wait.)
     """
 
-    def __init__(self, searcher: Searcher, *, size: int, total: int) -> None:
-        super().__init__(metric=searcher.metric, mode=searcher.mode)
-        self.searcher = searcher
-        self.size = size
-        self.left = total
-        self.waiting: deque[tuple[str, dict[str, Any]]] = deque()
-        self.running: dict[str, str] = {}
-        self.batch: dict[str, tuple[dict[str, Any] | None, bool] | None] = {}
+    def __init__(
+        self,
+        asker: Asker,
+        *,
+        size: int,
+        total: int,
+        ended: Mapping[int, Line],
+        log: Callable[[Line], None],
+        concurrent: int = 0,
+    ) -> None:
+        """Begin.
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next point of the batch; None, so that Tune asks again later, while an earlier batch is running."""
-        if not self.waiting:
-            if self.running or not self.left:
-                return None
-            self._next_batch()
-        slot, point = self.waiting.popleft()
-        self.running[trial_id] = slot
-        return point
+        Args:
+            asker: is asked and told.
+            size: of a batch.
+            total: trials in all.
+            ended: those that ended before an interruption, by number.
+            log: called with each trial that ends now.
+            concurrent: trials at once, at most; 0: as many as Tune asks for.
+        """
+        super().__init__(metric=None, mode=None)
+        self.asker, self.size, self.total, self.ended, self.log = asker, size, total, dict(ended), log
+        self.concurrent = concurrent or total
+        self.asked = self.told = 0
+        self.waiting: deque[tuple[int, Point]] = deque()
+        self.running: dict[str, tuple[int, Point]] = {}
 
-    def _next_batch(self) -> None:
-        for slot, outcome in self.batch.items():
-            assert outcome is not None
-            self.searcher.on_trial_complete(slot, result=outcome[0], error=outcome[1])
-        slots = [f"{self.left - number:06d}" for number in range(min(self.size, self.left))]
-        self.batch = dict.fromkeys(slots)
-        self.waiting.extend((slot, self.searcher.suggest(slot)) for slot in slots)
-        self.left -= len(slots)
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next point; None, so that Tune asks again later, while it hangs on trials that are running."""
+        if len(self.running) >= self.concurrent:
+            return None
+        if not self.advance():
+            return None if self.asked < self.total else str(Searcher.FINISHED)
+        number, point = self.waiting.popleft()
+        self.running[trial_id] = number, point
+        return {"trial": number, "point": point}
+
+    def advance(self) -> bool:
+        """Ask for batches until there is a point to run. False where there is none, or none yet."""
+        while not self.waiting and self.asked < self.total:
+            needed = max(0, self.asked - self.size)  # the trials of all batches but the last
+            if any(number not in self.ended for number in range(self.told, needed)):
+                return False
+            self.tell(needed)
+            for number in range(self.asked, min(self.asked + self.size, self.total)):
+                self._ask(number)
+                self.asked += 1
+        return bool(self.waiting)
+
+    def tell(self, number: int) -> None:
+        """Tell the results of all trials before `number` that have not been told."""
+        for earlier in range(self.told, number):
+            self.asker.tell(earlier, self.ended[earlier])
+            self.told = earlier + 1
+
+    def _ask(self, number: int) -> None:
+        point, before = self.asker.ask(number), self.ended.get(number)
+        if before is None:
+            self.waiting.append((number, point))
+        elif before["point"] != point:
+            raise InputError(
+                f"trial {number} was run at {before['point']} and is now asked for at {point}: this study was begun with "
+                "another version of Optuna, and cannot go on; remove its folder to begin anew"
+            )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep the outcome until its batch has ended."""
-        self.batch[self.running.pop(trial_id)] = (result, error)
+        """Log a trial that has ended; it is told when those before it have been."""
+        number, point = self.running.pop(trial_id)
+        line = json.loads(result["line"]) if result and not error else _lost(number, point)
+        self.ended[number] = line
+        self.log(line)
 
-    def get_state(self) -> dict[str, Any]:
-        """Nothing: a study that is interrupted is begun again, and its finished points are answered from its log."""
-        return {}
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a study that is interrupted is begun again, and its ended trials are answered from its log."""
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def restore(self, checkpoint_path: str) -> None:
         """Nothing was saved."""
 
 
-class TrialLog(tune.Callback):  # type: ignore[misc]
-    """Writes one JSON line for each trial that ends, from the driver."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        """Append the trial's number in the order asked, its point and its score."""
-        self._append(trials, trial, trial.last_result.get(METRIC))
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        """Append a failed trial without a score."""
-        self._append(trials, trial, None)
-
-    def _append(self, trials: list[Trial], trial: Trial, score: float | None) -> None:
-        append_line(self.path, {"trial": trials.index(trial), "score": score, "point": flatten_point(trial.config)})
+def _lost(number: int, point: Point) -> Line:
+    error = f"its process was lost {RETRIES + 1} times; Ray's log says why"
+    scores = {"mean_iou": None, "fold_scores": None, "boundary_f1": None}
+    started = datetime.now(UTC).isoformat()
+    return {"trial": number, "state": FAILED, **scores, "seconds": 0.0, "started": started, "error": error, "point": point}
 
 
-def read_trials(log: Path) -> list[Line]:
-    """The trials of a study's log, each once, in the order they ended. A study that was begun again repeats some."""
-    trials: dict[int, Line] = {}
-    for line in read_lines(log):
-        trials.setdefault(line["trial"], line)
-    return list(trials.values())
+def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verbose: bool = False) -> list[Line]:
+    """Run the study to its last trial; a line a trial, in the order asked.
 
-
-def run_study(
-    config: Config, store: Path, cache: UnaryCache, folder: Path, *, tell: Callable[[Line], None], verbose: bool = False
-) -> list[Line]:
-    """Run the study to its last trial; one row a trial, in the order asked: `trial`, `state`, `score` and its point.
-
-    A study that was interrupted is begun again: the same seed asks for the same points, and those that had finished are
-    answered from the log instead of computed.
+    A study that was interrupted is begun again: the same seed asks for the same points, and those that had ended are answered
+    from the log instead of computed.
 
     Args:
-        config: the whole config; `search` says how many trials, how many at once, which space.
-        store: the prepared frames, for the true labels.
-        cache: the unaries of the subset.
-        folder: where the log is kept.
-        tell: called with each trial that has ended, as TrialLog writes it; those of before an interruption first.
+        job: what trials need; its config's `search` says how many trials, how many at once.
+        asker: of a study that has not been asked yet.
+        tell: called with each trial that has ended; those of before an interruption first.
         verbose: Ray Tune's own tables on the screen.
+
+    Raises:
+        InputError: the log is of other points.
     """
-    space, settings, log = load_space(config), config.search, folder / "log.jsonl"
-    known = {point_key(line["point"]): line["score"] for line in read_trials(log) if line["score"] is not None}
+    settings, folder = job.config.search, job.folder
+    log = folder / "log.jsonl"
+    total = asker.limit(settings.trials)
+    before = {number: line for number, line in read_trials(log).items() if _is_whole(line, job)}
+    batches = Batches(
+        asker, size=settings.batch, total=total, ended=before, log=partial(append_line, log), concurrent=settings.concurrent
+    )
     shutil.rmtree(folder / "ray_tune", ignore_errors=True)
-    optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=settings.startup_trials, multivariate=True)
-    asked = OptunaSearch(space, metric=METRIC, mode="max", sampler=sampler, points_to_evaluate=[paper_point(space)])
-    trainable = tune.with_parameters(CrfTrial, job=TrialJob(config, store, cache, known))
+    folder.mkdir(parents=True, exist_ok=True)
+    with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell):
+        if batches.advance():
+            _tune(job, batches, total - len(before), verbose=verbose)
+    batches.tell(total)
+    lines = [batches.ended[number] for number in range(total)]
+    shutil.rmtree(folder / "ray_tune", ignore_errors=True)
+    return lines
+
+
+def _is_whole(line: Line, job: TrialJob) -> bool:
+    return line["state"] != FINISHED or confusion_file(job.folder, line["trial"]).is_file()
+
+
+def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> None:
+    settings = job.config.search
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    places = max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.cpus_per_trial)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places)  # by default it starts one process after the other
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": 1}),
+        tune.with_resources(tune.with_parameters(CrfTrial, job=job), {"CPU": settings.cpus_per_trial}),
         tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            search_alg=InBatches(asked, size=settings.batch, total=settings.trials),
-            num_samples=settings.trials,
+            search_alg=batches,
+            num_samples=trials + 1,  # one more than there are: the last answer is that there are no more
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="ray_tune",
-            storage_path=str(folder),
+            storage_path=str(job.folder),
             verbose=2 if verbose else 0,
-            callbacks=[TrialLog(log)],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with following(lambda: read_trials(log), tell):
-        results = tuner.fit()
-    assert len(results) == settings.trials, "Ray Tune ended the study before its last trial"
-    scores = [None if result.error or not result.metrics else result.metrics.get(METRIC) for result in results]
-    return [
-        {"trial": number, "state": "failed" if score is None else "finished", "score": score, **flatten_point(result.config)}
-        for number, (result, score) in enumerate(zip(results, scores, strict=True))
-    ]
+    tuner.fit()

@@ -6,13 +6,15 @@ Not here: what is worth logging (run.py and the file of each phase).
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jointseg.errors import InputError
@@ -27,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 KEY_TAG = "jointseg.key"
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM_LENGTH = 6000
+TRIAL_RECORD = "trial.json"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
@@ -184,21 +187,61 @@ class Tracker:
         tag = entities.InputTag(key="mlflow.data.context", value=context)
         self.client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset=dataset, tags=[tag])])
 
-    def log_trials(self, run_id: str, trials: Sequence[Mapping[str, Any]]) -> None:
-        """One child run a trial, told apart by its number, FAILED without a score; those finished already are left alone."""
-        there = {
-            run.data.tags.get(KEY_TAG)
-            for run in self.client.search_runs([self.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'", max_results=50_000)
-            if run.info.status == "FINISHED"
-        }
-        for trial in trials:
-            name = f"trial-{trial['trial']:04d}"
-            if name in there:
-                continue
-            with self.run(name, parent=run_id) as child:
-                params = {path: value for path, value in trial.items() if path not in {"trial", "state", "score"}}
-                self.log_params(child, params)
-                if trial["score"] is not None:
-                    self.log_metrics(child, {"mean_iou": trial["score"]})
-            if trial["score"] is None:
-                self.client.set_terminated(child, status="FAILED")
+    @classmethod
+    def of_run(cls, run_id: str, out: Path | None) -> Tracker:
+        """The experiment that a run is in, in the store that `MLFLOW_TRACKING_URI` or else the folder `out` names.
+
+        Raises:
+            InputError: neither is given, or there is no such run.
+        """
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None and out is None:
+            raise InputError(f"mlflow:{run_id}: in which store? Set MLFLOW_TRACKING_URI, or give the run's folder as --out")
+        if uri is None and out is not None and not (out / "mlflow.db").is_file():
+            raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
+        client = MlflowClient(tracking_uri=uri or tracking_uri(out.resolve() if out else Path()))
+        try:
+            with _few_retries():
+                experiment: str = client.get_run(run_id).info.experiment_id
+        except (MlflowException, SQLAlchemyError) as error:
+            raise InputError(f"mlflow:{run_id}: {str(error).strip().splitlines()[0]}") from None
+        return cls(client, client.tracking_uri, experiment)
+
+    def read_json(self, run_id: str, name: str) -> Any:
+        """What a JSON artifact of a run holds; None where it has none of this name."""
+        if name not in {artifact.path for artifact in self.client.list_artifacts(run_id)}:
+            return None
+        with TemporaryDirectory() as folder:
+            return json.loads(Path(self.client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8"))
+
+    def download(self, key: str, name: str, folder: Path) -> None:
+        """Copy a folder of artifacts of the run with this key to `folder`; nothing where there is none."""
+        run_id = self._find(key, None)
+        if run_id is None or not self.client.list_artifacts(run_id, name):
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as partial:
+            Path(self.client.download_artifacts(run_id, name, partial)).rename(folder)
+
+    def log_trial(self, run_id: str, line: Mapping[str, Any], *, record: Mapping[str, Any] | None) -> None:
+        """A child run of a trial, told apart by its number; one that is there and has ended is left alone.
+
+        Args:
+            run_id: the search's.
+            line: the trial's, as the study logs it; FAILED where it has no score.
+            record: kept with it as trial.json.
+        """
+        name, status = f"trial-{line['trial']:04d}", "FAILED" if line["mean_iou"] is None else "FINISHED"
+        there = self._find(name, run_id)
+        if there is not None and self.client.get_run(there).info.status == status:
+            return
+        with self.run(name, parent=run_id) as child:
+            self.log_params(child, line["point"])
+            known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
+            known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
+            self.log_metrics(child, {metric: value for metric, value in known.items() if value is not None})
+            if record is not None:
+                self.client.log_dict(child, dict(record), TRIAL_RECORD)
+            if line["error"]:
+                self.client.set_tag(child, "error", line["error"])
+        self.client.set_terminated(child, status=status)

@@ -16,7 +16,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import digest, load_final
 from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.errors import InputError
@@ -50,11 +50,16 @@ def row_of(arrays: dict[str, NDArray[Any]], row: int) -> Unaries:
 def cached_unaries(
     config: Config, store: Path, start: Path, folder: Path, *, frames: tuple[int, ...], progress: Callable[[int], None]
 ) -> UnaryCache:
-    """The unaries in `folder`, computed first where they are not those of this checkpoint and these frames."""
+    """The unaries in `folder`, computed first where there are none.
+
+    Raises:
+        InputError: those there are of another checkpoint or of other frames, or their files were altered.
+    """
     _, checkpoint = load_final(start)
     stamp = {"checkpoint": checkpoint, "frames": list(frames)}
-    description = folder / DESCRIPTION
-    if description.is_file() and json.loads(description.read_text()) == stamp:
+    if (folder / DESCRIPTION).is_file():
+        _refuse_other(folder, stamp)
+        progress(len(frames))
         return UnaryCache(folder, frames)
     gpu = uses_gpu(config)
     task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_compute)
@@ -78,8 +83,28 @@ def cached_unaries(
             progress(done)
         for array in arrays.values():
             array.flush()
-        (partial / DESCRIPTION).write_text(json.dumps(stamp))
+        digests = {name: digest(partial / f"{name}.npy") for name in ARRAYS}
+        (partial / DESCRIPTION).write_text(json.dumps({**stamp, "sha256": digests}))
     return UnaryCache(folder, frames)
+
+
+def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
+    remove = f"remove {folder} to compute them again"
+    try:
+        there = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        checkpoint, frames, digests = there["checkpoint"], there["frames"], dict(there["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / DESCRIPTION}: damaged ({error!r}); {remove}") from None
+    if checkpoint != stamp["checkpoint"]:
+        raise InputError(
+            f"{folder}: unaries of checkpoint {checkpoint[:12]}, but stage 2's is {stamp['checkpoint'][:12]}; {remove}"
+        )
+    if frames != stamp["frames"]:
+        raise InputError(f"{folder}: unaries of {len(frames)} other frames than the {len(stamp['frames'])} asked for; {remove}")
+    for name in ARRAYS:
+        path = folder / f"{name}.npy"
+        if not path.is_file() or digest(path) != digests.get(name):
+            raise InputError(f"{path}: missing or altered since it was written; {remove}")
 
 
 def _compute(config: Config, store: Path, start: Path, frames: tuple[int, ...], device: str) -> list[Unaries]:

@@ -73,18 +73,22 @@ class Workspace:
 
     @property
     def search(self) -> Path:
-        """The search's unaries, trials and Ray Tune's own state."""
+        """The search's unaries, and a folder for each study."""
         return self.out / "search"
 
     @property
-    def trials(self) -> Path:
-        """One row a trial."""
-        return self.search / "trials.parquet"
-
-    @property
     def crf_settings(self) -> Path:
-        """The search's result."""
+        """The result of the study that stage 3 starts from."""
         return self.out / "crf_settings.json"
+
+    def study(self) -> Path:
+        """The folder of that study, once there is a result."""
+        name: str = json.loads(self.crf_settings.read_text(encoding="utf-8"))["study"]
+        return self.search / name
+
+    def trials(self) -> Path:
+        """One row a trial of that study."""
+        return self.study() / "trials.parquet"
 
     @property
     def evaluation(self) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 
 
-def space() -> dict[str, BaseDistribution]:
+def space() -> dict[str, FloatDistribution]:
     """About an octave and a half to either side of the paper's 160, 3, 50, 0.2, 3, on log scales.
 
     Upwards more for colour and the short positions, where the paper's values are near the narrow end: theta_beta = 3 of

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 
 
-def space() -> dict[str, BaseDistribution]:
+def space() -> dict[str, FloatDistribution]:
     """A tenth to three times the paper's 7, 4, 3, on a log scale: a kernel may all but vanish, or rule."""
     return {
         "crf/w_appearance": FloatDistribution(0.7, 21.0, log=True),

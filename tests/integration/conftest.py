@@ -32,6 +32,7 @@ TINY = {
     "data.rooms_train": 6, "data.rooms_test": 2, "data.validation_frames": 2, "network.width": 0.0625,
     "stage1.iterations": 8, "stage1.batch_size": 2, "stage2.iterations": 4, "stage2.batch_size": 2,
     "stage3.iterations": 2, "stage3.batch_size": 1, "search.trials": 4, "search.startup_trials": 2, "search.batch": 2,
+    "search.folds": 2,
     "training.cpus_per_worker": 1, "training.log_every": 2, "training.checkpoint_every": 4, "training.validate_every": 4,
     "evaluation.num_figures": 1,
     # Also what the demo does not have: a frozen trunk whose features are kept, accumulated passes, a mean of the weights.

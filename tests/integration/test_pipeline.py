@@ -62,7 +62,7 @@ def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, opti
     command = ("run", "--preset", "demo", "--out", str(place.out), *options)
     inside = {
         "stage1": (place.out / "stage1" / "step_00000004" / "checkpoint.json").is_file,
-        "search": lambda: len(read_lines(place.search / "log.jsonl")) >= 2,
+        "search": lambda: any(len(read_lines(log)) >= 2 for log in place.search.glob("*/log.jsonl")),
     }
     for phase in PIPELINE[:-1]:
         if phase in inside:
@@ -77,7 +77,7 @@ def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, opti
 def _finished_files(place: Workspace) -> dict[str, tuple[int, str]]:
     """When each finished part was written, and its digest: what a restart must leave alone."""
     finals = [place.out / stage / "final" / "weights.safetensors" for stage in STAGES]
-    parts = [*finals, place.crf_settings, place.trials, place.views, place.store / "store.json"]
+    parts = [*finals, place.crf_settings, *place.search.glob("*/*.parquet"), place.views, place.store / "store.json"]
     return {str(path): (path.stat().st_mtime_ns, digest(path)) for path in parts if path.is_file()}
 
 
@@ -86,10 +86,16 @@ def test_a_run_killed_at_every_boundary_ends_as_one_left_alone(whole: tuple[Work
     for stage in STAGES:
         weights = Path(stage) / "final" / "weights.safetensors"
         assert digest(killed.out / weights) == digest(place.out / weights), stage
-    assert pq.read_table(killed.trials).equals(pq.read_table(place.trials))
+    assert _outcomes(killed) == _outcomes(place)
     ours, theirs = (json.loads((run.out / "report.json").read_text()) for run in (killed, place))
     for part in ("table2", "table3", "search", "floors"):
         assert ours[part] == theirs[part]
+
+
+def _outcomes(place: Workspace) -> list[dict[str, Any]]:
+    """The table of trials without when they were and how long they took."""
+    rows: list[dict[str, Any]] = pq.read_table(place.trials()).drop_columns(["started", "seconds"]).to_pylist()
+    return rows
 
 
 def test_a_finished_run_says_so_and_repeats_nothing(whole: tuple[Workspace, str], jointseg: CommandLine) -> None:
@@ -124,15 +130,18 @@ def test_another_config_is_refused_by_field(whole: tuple[Workspace, str], joints
 
 def test_the_folder_holds_what_readme_promises(whole: tuple[Workspace, str]) -> None:
     place, _ = whole
-    files = ["config.json", "data/store.json", "search/trials.parquet", "crf_settings.json", "mlflow.db"]
+    files = ["config.json", "data/store.json", "crf_settings.json", "mlflow.db"]
     files += ["report.json", "report.md", "views.parquet", "validation.json", "phases.json"]
     finals = [f"{stage}/final/weights.safetensors" for stage in STAGES]
     assert [name for name in files + finals if not (place.out / name).is_file()] == []
     assert any((place.out / "figures").glob("*.png"))
-    trials = pq.read_table(place.trials).to_pylist()
+    trials = pq.read_table(place.trials()).to_pylist()
     assert [row["trial"] for row in trials] == list(range(TINY["search.trials"]))  # type: ignore[arg-type]
     settings = json.loads(place.crf_settings.read_text())
-    assert settings["score"] == max(row["score"] for row in trials) >= settings["paper_score"] == trials[0]["score"]
+    scores = [row["mean_iou"] for row in trials]
+    assert settings["score"] == max(scores) >= settings["paper_score"] == scores[0]
+    study = {path.name for path in place.study().iterdir()}
+    assert study == {"study.json", "log.jsonl", "journal.log", "trials.parquet", "crf_settings.json", "confusions", "figures"}
     assert trials[0]["crf.theta_alpha"] == 160.0
 
 
@@ -142,12 +151,13 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     assert experiment is not None
     runs = {run.data.tags[KEY_TAG]: run for run in client.search_runs([experiment.experiment_id], max_results=1000)}
     trials = [f"trial-{number:04d}" for number in range(TINY["search.trials"])]  # type: ignore[call-overload]
-    phases = [*STAGES, "search", "evaluation"]
+    search = f"search/{killed.study().name}"
+    phases = [*STAGES, search, "evaluation"]
     assert sorted(runs) == sorted(["pipeline", *phases, *trials])
     assert len(client.search_runs([experiment.experiment_id], max_results=1000)) == len(runs)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert {runs[name].data.tags[PARENT_TAG] for name in phases} == {runs["pipeline"].info.run_id}
-    assert {runs[name].data.tags[PARENT_TAG] for name in trials} == {runs["search"].info.run_id}
+    assert {runs[name].data.tags[PARENT_TAG] for name in trials} == {runs[search].info.run_id}
     config = killed.load_config()
     assert config is not None
     expected = {path: str(value) for path, value in flatten(config).items()}
@@ -158,7 +168,9 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     assert len(runs["pipeline"].inputs.dataset_inputs) == 1
     _has(client, runs["pipeline"], "report.json", "report.md", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")
-    _has(client, runs["search"], "crf_settings.json", "trials.parquet")
+    _has(client, runs[search], "crf_settings.json", "trials.parquet", "journal.log", "confusions", "figures")
+    for name in trials:
+        _has(client, runs[name], "trial.json")
     for stage in STAGES:
         assert client.list_artifacts(runs[stage].info.run_id, "checkpoint")
 
@@ -166,6 +178,37 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
 def _has(client: MlflowClient, run: Any, *names: str) -> None:
     found = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert set(names) <= found
+
+
+def test_another_study_has_a_folder_of_its_own_and_leaves_what_stage_3_began_from(
+    whole: tuple[Workspace, str], jointseg: CommandLine
+) -> None:
+    place, _ = whole
+    before, study = place.crf_settings.read_bytes(), place.study()
+    said = jointseg("search", "--out", str(place.out), "--space", "crf_weights", "--trials", "2")
+    assert f"{place.crf_settings} stays: stage3_sem_crf and stage3 began from study {study.name}" in said
+    assert place.crf_settings.read_bytes() == before
+    (other,) = (path for path in place.search.iterdir() if path.name not in {study.name, "unaries"})
+    result = json.loads((other / "crf_settings.json").read_text())
+    assert (result["study"], result["trials"], len(result["searched"])) == (other.name, 2, 3)
+    assert "finished already" in jointseg("search", "--out", str(place.out), "--space", "crf_weights", "--trials", "2")
+
+
+def test_the_winner_a_trial_and_the_four_rows_come_out_again_to_the_last_digit(
+    killed: Workspace, jointseg: CommandLine
+) -> None:
+    assert "to the last digit" in jointseg("reproduce", str(killed.crf_settings))
+    client = MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}")
+    trial = next(run for run in _all_runs(client, killed) if run.data.tags[KEY_TAG] == "trial-0001")
+    said = jointseg("reproduce", f"mlflow:{trial.info.run_id}", "--out", str(killed.out))
+    assert "to the last digit" in said
+    assert "to the last digit" in jointseg("reproduce", str(killed.out / "report.json"))
+
+
+def _all_runs(client: MlflowClient, place: Workspace) -> list[Any]:
+    experiment = client.get_experiment_by_name(experiment_name(place.out))
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
 def test_real_frames_have_the_papers_numbers_beside_their_own(whole: tuple[Workspace, str], shared: Path) -> None:

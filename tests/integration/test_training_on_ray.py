@@ -64,8 +64,8 @@ def test_a_diverging_loss_comes_back_from_the_worker_with_half_and_step(ray: Non
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(jointseg: CommandLine, tmp_path: Path) -> None:
-    no_weights = {"network.frozen_until": "", "data.cache_features": False}
-    options = as_options({**TINY, **no_weights, "training.num_workers": 500})
+    trained_whole = {path: value for path, value in TINY.items() if path not in {"network.frozen_until", "data.cache_features"}}
+    options = as_options({**trained_whole, "training.num_workers": 500})
     said = jointseg("train", "--stage", "1", "--out", str(tmp_path / "run"), *options, code=2)
     assert said.startswith("error: training.num_workers: 500 workers of 1 CPU each ")
     assert not (tmp_path / "run").exists()

@@ -90,7 +90,7 @@ def test_help_names_every_command_and_how_to_begin(jointseg):
 
 def test_the_commands_are_these():
     assert {" ".join(words) for words in COMMANDS} == {
-        "data rooms", "data check", "data prepare", "run", "train", "search", "evaluate", "ui",
+        "data rooms", "data check", "data prepare", "run", "train", "search", "evaluate", "reproduce", "ui",
     }  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_a_source_named_by_its_setting_is_looked_at_too(mistake, tmp_path):
 @pytest.mark.parametrize("data", [[], ["--data"]], ids=["rooms", "real"])
 def test_more_validation_frames_than_frames_are_refused_before_anything_is_made(mistake, tmp_path, small_nyu, data):
     words = [*data, small_nyu] if data else ["--set", "data.rooms_train=4"]
-    message = mistake("run", "--out", "x", *words, "--set", "data.validation_frames=4")
+    message = mistake("run", "--out", "x", *words, "--set", "data.validation_frames=4", "--set", "search.folds=2")
     assert message.startswith("data.validation_frames: 4 is not allowed; allowed: up to 3 of the 4 train frames")
     assert ("data.rooms_train" in message) == (not data)
     assert not (tmp_path / "x").exists()
@@ -292,18 +292,23 @@ def test_a_missing_earlier_phase_is_named_and_leaves_no_folder(mistake, tmp_path
 
 def test_an_unknown_search_space_is_named_before_anything_is_made(mistake, tmp_path):
     message = mistake("run", "--out", "x", "--set", "search.space=all")
-    assert message == "search.space: 'all' is not in tune_spaces/; allowed: crf, crf_bandwidths, crf_weights"
+    assert message.startswith("search.space: 'all' is not in tune_spaces/; allowed: crf, crf_bandwidths, crf_weights")
     assert not (tmp_path / "x").exists()
 
 
 def test_a_finished_phase_is_said_to_be_finished(jointseg, tmp_path):
     place = Workspace(tmp_path / "run")
     place.adopt_config(demo())
-    for phase in ("data", "stage1", "stage2", "search"):
+    for phase in ("data", "stage1"):
         place.finish(phase, seconds=1)
-    assert jointseg("search", "--out", "run") == (0, f"{place.out}: search finished already; nothing to do\n", "")
     code, out, _ = jointseg("train", "--out", "run", "--stage", "1")
     assert (code, out) == (0, f"{place.out}: data, stage1 finished already; nothing to do\n")
+
+
+def test_more_folds_than_frames_are_refused_before_anything_is_made(mistake, tmp_path):
+    message = mistake("run", "--out", "x", "--set", "data.validation_frames=4")
+    assert message == "search.folds: 5 folds of 4 frames (data.validation_frames); allowed: 2..4"
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("out", ["nowhere", "."])
@@ -320,12 +325,15 @@ def test_a_job_needs_an_absolute_folder(mistake, monkeypatch):
 
 # What reaches the pipeline
 
+TRAIN = ("train", "--stage", "1")
+
 
 @pytest.fixture
 def given(jointseg, monkeypatch):
     """The config, folder and phases that a command would run."""
     kept = []
     monkeypatch.setattr(pipeline.run, "run_phases", lambda config, place, phases, **_: kept.append((config, place, phases)))
+    monkeypatch.setattr(pipeline.run, "run_study", lambda config, place, **_: kept.append((config, place, ("search",))))
 
     def run(*words):
         assert jointseg(*words)[0] == 0
@@ -335,11 +343,11 @@ def given(jointseg, monkeypatch):
 
 
 def test_without_a_preset_a_new_folder_gets_the_demo_and_an_old_one_its_own(given, tmp_path):
-    assert given("search", "--out", "x")[0] == demo()
+    assert given(*TRAIN, "--out", "x")[0] == demo()
     own = with_overrides(demo(), {"seed": 9})
     Workspace(tmp_path / "run").adopt_config(own)
-    assert given("search", "--out", "run")[0] == own
-    assert given("search", "--out", "run", "--preset", "demo")[0] == demo()
+    assert given(*TRAIN, "--out", "run")[0] == given("search", "--out", "run")[0] == own
+    assert given(*TRAIN, "--out", "run", "--preset", "demo")[0] == demo()
 
 
 def test_paths_do_not_hang_on_where_the_command_was_called(given, tmp_path):
@@ -348,8 +356,18 @@ def test_paths_do_not_hang_on_where_the_command_was_called(given, tmp_path):
         config, place, _ = given("train", "--stage", "1", "--out", "runs/../x", *words)
         assert config.data.source == tmp_path / "nyu"
         assert place.out == tmp_path / "x"
-    config, _, _ = given("search", "--out", "x", "--set", "network.weights=~/vgg.safetensors")
+    config, _, _ = given(*TRAIN, "--out", "x", "--set", "network.weights=~/vgg.safetensors")
     assert config.network.weights == Path.home() / "vgg.safetensors"
+    config, _, _ = given("search", "--out", "x", "--space", "mine.py:draw", "--start", "best.json")
+    assert config.search.space == f"{tmp_path / 'mine.py'}:draw"
+    assert config.search.start == tmp_path / "best.json"
+
+
+def test_a_searchs_own_options_are_settings(given):
+    words = ("--space", "crf_weights", "--trials", "7", "--concurrent", "2", "--objective", "miou,seconds")
+    found = given("search", "--out", "x", *words, "--set", "search.folds=3")[0]
+    settings = {"space": "crf_weights", "trials": 7, "concurrent": 2, "objective": "miou,seconds", "folds": 3}
+    assert found == with_overrides(demo(), {f"search.{name}": value for name, value in settings.items()})
 
 
 @pytest.mark.parametrize(
@@ -364,7 +382,8 @@ def test_an_interruption_exits_130(jointseg, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline.run, "run_phases", interrupted)
-    assert jointseg("search", "--out", "x")[0] == 130
+    monkeypatch.setattr(pipeline.run, "run_study", interrupted)
+    assert jointseg("run", "--out", "x")[0] == jointseg("search", "--out", "x")[0] == 130
 
 
 def test_a_lost_worker_is_one_line_and_nobodys_mistake(jointseg, monkeypatch):
@@ -381,7 +400,7 @@ def test_a_mistake_of_ours_is_not_taken_for_the_users(jointseg, monkeypatch):
 
     monkeypatch.setattr(pipeline.run, "run_phases", broken)
     with pytest.raises(AssertionError, match="ours"):
-        jointseg("search", "--out", "x")
+        jointseg("run", "--out", "x")
 
 
 # As a process

@@ -10,6 +10,7 @@ import torch
 
 from jointseg.config import EvaluationConfig
 from jointseg.data.frame import Frame
+from jointseg.errors import InputError
 from jointseg.evaluation import (
     Prediction,
     Sums,
@@ -17,8 +18,9 @@ from jointseg.evaluation import (
     depth_at_full_size,
     labels_at_full_size,
     predict,
+    refined_labels,
     score,
-    score_settings,
+    score_labels,
 )
 from jointseg.labels import VOID
 from jointseg.metrics import depth_metrics, segmentation_metrics
@@ -158,24 +160,31 @@ def test_an_even_map_stays_even_when_grown():
     assert (labels_at_full_size(logits) == 7).all()
 
 
+def confusions(model, frames, config):
+    """A trial's, of each frame."""
+    crf = build_crf(config)
+    labels = [refined_labels(compute_unaries(model, frame, config, device=CPU), crf) for frame in frames]
+    return [score_labels(own, frame.labels, config.evaluation).confusion for own, frame in zip(labels, frames, strict=True)]
+
+
 @pytest.mark.parametrize(("kernels", "iterations"), [(Kernels.NONE, 0), (Kernels.SEM_CRF_PLUS, 2)])
 def test_a_trial_scores_as_the_model_with_its_settings_does(model, small, frames, kernels, iterations):
     """With no iterations that is the network alone: the search's unaries are what the test split is predicted with."""
     config = with_overrides(small, {"crf.num_iterations": iterations, "crf.theta_beta": 20, "evaluation.crop": "eigen"})
-    unaries = ((compute_unaries(model, frame, config, device=CPU), frame.labels) for frame in frames)
-    trial = score_settings(unaries, build_crf(config), config.evaluation)
+    trial = sum(confusions(model, frames, config))
     model.crf = build_crf(config)
     whole = [
         score(frame, prediction, config.evaluation).segmentation.confusion
         for frame, prediction in predict(model, frames, config, kernels=kernels, with_depth=True, device=CPU)
     ]
-    assert (trial.confusion == sum(whole)).all()
+    assert (trial == sum(whole)).all()
 
 
 def test_settings_change_a_trials_score(model, small, frames):
-    unaries = [(compute_unaries(model, frame, small, device=CPU), frame.labels) for frame in frames[:1]]
-    scores = [
-        score_settings(unaries, build_crf(with_overrides(small, {"crf.w_appearance": w})), small.evaluation).confusion
-        for w in (0.1, 30)
-    ]
+    scores = [confusions(model, frames[:1], with_overrides(small, {"crf.w_appearance": w}))[0] for w in (0.1, 30)]
     assert (scores[0] != scores[1]).any()
+
+
+def test_a_crf_whose_logits_are_not_finite_is_refused(model, small, frames):
+    with pytest.raises(InputError, match="the CRF's logits are NaN or infinite"):
+        confusions(model, frames[:1], with_overrides(small, {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}))

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
-from pipeline.tracking import DISK_ERRORS, KEY_TAG, PARENT_TAG, RETRIES, Tracker, experiment_name, tracking_uri
+from pipeline.tracking import DISK_ERRORS, KEY_TAG, PARENT_TAG, RETRIES, TRIAL_RECORD, Tracker, experiment_name, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +250,27 @@ def test_a_file_and_a_folder_are_artifacts(tracker, tmp_path):
 
 # Trials
 
-TRIALS = [
-    {"trial": 0, "state": "finished", "score": 0.25, "crf.theta_beta": 3.0},
-    {"trial": 1, "state": "finished", "score": 0.5, "crf.theta_beta": 4.5},
-    {"trial": 2, "state": "failed", "score": None, "crf.theta_beta": 6.0},
-]
+
+def line(number, score, theta_beta):
+    failed = score is None
+    return {
+        "trial": number,
+        "state": "failed" if failed else "finished",
+        "mean_iou": score,
+        "boundary_f1": None,
+        "fold_scores": None if failed else [score, score / 2],
+        "seconds": 1.5,
+        "error": "it failed" if failed else None,
+        "point": {"crf.theta_beta": theta_beta},
+    }
+
+
+TRIALS = [line(0, 0.25, 3.0), line(1, 0.5, 4.5), line(2, None, 6.0)]
+
+
+def log(tracker, parent, trials):
+    for own in trials:
+        tracker.log_trial(parent, own, record={"score": own["mean_iou"]} if own["mean_iou"] else None)
 
 
 def trials_of(tracker, parent):
@@ -262,16 +278,17 @@ def trials_of(tracker, parent):
     return {run.data.tags[KEY_TAG]: run for run in runs}
 
 
-def test_each_trial_is_one_run_with_its_point_and_score_however_often_it_is_logged(out, tracker):
+def test_each_trial_is_one_run_with_its_point_and_scores_however_often_it_is_logged(out, tracker):
     for one, trials in ((tracker, TRIALS[:2]), (Tracker.open(out), TRIALS), (tracker, TRIALS)):
         with one.run("search") as parent:
-            one.log_trials(parent, trials)
+            log(one, parent, trials)
     assert len(all_runs(tracker)) == 1 + len(TRIALS)
     found = trials_of(tracker, parent)
     assert sorted(found) == ["trial-0000", "trial-0001", "trial-0002"]
     assert found["trial-0001"].data.params == {"crf.theta_beta": "4.5"}
-    assert found["trial-0001"].data.metrics == {"mean_iou": 0.5}
-    assert found["trial-0002"].data.metrics == {}
+    assert found["trial-0001"].data.metrics == {"mean_iou": 0.5, "seconds": 1.5, "fold/0": 0.5, "fold/1": 0.25}
+    assert found["trial-0002"].data.metrics == {"seconds": 1.5}
+    assert found["trial-0002"].data.tags["error"] == "it failed"
     assert {name: run.info.status for name, run in found.items()} == {
         "trial-0000": "FINISHED",
         "trial-0001": "FINISHED",
@@ -279,17 +296,31 @@ def test_each_trial_is_one_run_with_its_point_and_score_however_often_it_is_logg
     }
 
 
-def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tracker):
+def test_a_trials_record_lies_with_its_run(tracker):
     with tracker.run("search") as parent:
-        tracker.log_trials(parent, TRIALS[:1])
-        left = trials_of(tracker, parent)["trial-0000"].info.run_id
-        tracker.client.update_run(left, status="RUNNING")
-        tracker.log_trials(parent, TRIALS[:1])
-        found = trials_of(tracker, parent)
-    assert found["trial-0000"].info.run_id == left
-    assert found["trial-0000"].info.status == "FINISHED"
-    assert len(found) == 1
-    assert history(tracker, left, "mean_iou") == [(0, 0.25)]
+        log(tracker, parent, TRIALS[1:])
+    found = trials_of(tracker, parent)
+    assert tracker.client.list_artifacts(found["trial-0002"].info.run_id) == []
+    assert tracker.read_json(found["trial-0001"].info.run_id, TRIAL_RECORD) == {"score": 0.5}
+
+
+def test_two_studies_have_a_run_each_trial(tracker):
+    for study in ("one", "two"):
+        with tracker.run("search", key=study) as parent:
+            log(tracker, parent, TRIALS[:1])
+    assert len(all_runs(tracker)) == 4
+
+
+@pytest.mark.parametrize("left", [TRIALS[0], TRIALS[2]], ids=["finished", "failed"])
+def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tracker, left):
+    with tracker.run("search") as parent:
+        log(tracker, parent, [left])
+        (before,) = trials_of(tracker, parent).values()
+        tracker.client.update_run(before.info.run_id, status="RUNNING")
+        log(tracker, parent, [left])
+        (after,) = trials_of(tracker, parent).values()
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, before.info.status)
+    assert history(tracker, after.info.run_id, "seconds") == [(0, 1.5)]
 
 
 # Full disks

@@ -1,0 +1,145 @@
+"""What a result was made from, found again: its record, its data by digest, its checkpoint by digest.
+
+Not here: computing it again and comparing (reproduce.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jointseg.checkpoint import load_final
+from jointseg.config import Config
+from jointseg.data.store import Store, prepare
+from jointseg.errors import InputError
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from pipeline.tracking import TRIAL_RECORD, Tracker
+from pipeline.workspace import Workspace
+
+SCHEME = "mlflow:"
+SETTINGS, REPORT = "crf_settings.json", "report.json"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A record, and the folder of a run (or one with a run's parts) that it may have been made in."""
+
+    name: str
+    record: Mapping[str, Any]
+    place: Workspace | None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this is a whole run's report; else it is a trial's."""
+        return "table3" in self.record
+
+    @property
+    def config(self) -> Config:
+        """The whole config that the record was made with.
+
+        Raises:
+            InputError: the record has none, or one that this version does not know.
+        """
+        flat: dict[str, Any] = self.record["provenance"]["config"] if self.is_run else self.record["config"]
+        try:
+            return with_overrides(Config(), flat)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+
+
+@contextmanager
+def gathered(what: str, *, out: Path | None) -> Iterator[Evidence]:
+    """The record that `what` names, a file or `mlflow:RUN_ID`, and where it may have been made.
+
+    Args:
+        what: path of a crf_settings.json, a trial.json or a report.json; or an MLflow run of a trial, a search or a pipeline.
+        out: the run's folder, where `what` does not lie in it.
+
+    Raises:
+        InputError: there is no such record.
+    """
+    if not what.startswith(SCHEME):
+        path = Path(what).resolve()
+        place = Workspace(out.resolve()) if out is not None else _run_above(path)
+        yield Evidence(str(path), _checked(what, _read(path)), place)
+        return
+    run_id = what.removeprefix(SCHEME)
+    tracker = Tracker.of_run(run_id, out)
+    with TemporaryDirectory(prefix="jointseg-") as folder:
+        record = next((found for name in (TRIAL_RECORD, SETTINGS, REPORT) if (found := tracker.read_json(run_id, name))), None)
+        if record is None:
+            raise InputError(f"{what}: has no {TRIAL_RECORD}, {SETTINGS} or {REPORT}: not a trial, a search or a whole run")
+        place = Workspace(out.resolve()) if out is not None else _downloaded(tracker, Workspace(Path(folder)))
+        yield Evidence(what, _checked(what, record), place)
+
+
+def _downloaded(tracker: Tracker, place: Workspace) -> Workspace:
+    """The parts of a run that MLflow has, laid out as in a run's folder."""
+    for stage in STAGES.values():
+        tracker.download(stage.name, "checkpoint", place.final(stage))
+    tracker.download("evaluation", "evaluation", place.evaluation)
+    return place
+
+
+def _run_above(path: Path) -> Workspace | None:
+    for folder in path.parents:
+        if (folder / "config.json").is_file() and (folder / "phases.json").is_file():
+            return Workspace(folder)
+    return None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a record: {' '.join(str(error).split())}") from None
+
+
+def _checked(what: str, record: Any) -> dict[str, Any]:
+    if isinstance(record, dict) and ("by_frame" in record or {"table3", "provenance", "data"} <= record.keys()):
+        return record
+    raise InputError(f"{what}: not a record; allowed: a trial.json, a search's {SETTINGS} or a run's {REPORT}")
+
+
+def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
+    """The prepared store with the record's digest: in `data` (a store, or NYU's folder, prepared now), or in the run's folder.
+
+    Raises:
+        InputError: neither has it.
+    """
+    wanted = evidence.record["data"]["digest"] if evidence.is_run else evidence.record["data"]
+    looked: list[str] = []
+    source = evidence.config.data.source
+    for folder in (data, evidence.place.store if evidence.place is not None else None, source):
+        if folder is None or not folder.is_dir():
+            continue
+        store = Store.open(folder) if (folder / "store.json").is_file() else prepare(folder, scratch / f"store-{len(looked)}")
+        if store.digest == wanted:
+            return store.path
+        looked.append(f"{folder} ({store.digest[:12]})")
+    raise InputError(
+        f"{evidence.name}: its data has digest {wanted[:12]}; looked in {', '.join(looked) or 'no folder'}; "
+        "give its folder as --data"
+    )
+
+
+def find_checkpoint(evidence: Evidence) -> Path:
+    """The finished stage 2 whose weights have the record's digest, in the run's folder.
+
+    Raises:
+        InputError: it is not there.
+    """
+    wanted: str = evidence.record["checkpoint"]
+    if evidence.place is None:
+        raise InputError(f"{evidence.name}: lies in no run's folder; give the one with checkpoint {wanted[:12]} as --out")
+    final = evidence.place.final(STAGES["stage2"])
+    _, found = load_final(final)
+    if found != wanted:
+        raise InputError(f"{final}: is checkpoint {found[:12]}; the record was made with {wanted[:12]}")
+    return final

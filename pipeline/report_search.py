@@ -1,0 +1,122 @@
+"""What the report says of the search: the settings found, fold by fold, and whether they beat the paper's.
+
+Not here: the search's pictures (search_figures.py), the page (report_page.py).
+"""
+
+from __future__ import annotations
+
+from pipeline.report_tables import Finding, Report, Table, percent
+
+CRF_SYMBOLS = {
+    "crf.w_appearance": ("w⁽¹⁾", "weight"),
+    "crf.w_depth": ("w⁽²⁾", "weight"),
+    "crf.w_smoothness": ("w⁽³⁾", "weight"),
+    "crf.theta_alpha": ("θα", "px"),
+    "crf.theta_beta": ("θβ", "RGB levels"),
+    "crf.theta_gamma": ("θγ", "px"),
+    "crf.theta_zeta": ("θζ", "m"),
+    "crf.theta_tau": ("θτ", "px"),
+}
+
+FIGURES = {
+    "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
+    "parallel.png": "Every trial as a line through its parameters; red: the paper's point.",
+    "importance.png": "Share of the variance of mean IoU that each parameter explains (fANOVA), over eight forests.",
+    "folds.png": "The folds of the ten best trials and of the paper's point.",
+    "pareto.png": "The two objectives against each other, and the front that no trial beats.",
+    "frames.png": "The frames that gained and that lost most under the settings found, beside the paper's.",
+}
+"""What each picture in a study's folder shows."""
+
+
+def crf_table(report: Report) -> Table:
+    """The CRF settings that the search found beside the paper's, and what each scores on the subset."""
+    search = report["search"]
+    best, papers = search["best"], search["paper"]
+    rows = [
+        (
+            path.removeprefix("crf."),
+            symbol,
+            unit,
+            f"{best['settings'][path]:.4g}" + ("" if path in search["searched"] else " (held)"),
+            f"{papers['settings'][path]:.4g}",
+        )
+        for path, (symbol, unit) in CRF_SYMBOLS.items()
+    ]
+    rows.append(("score", "mean IoU", "%", percent(best["score"], 2), percent(papers["score"], 2)))
+    return Table("CRF settings", ("setting", "symbol", "unit", "found", "paper"), tuple(rows))
+
+
+def fold_table(report: Report) -> Table:
+    """The found and the paper's settings fold by fold, and over folds; the nested estimate beside them."""
+    search = report["search"]
+    rows = [("found", search["folds"]), *([("paper", search["paper_folds"])] if search["paper_folds"] else [])]
+    scores = [search["best"]["score"], search["paper"]["score"]]
+    cells = [
+        (
+            name,
+            *(percent(score, 2) for score in folds["scores"]),
+            f"{percent(folds['mean'], 2)} ± {percent(folds['standard_error'], 2)}",
+            percent(pooled, 2),
+        )
+        for (name, folds), pooled in zip(rows, scores, strict=False)
+    ]
+    nested = search["nested"]
+    cells.append(
+        ("chosen on the other folds", *(percent(score, 2) for score in nested["folds"]), "", percent(nested["score"], 2))
+    )
+    header = ("", *(f"fold {fold}" for fold in range(len(nested["folds"]))), "mean ± standard error", "pooled")
+    return Table("Mean IoU by fold, %", header, tuple(cells))
+
+
+def search_finding(report: Report) -> Finding:
+    """What the search says, computed: its best against the paper's settings, and what choosing adds by chance."""
+    search = report["search"]
+    best, papers, gain, nested = search["best"]["score"], search["paper"]["score"], search["gain"], search["nested"]
+    asked = f"{search['trials']} trials" + (f", {search['failed']} of them failed" if search["failed"] else "")
+    where = f"on the {report['data']['validation']['frames']} validation frames"
+    if papers is None:
+        return Finding(
+            f"The paper's CRF settings have no score {where}; the best of {asked} has {percent(best, 2)} %.", against=True
+        )
+    if best <= papers:
+        return Finding(
+            f"The search found nothing better than the paper's CRF settings: {percent(papers, 2)} % mean IoU {where}, {asked}.",
+            against=True,
+        )
+    noise = "within noise of the paper's" if gain["within_noise"] else "beyond the noise of resampling frames"
+    return Finding(
+        f"The search's best has {percent(best, 2)} % mean IoU {where}, the paper's CRF settings {percent(papers, 2)} % "
+        f"({asked}): a gain of {percent(gain['difference'], 2)} points, 95 % interval {percent(gain['low'], 2)} to "
+        f"{percent(gain['high'], 2)}, {noise}. It was chosen on those very frames: chosen on all folds but one and scored on "
+        f"that one, it has {percent(nested['score'], 2)} %. The tables are of the test split.",
+        against=bool(gain["within_noise"]),
+    )
+
+
+def search_note(report: Report) -> str:
+    """How the search's score was taken."""
+    search, validation = report["search"], report["data"]["validation"]
+    config = report["provenance"]["config"]
+    reference, size = config["crf_reference_size"], config["network.input_size"]
+    settings = search["best"]["settings"]
+    held = " “(held)”: not searched." if set(CRF_SYMBOLS) - set(search["searched"]) else ""
+    asked = search["settings"]
+    return (
+        f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) of the CRF alone on "
+        f"stage 2's output, {search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
+        f"{asked['seed']}), {search['failed']} failed; "
+        f"{settings['crf.num_iterations']} mean-field iterations, pairwise form `{settings['crf.pairwise']}`.{held} "
+        f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
+        f"× {size / reference:.3g}."
+    )
+
+
+def fold_note(report: Report) -> str:
+    """What the table of folds shows."""
+    balanced = report["search"]["balanced_by"]
+    drawn = f"balanced by {balanced}" if balanced else "drawn at random: scene types are not known"
+    return (
+        f"Mean IoU of each fold of the validation frames, %; folds are {drawn}. “Chosen on the other folds”: for each fold the "
+        f"trial that is best on the others, so that no frame is both chosen and scored by."
+    )

@@ -1,0 +1,157 @@
+"""Optuna, asked for points and told scores: its samplers by name, the points tried first, the journal of what was told.
+
+Not here: where the points are scored, and in which batches they are asked for (study.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections import deque
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from jointseg.config import SearchConfig
+from jointseg.errors import InputError
+from pipeline.log_lines import Line
+from pipeline.spaces import Point, Space, grid
+
+OBJECTIVES = {
+    "miou": ("mean_iou",),
+    "miou,seconds": ("mean_iou", "seconds"),
+    "miou,boundary_f1": ("mean_iou", "boundary_f1"),
+}
+"""What of a trial's line each objective is told."""
+Direction = Literal["maximize", "minimize"]
+DIRECTIONS: dict[str, Direction] = {"mean_iou": "maximize", "seconds": "minimize", "boundary_f1": "maximize"}
+POPULATION = 20
+"""Of NSGA-II, a generation. Optuna's own 50 would leave most of a study of this size random."""
+
+
+def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
+    """The sampler that `search.sampler` names.
+
+    Raises:
+        InputError: it does not go with the objective or the space, or a package is missing.
+    """
+    name, seed, objectives = settings.sampler, settings.seed, len(OBJECTIVES[settings.objective])
+    allowed = {"cmaes": 1, "nsga2": 2}.get(name, objectives)
+    if objectives != allowed:
+        raise InputError(f"search.sampler: {name} is for {allowed} objective(s); search.objective is {settings.objective!r}")
+    conditional = space.distributions is None
+    match name:
+        case "cmaes":
+            if importlib.util.find_spec("cmaes") is None:
+                raise InputError("search.sampler: 'cmaes' needs the package cmaes, which is not installed: pip install cmaes")
+            return CmaEsSampler(seed=seed, n_startup_trials=settings.startup_trials, warn_independent_sampling=False)
+        case "nsga2":
+            return NSGAIISampler(seed=seed, population_size=POPULATION)
+        case "qmc":
+            return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        case "tpe":
+            return TPESampler(seed=seed, n_startup_trials=settings.startup_trials, multivariate=True, group=conditional)
+        case _:
+            return RandomSampler(seed=seed)
+
+
+class Asker:
+    """One study in memory. Asked and told in the same order, it asks for the same points."""
+
+    def __init__(
+        self,
+        settings: SearchConfig,
+        space: Space,
+        *,
+        first: list[tuple[Point, dict[str, Any], bool]],
+        journal: Path | None = None,
+        name: str = "search",
+    ) -> None:
+        """Begin.
+
+        Args:
+            settings: sampler, objective and seed.
+            space: to draw from.
+            first: points tried first, as `spaces.start_points` gives them.
+            journal: file for what is told, which optuna-dashboard opens; one that is there is begun again.
+            name: of the study in the journal.
+        """
+        self.space, self.objectives = space, OBJECTIVES[settings.objective]
+        directions = [DIRECTIONS[objective] for objective in self.objectives]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study = optuna.create_study(sampler=build_sampler(settings, space), directions=directions, study_name=name)
+        self.first = deque(first)
+        self.grid = deque(grid(space, levels=settings.grid_levels, seed=settings.seed)) if settings.sampler == "grid" else None
+        self.asked: dict[int, optuna.Trial | None] = {}
+        self.params: dict[int, dict[str, Any]] = {}
+        self.journal = None if journal is None else _new_journal(journal, name, self.objectives)
+
+    def limit(self, trials: int) -> int:
+        """How many of `trials` there are to ask for: a grid ends."""
+        return trials if self.grid is None else min(trials, len(self.first) + len(self.grid))
+
+    def ask(self, number: int) -> Point:
+        """The point of the next trial, which is called `number` when it is told."""
+        trial: optuna.Trial | None = None
+        if self.first:
+            point, params, inside = self.first.popleft()
+            if inside:
+                trial = self._ask(params)
+        else:
+            trial = self._ask(self.grid.popleft() if self.grid is not None else None)
+            point = self.space.draw(trial)
+            params = trial.params
+        self.asked[number], self.params[number] = trial, params
+        return point
+
+    def _ask(self, params: dict[str, Any] | None) -> optuna.Trial:
+        if params is not None:
+            self.study.enqueue_trial(params)
+        trial = self.study.ask(dict(self.space.distributions or {}))
+        if params is not None:
+            self.space.draw(trial)  # a space that draws by itself takes the values from the queue
+        return trial
+
+    def tell(self, number: int, line: Line) -> None:
+        """A trial has ended; without a score it failed."""
+        trial = self.asked.pop(number)
+        failed = line["state"] != "finished"
+        values = None if failed else [line[objective] for objective in self.objectives]
+        if trial is not None:
+            self.study.tell(trial, values, state=TrialState.FAIL if failed else TrialState.COMPLETE)
+        if self.journal is not None:
+            self._record(number, line, trial, values)
+
+    def _record(self, number: int, line: Line, trial: optuna.Trial | None, values: list[float] | None) -> None:
+        assert self.journal is not None
+        known = {} if trial is None else self.study.trials[trial.number].distributions
+        frozen = optuna.trial.create_trial(
+            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            values=values,
+            params={name: value for name, value in self.params.pop(number).items() if name in known},
+            distributions=known,
+            user_attrs={name: line[name] for name in ("trial", "point", "fold_scores", "seconds", "error") if line.get(name)},
+        )
+        frozen.datetime_start = datetime.fromisoformat(line["started"])
+        frozen.datetime_complete = frozen.datetime_start + timedelta(seconds=line["seconds"])
+        self.journal.add_trial(frozen)
+
+
+def _new_journal(path: Path, name: str, objectives: tuple[str, ...]) -> optuna.Study:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in (path, path.with_name(f"{path.name}.lock")):  # a killed process leaves its lock, which Optuna waits for
+        left.unlink(missing_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.create_study(storage=storage, directions=[DIRECTIONS[one] for one in objectives], study_name=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(objectives))
+    return study

@@ -1,0 +1,138 @@
+"""Which pictures of a study are drawn, and from what: its trials, what mattered, the frames that gained and lost most.
+
+Not here: how they are drawn (jointseg/search_figures.py, jointseg/figures.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+
+from jointseg.data.store import Store
+from jointseg.evaluation import Prediction, refined_labels
+from jointseg.figures import save_png, search_history, side_by_side
+from jointseg.model import build_crf
+from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, slices
+from jointseg.settings import with_overrides
+from jointseg.whole import appearing_whole
+from pipeline.log_lines import Line
+from pipeline.samplers import OBJECTIVES, Asker
+from pipeline.search_result import pareto_front, scores
+from pipeline.spaces import papers_values
+from pipeline.trial import TrialJob
+from pipeline.trial_record import FINISHED, confusion_file, read_confusions
+from pipeline.unaries import row_of
+
+FORESTS = 8
+"""fANOVA's forests, each of its own seed: their spread is the uncertainty shown."""
+TOP, SHOWN = 10, 2
+
+
+def importance(study: optuna.Study) -> dict[str, tuple[float, float]]:
+    """Mean and deviation over forests of each parameter's share of the variance of mean IoU; none of too few trials."""
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
+        return {}
+    several = len(study.directions) > 1
+    target = (lambda trial: trial.values[0]) if several else None
+    drawn = [
+        get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed), target=target) for seed in range(FORESTS)
+    ]
+    found = {}
+    for name in drawn[0]:
+        shares = [one[name] for one in drawn]
+        mean = math.fsum(shares) / FORESTS
+        found[name] = (mean, math.sqrt(math.fsum((share - mean) ** 2 for share in shares) / (FORESTS - 1)))
+    return found
+
+
+def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Draw a study's figures/, all or nothing, and write importance.json; returns the importance of its parameters."""
+    objective, values = job.config.search.objective, scores(lines)
+    title = f"{job.folder.name}: {len(lines)} trials"
+    axes, shares = _axes(lines, asker), importance(asker.study)
+    finished = [line for line in lines if line["state"] == FINISHED]
+    with appearing_whole(job.folder / "figures", replace=True) as folder:
+        save_png(search_history(values, title=title), folder / "history.png")
+        save_png(slices(axes, values, title=title), folder / "slices.png")
+        save_png(parallel_coordinates(axes, values, title=title), folder / "parallel.png")
+        if shares:
+            save_png(importance_bars(shares, title=title), folder / "importance.png")
+        save_png(fold_spread(_top(finished), title=title), folder / "folds.png")
+        if len(OBJECTIVES[objective]) > 1:
+            second = OBJECTIVES[objective][1]
+            points, front = (
+                [(own["mean_iou"], own[second]) for own in of] for of in (finished, pareto_front(lines, objective))
+            )
+            save_png(pareto(points, front, second=second.replace("_", " "), title=title), folder / "pareto.png")
+        _draw_frames(job, result, folder / "frames.png")
+        (folder / "importance.json").write_text(json.dumps(shares, indent=1))
+    return shares
+
+
+def _axes(lines: Sequence[Line], asker: Asker) -> list[Axis]:
+    papers = papers_values()
+    logged = {
+        name.replace("/", ".")
+        for trial in asker.study.trials
+        for name, own in trial.distributions.items()
+        if isinstance(own, FloatDistribution | IntDistribution) and own.log
+    }
+    names = dict.fromkeys(name for line in lines for name in line["point"])
+    found = []
+    for name in names:
+        values = [line["point"].get(name) for line in lines]
+        positive = all(not isinstance(value, str) and value > 0 for value in values if value is not None)
+        found.append(Axis(name.removeprefix("crf."), values, name in logged and positive, papers[name]))
+    return found
+
+
+def _top(finished: Sequence[Line]) -> list[tuple[str, list[float]]]:
+    best = sorted(finished, key=lambda line: -line["mean_iou"])[:TOP]
+    shown = [(f"trial {line['trial']}", line["fold_scores"]) for line in best]
+    paper = [line for line in finished if line["trial"] == 0]
+    return [*shown, *(("paper", line["fold_scores"]) for line in paper)]
+
+
+def changed_most(lines_of_winner: Sequence[Line], lines_of_paper: Sequence[Line]) -> list[int]:
+    """Places of the frames whose mean IoU rose most, then of those it fell most for; each once, none that stayed.
+
+    Args:
+        lines_of_winner: the rows of its confusion file.
+        lines_of_paper: those of the paper's point, frame by frame the same.
+    """
+    pairs = zip(lines_of_winner, lines_of_paper, strict=True)
+    gains = np.nan_to_num([own["mean_iou"] - other["mean_iou"] for own, other in pairs]).tolist()  # NaN: all unlabelled
+    order = sorted(range(len(gains)), key=lambda place: -gains[place])
+    gained = [place for place in order[:SHOWN] if gains[place] > 0]
+    lost = [place for place in reversed(order[-SHOWN:]) if gains[place] < 0]
+    return gained + lost
+
+
+def _draw_frames(job: TrialJob, result: Mapping[str, Any], path: Path) -> None:
+    """The frames that gained and lost most, computed again under both settings."""
+    if result["gain"] is None or result["trial"] == 0:
+        return
+    rows = [read_confusions(confusion_file(job.folder, number))[0] for number in (result["trial"], 0)]
+    places = changed_most(*rows)
+    if not places:
+        return
+    store, arrays = Store.open(job.store), job.cache.arrays()
+    papers = {path: papers_values()[path] for path in result["searched"]}
+    drawn: dict[str, dict[int, Prediction]] = {}
+    for name, settings in {"paper's settings": papers, "settings found": result["settings"]}.items():
+        crf = build_crf(with_overrides(job.config, settings)).eval()
+        labels = {job.cache.frames[place]: refined_labels(row_of(arrays, place), crf) for place in places}
+        drawn[name] = {number: Prediction(own, None) for number, own in labels.items()}
+    frames = [store.frame(job.cache.frames[place]) for place in places]
+    changes = "; ".join(f"{rows[0][p]['frame']}: {rows[0][p]['mean_iou'] - rows[1][p]['mean_iou']:+.1%}" for p in places)
+    save_png(side_by_side(frames, drawn, title=f"Mean IoU of frame {changes}"), path)

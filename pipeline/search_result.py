@@ -1,0 +1,171 @@
+"""What a study comes to: its table of trials, the settings that stage 3 starts from, and what their score is worth.
+
+Not here: the statistics (jointseg/cross_validation.py), the study (study.py), pictures of it (search_figures.py).
+"""
+
+# T trials, N frames, K folds, C classes
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jointseg.checkpoint import write_atomically
+from jointseg.config import Config
+from jointseg.cross_validation import fold_sums, nested, over_folds, paired_bootstrap
+from jointseg.errors import InputError
+from jointseg.settings import flatten, with_overrides
+from pipeline.log_lines import Line
+from pipeline.samplers import DIRECTIONS, OBJECTIVES
+from pipeline.trial_record import FINISHED, confusion_file, digest_of, read_confusions, table_row
+
+TRIALS, SETTINGS = "trials.parquet", "crf_settings.json"
+
+
+def scores(lines: Sequence[Line]) -> list[float | None]:
+    """The mean IoU of each trial, None where it failed."""
+    return [line["mean_iou"] if line["state"] == FINISHED else None for line in lines]
+
+
+def best_so_far(lines: Sequence[Line]) -> list[float]:
+    """The best mean IoU up to each trial, in the order asked; minus infinity before the first."""
+    return list(accumulate((-inf if score is None else score for score in scores(lines)), max))
+
+
+def best_trial(lines: Sequence[Line]) -> Line:
+    """The trial of the best mean IoU, the first among equals.
+
+    Raises:
+        InputError: no trial has a score.
+    """
+    finished = [line for line in lines if line["state"] == FINISHED]
+    if not finished:
+        raise InputError(f"search: none of {len(lines)} trials has a score; the first says: {lines[0]['error']}")
+    return max(finished, key=lambda line: float(line["mean_iou"]))
+
+
+def pareto_front(lines: Sequence[Line], objective: str) -> list[Line]:
+    """The finished trials that no other beats in one objective without losing in the other, best mean IoU first."""
+    names = OBJECTIVES[objective]
+
+    def gains(line: Line) -> tuple[float, ...]:
+        return tuple(line[name] if DIRECTIONS[name] == "maximize" else -line[name] for name in names)
+
+    def beaten(line: Line, other: Line) -> bool:
+        pairs = list(zip(gains(line), gains(other), strict=True))
+        return all(own <= its for own, its in pairs) and any(own < its for own, its in pairs)
+
+    finished = [line for line in lines if line["state"] == FINISHED and None not in {line[name] for name in names}]
+    front = [line for line in finished if not any(beaten(line, other) for other in finished)]
+    return sorted(front, key=lambda line: -line["mean_iou"])
+
+
+def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the study's trials.parquet and crf_settings.json; returns the latter.
+
+    Args:
+        lines: of all trials, in the order asked.
+        config: whose `search` the study ran with.
+        folder: the study's, with the confusion matrices of its trials.
+        identity: what the trials depend on beside their points: the study's name, data, frames and checkpoint.
+
+    Raises:
+        InputError: no trial has a score, or confusion matrices are missing.
+    """
+    best = best_trial(lines)
+    rows = [table_row(line) for line in lines]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    partial = folder / f".{TRIALS}.partial"
+    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), partial)
+    partial.replace(folder / TRIALS)
+    searched = list(dict.fromkeys(name for line in lines for name in line["point"]))
+    result = {
+        **trial_record(best, config, folder, identity=identity),
+        "paper_score": scores(lines)[0],
+        "trials": len(lines),
+        "failed": sum(line["state"] != FINISHED for line in lines),
+        "search": flatten(config.search),
+        "searched": searched,
+        **_worth(lines, best, config, folder),
+    }
+    if len(OBJECTIVES[config.search.objective]) > 1:
+        kept = ("trial", *OBJECTIVES[config.search.objective], "point")
+        result["front"] = [{name: line[name] for name in kept} for line in pareto_front(lines, config.search.objective)]
+    write_atomically(folder / SETTINGS, json.dumps(result, indent=1))
+    return result
+
+
+def _worth(lines: Sequence[Line], best: Line, config: Config, folder: Path) -> dict[str, Any]:
+    """The statistics of the choice: over folds, nested, and against the paper's point."""
+    settings, absent = config.search, config.evaluation.absent_classes
+    finished = [line for line in lines if line["state"] == FINISHED]
+    by_trial, kept = [], {}
+    for line in finished:
+        rows, confusion_NCC = read_confusions(confusion_file(folder, line["trial"]))
+        by_trial.append(fold_sums(confusion_NCC, [row["fold"] for row in rows], num_folds=settings.folds))
+        if line is best or line["trial"] == 0:
+            kept[line["trial"]] = confusion_NCC
+    left_out = nested(np.stack(by_trial), absent=absent)
+    worth: dict[str, Any] = {
+        "folds": _over_folds(best),
+        "nested": {
+            "score": left_out.score,
+            "optimism": best["mean_iou"] - left_out.score,
+            "folds": list(left_out.folds),
+            "chosen": [finished[place]["trial"] for place in left_out.chosen],
+        },
+        "paper_folds": None,
+        "gain": None,
+    }
+    if 0 in kept:
+        worth["paper_folds"] = _over_folds(finished[0])
+        gain = paired_bootstrap(
+            kept[best["trial"]], kept[0], absent=absent, num_resamples=settings.resamples, seed=settings.seed
+        )
+        worth["gain"] = {**gain._asdict(), "within_noise": gain.within_noise}
+    return worth
+
+
+def _over_folds(line: Line) -> dict[str, Any]:
+    return {**over_folds(line["fold_scores"])._asdict(), "scores": line["fold_scores"]}
+
+
+def trial_record(line: Line, config: Config, folder: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """All that another needs to come to a finished trial's scores again, and the scores to compare, frame by frame."""
+    own = with_overrides(config, line["point"])
+    rows, confusion_NCC = read_confusions(confusion_file(folder, line["trial"]))
+    return {
+        "settings": {f"crf.{name}": value for name, value in flatten(own.crf).items()},
+        "score": line["mean_iou"],
+        "fold_scores": line["fold_scores"],
+        "boundary_f1": line["boundary_f1"],
+        "trial": line["trial"],
+        **identity,
+        "config": flatten(own),
+        "by_frame": [
+            {**{name: row[name] for name in ("frame", "fold", "mean_iou", "pixel_accuracy")}, "confusion": digest_of(own_CC)}
+            for row, own_CC in zip(rows, confusion_NCC, strict=True)
+        ],
+    }
+
+
+def load_settings(path: Path, config: Config) -> Config:
+    """`config` with the CRF settings that the search found.
+
+    Raises:
+        InputError: the file is not a search's result.
+    """
+    try:
+        return with_overrides(config, dict(json.loads(path.read_text(encoding="utf-8"))["settings"]))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the result of a search ({error!r})") from None

@@ -1,0 +1,249 @@
+"""What is searched: spaces by name or from a file of one's own, and the points tried first.
+
+Not here: the shipped spaces' ranges (tune_spaces/), who asks for points in a space (samplers.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import pkgutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+import tune_spaces
+from jointseg.config import Config
+from jointseg.crf.settings import CrfSettings
+from jointseg.errors import InputError
+from jointseg.settings import flatten, with_overrides
+
+Point = dict[str, Any]
+"""Settings by config path."""
+
+PATHS = tuple(f"crf/{setting}" for setting in CrfSettings.model_fields)
+DrawFunction = Callable[[optuna.trial.BaseTrial], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A space that has been looked at: its names are settings of the CRF, and it can be drawn from."""
+
+    name: str
+    """As the user names it; without the folders of a file."""
+    distributions: Mapping[str, BaseDistribution] | None
+    """Of all parameters, by Optuna's name; None where what is drawn depends on what was drawn before."""
+    function: DrawFunction | None
+    """Draws a point, where there are no fixed distributions."""
+    switches: Callable[[Point], dict[str, Any]]
+    """Values of the parameters that are no setting, at a point."""
+    digest: str
+    """SHA-256 of what it draws from."""
+
+    def draw(self, trial: optuna.trial.BaseTrial) -> Point:
+        """The point that a trial draws.
+
+        Raises:
+            InputError: the space's function names something that is no setting of the CRF, or has its bounds reversed.
+        """
+        if self.distributions is not None:
+            return _point(trial.params if isinstance(trial, optuna.Trial) else self._suggested(trial))
+        assert self.function is not None
+        try:
+            drawn = dict(self.function(trial))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.name}: {_one_line(error)}") from None
+        refuse_unknown(drawn, self.name)
+        return _point(drawn)
+
+    def _suggested(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        assert self.distributions is not None
+        return {name: trial._suggest(name, own) for name, own in self.distributions.items()}  # type: ignore[attr-defined]
+
+    def at(self, point: Point) -> tuple[Point, dict[str, Any], bool]:
+        """What the space makes of a point: the settings it searches there, Optuna's parameters, and whether it could draw them.
+
+        Raises:
+            InputError: the point has not all that the space draws.
+        """
+        params = {path.replace(".", "/"): value for path, value in point.items()} | self.switches(point)
+        fixed = optuna.trial.FixedTrial(params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a value is out of range is part of the answer
+            drawn = self.draw(fixed)
+        inside = all(own._contains(own.to_internal_repr(params[name])) for name, own in fixed.distributions.items())
+        return drawn, {name: params[name] for name in fixed.distributions}, inside
+
+    def searched(self, point: Point) -> list[str]:
+        """The config paths that the space draws at a point."""
+        return list(self.at(point)[0])
+
+
+def load_space(config: Config) -> Space:
+    """The space that `search.space` names, tried at the paper's point.
+
+    Raises:
+        InputError: it is not found, cannot be imported, names what is no setting of the CRF, or has its bounds reversed.
+    """
+    name, module, function_name = _find(config.search.space)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(f"{name}: has no function {function_name}()")
+    takes_trial = bool(inspect.signature(function).parameters)
+    switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})
+    if takes_trial:
+        text = Path(inspect.getfile(function)).read_bytes()
+        space = Space(name, None, function, switches, hashlib.sha256(text).hexdigest())
+    else:
+        space = _fixed(name, function)
+    space.at(papers_values())
+    return space
+
+
+def _fixed(name: str, function: Callable[[], Mapping[str, BaseDistribution]]) -> Space:
+    try:
+        distributions = dict(function())
+    except (ValueError, TypeError) as error:  # Optuna's own, such as reversed bounds
+        raise InputError(f"{name}: {_one_line(error)}") from None
+    refuse_unknown(distributions, name)
+    for path, own in distributions.items():
+        if not isinstance(own, BaseDistribution):
+            raise InputError(f"{name}: {path!r} is {own!r}; allowed: an Optuna distribution")
+    described = json.dumps({path: distribution_to_json(own) for path, own in distributions.items()}, sort_keys=True)
+    return Space(name, distributions, None, lambda _: {}, hashlib.sha256(described.encode()).hexdigest())
+
+
+def refuse_unknown(paths: Mapping[str, Any], name: str) -> None:
+    """Raise InputError where a name is no setting of the CRF: a trial runs the CRF alone."""
+    if not paths:
+        raise InputError(f"{name}: searches nothing; allowed: some of {', '.join(PATHS)}")
+    for path in paths:
+        if path not in PATHS:
+            raise InputError(f"{name}: {path!r} is not a setting of the CRF; allowed: {', '.join(PATHS)}")
+
+
+def _find(wanted: str) -> tuple[str, ModuleType, str]:
+    """A short name, the module and the name of the function that `search.space` means."""
+    where, colon, function = wanted.rpartition(":")
+    if not colon:
+        where, function = wanted, "space"
+    if where.endswith(".py"):
+        return _file(Path(where), function)
+    if not colon:
+        known = sorted(module.name for module in pkgutil.iter_modules(tune_spaces.__path__))
+        if wanted not in known:
+            raise InputError(
+                f"search.space: {wanted!r} is not in tune_spaces/; allowed: {', '.join(known)}, "
+                "path/to/file.py:function, module:function"
+            )
+        return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
+    try:
+        return wanted, importlib.import_module(where), function
+    except ImportError as error:
+        raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
+
+
+def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
+    if not path.is_file():
+        raise InputError(f"search.space: {path} is not a file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"search.space: {path} cannot be imported: {_one_line(error)}") from None
+    return f"{path.name}:{function}", module, function
+
+
+def papers_values() -> Point:
+    """All of the paper's settings of the CRF."""
+    return {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
+
+
+def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, Any], bool]]:
+    """The points tried first, as `Space.at` gives them: the paper's, trial 0, and that of `search.start`.
+
+    Where a point lies outside the space's ranges it is scored all the same, and the sampler is not told.
+
+    Raises:
+        InputError: the file of `search.start` holds no settings, or one that this space does not search with another value
+            than the run's own.
+    """
+    points = [space.at(papers_values())]
+    if config.search.start is None:
+        return points
+    path = config.search.start
+    given = {**papers_values(), **_read_settings(path)}
+    held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
+    point, params, inside = space.at(given)
+    for name, value in given.items():
+        if name not in point and value != held[name]:
+            raise InputError(
+                f"{path}: {name} is {value} there, and {held[name]} in this run; the space {space.name} does not search it"
+            )
+    return [*points, (point, params, inside)]
+
+
+def _read_settings(path: Path) -> Point:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = dict(content.get("settings", content))
+        checked = with_overrides(Config(), settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"search.start: {path} does not hold settings ({_one_line(error)})") from None
+    outside = [name for name in settings if name.replace(".", "/") not in PATHS]
+    if outside:
+        raise InputError(f"{path}: {outside[0]} is not a setting of the CRF; allowed: {', '.join(PATHS)}")
+    return {f"crf.{name}": value for name, value in flatten(checked.crf).items() if f"crf.{name}" in settings}
+
+
+def grid(space: Space, *, levels: int, seed: int) -> list[dict[str, Any]]:
+    """Optuna's parameters at every point of a grid, in an order drawn by `seed`.
+
+    Raises:
+        InputError: what the space draws depends on what it drew before.
+    """
+    if space.distributions is None:
+        raise InputError(f"search.sampler: a grid over {space.name} is not possible: what it draws is conditional")
+    values = [_levels(own, levels) for own in space.distributions.values()]
+    points = [dict(zip(space.distributions, point, strict=True)) for point in product(*values)]
+    return [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
+
+
+def _levels(own: BaseDistribution, levels: int) -> Sequence[Any]:
+    if isinstance(own, CategoricalDistribution):
+        return own.choices
+    assert isinstance(own, FloatDistribution | IntDistribution)
+    spaced = (np.geomspace if own.log else np.linspace)(own.low, own.high, levels)
+    if isinstance(own, IntDistribution):
+        return sorted({round(value) for value in spaced.tolist()})
+    inner: list[float] = spaced[1:-1].tolist()
+    return [own.low, *inner, own.high]  # the ends as they are: geomspace rounds them
+
+
+def _point(drawn: Mapping[str, Any]) -> Point:
+    return {path.replace("/", "."): value for path, value in drawn.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

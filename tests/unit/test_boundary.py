@@ -1,0 +1,54 @@
+"""Laws of the boundaries' F1, on images of which every boundary pixel can be counted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from jointseg.boundary import BoundarySums
+from jointseg.labels import VOID
+
+HALVES = np.repeat([[0] * 5 + [1] * 5], 8, axis=0)  # one boundary, of 8 pixels, in column 4
+
+
+def shifted(pixels):
+    return np.roll(HALVES, pixels, axis=1) * (np.arange(10) >= pixels)
+
+
+def sums(prediction, truth, pixels=1.0):
+    return BoundarySums.from_labels(prediction, truth, tolerance=pixels / math.hypot(*truth.shape))
+
+
+def test_the_truth_has_f1_of_1_and_its_pixels_are_counted():
+    assert sums(HALVES, HALVES) == (8, 8, 8, 8)
+    assert sums(HALVES, HALVES).f1 == 1
+
+
+def test_boundaries_meet_within_the_tolerance_and_not_beyond():
+    assert sums(shifted(2), HALVES, pixels=2).f1 == 1
+    assert sums(shifted(2), HALVES, pixels=1.9) == (8, 0, 8, 0)
+    assert sums(shifted(2), HALVES, pixels=1.9).f1 == 0
+
+
+def test_one_boundary_too_many_costs_precision_alone():
+    prediction = HALVES.copy()
+    prediction[:, 9] = 2
+    assert sums(prediction, HALVES) == (16, 8, 8, 8)
+    assert sums(prediction, HALVES).f1 == 2 * 0.5 * 1 / 1.5
+
+
+def test_beside_void_there_is_no_boundary():
+    truth = np.where(np.arange(10) < 5, 0, VOID) * np.ones((8, 1), int)
+    assert sums(HALVES, truth) == (0, 0, 0, 0)
+    assert math.isnan(sums(HALVES, truth).f1)
+
+
+def test_sets_add():
+    one, two = sums(HALVES, HALVES), sums(shifted(3), HALVES)
+    assert one.plus(two) == (16, 8, 16, 8)
+    assert one.plus(two).f1 == 0.5
+
+
+def test_no_prediction_of_a_boundary_has_f1_of_0():
+    assert sums(np.zeros_like(HALVES), HALVES).f1 == 0

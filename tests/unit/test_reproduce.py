@@ -1,0 +1,170 @@
+"""Laws of computing a result again: what is compared, and what is not found. Not here: the computing (integration tests)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from jointseg.checkpoint import Checkpoint, load_final, save_checkpoint, save_final
+from jointseg.errors import InputError
+from jointseg.presets import demo
+from jointseg.settings import flatten
+from jointseg.stages import STAGES
+from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
+from pipeline.reproduce import compare_rows, compare_trials
+from pipeline.tracking import Tracker
+from pipeline.workspace import Workspace
+
+RECORD = {
+    "settings": {"crf.theta_beta": 3.0},
+    "score": 0.5,
+    "fold_scores": [0.25, 0.75],
+    "boundary_f1": None,
+    "trial": 3,
+    "data": "d" * 64,
+    "frames": [11, 12],
+    "checkpoint": "c" * 64,
+    "config": flatten(demo()),
+    "by_frame": [
+        {"frame": 11, "fold": 0, "mean_iou": 0.25, "pixel_accuracy": 0.5, "confusion": "aa"},
+        {"frame": 12, "fold": 1, "mean_iou": 0.75, "pixel_accuracy": 0.75, "confusion": "bb"},
+    ],
+}
+
+
+def changed(**frame):
+    record = copy.deepcopy(RECORD)
+    record["by_frame"][1] |= frame
+    return record
+
+
+# What is compared
+
+
+def test_the_same_trial_is_equal():
+    found = compare_trials(RECORD, copy.deepcopy(RECORD), tolerance=0)
+    assert found.equal
+    assert found.compared == 2 + 2 + 2
+
+
+def test_a_score_that_differs_in_its_last_digit_is_said_with_both_and_by_how_much():
+    found = compare_trials(RECORD, {**RECORD, "score": math.nextafter(0.5, 1)}, tolerance=0)
+    assert found.lines == ("mean IoU: 0.5 then and 0.5000000000000001 now, by +1.11e-16",)
+
+
+def test_a_frame_that_differs_is_named():
+    found = compare_trials(RECORD, changed(pixel_accuracy=0.5, confusion="cc"), tolerance=0)
+    assert found.lines == ("frame 12, pixel accuracy: 0.75 then and 0.5 now, by -0.25",)
+
+
+def test_a_frame_with_as_many_pixels_right_but_other_labels_differs_unless_that_is_tolerated():
+    assert compare_trials(RECORD, changed(confusion="cc"), tolerance=0).lines[0].startswith("frame 12: other pixels")
+    assert compare_trials(RECORD, changed(confusion="cc"), tolerance=0.001).equal
+
+
+@pytest.mark.parametrize(("by", "equal"), [(0.0009, True), (0.0011, False)])
+def test_differences_up_to_the_tolerance_are_equal(by, equal):
+    assert compare_trials(RECORD, {**RECORD, "score": 0.5 - by}, tolerance=0.001).equal is equal
+
+
+def test_every_metric_of_every_row_is_compared_and_no_number_equals_no_number():
+    then = {"sem_crf": {"mean_iou": 0.5, "rmse": None}, "unary_sem": {"mean_iou": 0.25}}
+    now = {"sem_crf": {"mean_iou": 0.5, "rmse": math.nan}, "unary_sem": {"mean_iou": 0.5}}
+    found = compare_rows(then, now, tolerance=0)
+    assert found.compared == 3
+    assert found.lines == ("unary_sem, mean_iou: 0.25 then and 0.5 now, by +0.25",)
+
+
+# What it was made from
+
+
+def evidence_of(record=RECORD, place=None):
+    return Evidence("trial.json", record, place)
+
+
+def refusal(act, *arguments, **named):
+    with pytest.raises(InputError) as caught:
+        act(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def look_at(what, out=None):
+    with gathered(str(what), out=out) as evidence:
+        return evidence
+
+
+def test_a_record_knows_the_folder_of_its_run_from_where_it_lies(tmp_path):
+    place = Workspace(tmp_path / "run")
+    place.adopt_config(demo())
+    place.finish("data", seconds=1)
+    (place.search / "one").mkdir(parents=True)
+    (place.search / "one" / "crf_settings.json").write_text(json.dumps(RECORD))
+    found = look_at(place.search / "one" / "crf_settings.json")
+    assert found.place == place
+    assert found.record == RECORD
+    assert found.config == demo()
+    assert not found.is_run
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"by_frame"', '{"table3": {}}'])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "some.json"
+    if text is not None:
+        path.write_text(text)
+    assert "not a record" in refusal(look_at, path)
+
+
+def test_a_record_of_settings_that_this_version_does_not_know_is_refused():
+    message = refusal(lambda: evidence_of({**RECORD, "config": {"crf.theta_omega": 1}}).config)
+    assert message.startswith("trial.json: crf.theta_omega: unknown setting")
+
+
+def test_data_are_found_by_their_digest(rooms, tmp_path):
+    record = {**RECORD, "data": rooms.digest}
+    assert find_store(evidence_of(record), rooms.path, tmp_path) == rooms.path
+    assert find_store(evidence_of(record), rooms.path.parent / "nyu", tmp_path) == tmp_path / "store-0"
+    message = refusal(find_store, evidence_of(), rooms.path, tmp_path)
+    assert message.startswith(f"trial.json: its data has digest dddddddddddd; looked in {rooms.path} ({rooms.digest[:12]})")
+    assert "looked in no folder; give its folder as --data" in refusal(find_store, evidence_of(), None, tmp_path)
+
+
+def test_the_checkpoint_is_found_by_its_digest(tmp_path):
+    place = Workspace(tmp_path / "run")
+    save_checkpoint(tmp_path / "last", Checkpoint("stage2", 1, demo(), {"weight": torch.zeros(1)}, {}, []))
+    save_final(place.final(STAGES["stage2"]), tmp_path / "last")
+    _, digest = load_final(place.final(STAGES["stage2"]))
+    assert find_checkpoint(evidence_of({**RECORD, "checkpoint": digest}, place)) == place.final(STAGES["stage2"])
+    assert "the record was made with cccccccccccc" in refusal(find_checkpoint, evidence_of(RECORD, place))
+    assert "give the one with checkpoint cccccccccccc as --out" in refusal(find_checkpoint, evidence_of())
+
+
+# MLflow
+
+
+def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert "in which store? Set MLFLOW_TRACKING_URI" in refusal(look_at, "mlflow:abc")
+    assert refusal(look_at, "mlflow:abc", tmp_path / "run").endswith("has no MLflow store")
+    (tmp_path / "run").mkdir()
+    tracker = Tracker.open(tmp_path / "run")
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "weights.safetensors").write_text("weights")
+    with tracker.run("pipeline") as parent:
+        with tracker.run("stage2", parent=parent) as stage:
+            tracker.log_artifact(stage, tmp_path / "final", "checkpoint")
+        with tracker.run("search", parent=parent) as search:
+            line = {"trial": 3, "mean_iou": 0.5, "boundary_f1": None, "seconds": 1.0, "fold_scores": None, "error": None}
+            tracker.log_trial(search, {**line, "point": {}}, record=RECORD)
+    (trial,) = (run for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.run_name == "trial-0003")
+    assert look_at(f"mlflow:{trial.info.run_id}", tmp_path / "run").record == RECORD
+    assert "not a trial, a search or a whole run" in refusal(look_at, f"mlflow:{search}", tmp_path / "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    with gathered(f"mlflow:{trial.info.run_id}", out=None) as evidence:
+        assert evidence.place is not None
+        final = evidence.place.final(STAGES["stage2"])
+        assert (final / "weights.safetensors").read_text() == "weights"

@@ -1,0 +1,104 @@
+"""Laws of a study's pictures: what is drawn where, and what mattered. Not here: the history and pictures of frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from matplotlib.colors import to_rgba
+
+from jointseg.figures import PAPERS
+from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, slices
+from pipeline.search_figures import changed_most, importance
+
+BETA = Axis("theta_beta", [3.0, 6.0, None, 12.0], log=True, paper=3.0)
+FORM = Axis("pairwise", ["crfrnn", "hadamard", "crfrnn", None], log=False, paper="crfrnn")
+SCORES = [0.25, 0.5, 0.75, None]
+
+
+def red_lines(panel):
+    return [line for line in panel.lines if to_rgba(line.get_color()) == to_rgba(PAPERS)]
+
+
+def drawn(figure):
+    """The figure, after matplotlib has laid it out: what cannot be drawn raises here."""
+    figure.canvas.draw()
+    return figure
+
+
+def test_a_slice_shows_each_trial_that_drew_its_parameter_and_the_papers_value():
+    beta, form = drawn(slices([BETA, FORM], SCORES)).axes
+    shown = np.ma.filled(beta.collections[0].get_offsets(), np.nan)
+    assert shown[:2].tolist() == [[3.0, 0.25], [6.0, 0.5]]
+    assert np.isnan(shown[2:]).any(axis=1).all()
+    assert (beta.get_xscale(), form.get_xscale()) == ("log", "linear")
+    assert [line.get_xdata()[0] for line in (*red_lines(beta), *red_lines(form))] == [3.0, 0.0]
+    assert [label.get_text() for label in form.get_xticklabels()] == ["crfrnn", "hadamard"]
+
+
+def test_parallel_coordinates_have_a_line_a_finished_trial_the_best_on_top_and_the_papers_in_red():
+    panel = drawn(parallel_coordinates([BETA, FORM], SCORES)).axes[0]
+    (paper,) = red_lines(panel)
+    assert len(panel.lines) == 3 + 1
+    assert paper.get_ydata().tolist() == [0.0, 0.0]
+    assert panel.lines[1].get_ydata().tolist() == pytest.approx([0.5, 1.0])  # 6 is half way from 3 to 12 on a log scale
+    assert np.isnan(panel.lines[2].get_ydata()[0])
+
+
+def test_a_parameter_that_never_changed_and_no_finished_trial_can_be_drawn():
+    still = Axis("theta_tau", [3.0, 3.0], log=True, paper=3.0)
+    for draw in (slices, parallel_coordinates):
+        drawn(draw([still], [None, None]))
+
+
+def test_bars_rise_to_the_most_important():
+    panel = drawn(importance_bars({"a": (0.5, 0.1), "b": (0.1, 0.05), "c": (0.4, 0.0)})).axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["b", "c", "a"]
+    assert [bar.get_width() for bar in panel.patches] == [0.1, 0.4, 0.5]
+
+
+def test_folds_stand_above_their_trial_with_mean_and_standard_error():
+    panel = drawn(fold_spread([("trial 1", [0.1, 0.3]), ("paper", [0.2, 0.2])])).axes[0]
+    assert panel.lines[0].get_ydata().tolist() == [0.1, 0.2]
+    (bars,) = panel.containers
+    assert bars.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.2])
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["trial 1", "paper"]
+
+
+def test_a_front_is_a_line_along_the_second_objective():
+    panel = drawn(pareto([(0.1, 1.0), (0.3, 4.0), (0.2, 2.0)], [(0.3, 4.0), (0.1, 1.0)], second="seconds")).axes[0]
+    assert panel.lines[1].get_xdata().tolist() == [1.0, 4.0]
+    assert panel.lines[1].get_ydata().tolist() == [0.1, 0.3]
+
+
+# What mattered
+
+
+def study_of(value, trials=20):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(trials):
+        trial = study.ask()
+        study.tell(trial, value(trial.suggest_float("much", 0, 1), trial.suggest_float("little", 0, 1)))
+    return study
+
+
+def test_what_moves_the_score_more_is_more_important_with_its_uncertainty():
+    found = importance(study_of(lambda much, little: much + 0.1 * little))
+    assert found["much"][0] > 0.8
+    assert sum(mean for mean, _ in found.values()) == pytest.approx(1)
+    assert all(deviation >= 0 for _, deviation in found.values())
+
+
+def test_of_too_few_trials_and_of_a_score_that_never_moves_nothing_is_said():
+    assert importance(study_of(lambda much, little: much, trials=3)) == {}
+    assert importance(study_of(lambda much, little: 0.5)) == {}
+
+
+def test_frames_that_gained_most_come_first_then_those_that_lost_most():
+    def rows(*scores):
+        return [{"mean_iou": score} for score in scores]
+
+    assert changed_most(rows(0.5, 0.2, 0.9, 0.4, 0.1), rows(0.4, 0.4, 0.5, 0.4, 0.2)) == [2, 0, 1, 4]
+    assert changed_most(rows(0.5, 0.5), rows(0.5, 0.5)) == []
+    assert changed_most(rows(0.6, 0.7), rows(0.5, 0.5)) == [1, 0]

@@ -1,0 +1,261 @@
+"""Laws of what is searched: spaces by name and of one's own, the points tried first, grids."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import optuna
+import pytest
+
+import tune_spaces
+from jointseg.crf.settings import CrfSettings
+from jointseg.errors import InputError
+from jointseg.presets import demo
+from jointseg.settings import differences, flatten, with_overrides
+from pipeline.spaces import grid, load_space, papers_values, start_points
+
+SPACES = ("crf", "crf_bandwidths", "crf_weights", "depth_or_not")
+WEIGHTS = {"crf.w_appearance": 7.0, "crf.w_depth": 4.0, "crf.w_smoothness": 3.0}
+BANDWIDTHS = {
+    "crf.theta_alpha": 160.0,
+    "crf.theta_beta": 3.0,
+    "crf.theta_gamma": 50.0,
+    "crf.theta_zeta": 0.2,
+    "crf.theta_tau": 3.0,
+}
+HOW = {"crf.num_iterations": 10, "crf.pairwise": "crfrnn"}
+
+
+def config_with(**search):
+    return with_overrides(demo(), {f"search.{name}": value for name, value in search.items()})
+
+
+def space_named(name):
+    return load_space(config_with(space=str(name)))
+
+
+@pytest.fixture
+def own_space(tmp_path, monkeypatch):
+    """Puts a file of the user's among tune_spaces/."""
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setattr(tune_spaces, "__path__", [*tune_spaces.__path__, str(tmp_path)])
+        monkeypatch.delitem(sys.modules, f"tune_spaces.{name}", raising=False)
+        monkeypatch.delattr(tune_spaces, name, raising=False)
+        return name
+
+    return write
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    def write(text, function="space"):
+        (tmp_path / "mine.py").write_text(text)
+        return f"{tmp_path / 'mine.py'}:{function}"
+
+    return write
+
+
+def fixed(distributions, function="space"):
+    return f"from optuna.distributions import *\ndef {function}(): return {distributions}"
+
+
+def refusal(act, *arguments, **named):
+    with pytest.raises(InputError) as caught:
+        act(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def drawn(space, number, seed=0):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [space.draw(study.ask(dict(space.distributions or {}))) for _ in range(number)]
+
+
+# Spaces that are shipped
+
+
+@pytest.mark.parametrize(
+    ("name", "point"),
+    [
+        ("crf", WEIGHTS | BANDWIDTHS | HOW),
+        ("crf_weights", WEIGHTS),
+        ("crf_bandwidths", BANDWIDTHS),
+        ("depth_or_not", WEIGHTS | BANDWIDTHS),
+    ],
+)
+def test_a_space_searches_what_it_is_named_for_and_has_the_papers_point_inside(name, point):
+    found, _, inside = space_named(name).at(papers_values())
+    assert found == point
+    assert inside
+
+
+@pytest.mark.parametrize("name", ["crf", "crf_bandwidths", "crf_weights"])
+def test_the_papers_numbers_lie_off_the_edges_of_every_range(name):
+    for path, own in space_named(name).distributions.items():
+        if not isinstance(own, optuna.distributions.CategoricalDistribution):
+            assert own.low < papers_values()[path.replace("/", ".")] < own.high, path
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_point_of_a_space_is_a_config(name):
+    for point in drawn(space_named(name), 30):
+        assert set(differences(demo(), with_overrides(demo(), point))) <= set(point)
+
+
+def test_without_the_depth_kernel_nothing_else_of_it_is_drawn():
+    points = drawn(space_named("depth_or_not"), 40)
+    off = [point for point in points if point["crf.w_depth"] == 0]
+    assert 0 < len(off) < 40
+    assert {tuple(sorted(set(WEIGHTS | BANDWIDTHS) - set(point))) for point in off} == {("crf.theta_gamma", "crf.theta_zeta")}
+    assert all(point.keys() == (WEIGHTS | BANDWIDTHS).keys() for point in points if point not in off)
+
+
+# Spaces of one's own
+
+
+def test_a_file_among_the_shipped_ones_is_found_and_may_be_of_any_kind(own_space):
+    text = fixed("{'crf/num_iterations': IntDistribution(0, 20), 'crf/pairwise': CategoricalDistribution(['crfrnn'])}")
+    assert space_named(own_space("own", text)).at(papers_values())[0] == HOW
+
+
+@pytest.mark.parametrize("function", ["space", "other"])
+def test_a_function_works_from_a_path(own_file, function):
+    space = space_named(own_file(fixed("{'crf/w_depth': FloatDistribution(1, 9)}", function), function))
+    assert space.name == f"mine.py:{function}"
+    assert space.at(papers_values()) == ({"crf.w_depth": 4.0}, {"crf/w_depth": 4.0}, True)
+
+
+def test_a_function_works_from_a_module():
+    assert space_named("tune_spaces.crf_weights:space").digest == space_named("crf_weights").digest
+
+
+def test_a_space_is_what_it_draws_from(own_file):
+    one = space_named(own_file(fixed("{'crf/w_depth': FloatDistribution(1, 9)}"))).digest
+    again = space_named(own_file("# a remark\n" + fixed("{'crf/w_depth': FloatDistribution(1, 9)}"))).digest
+    other = space_named(own_file(fixed("{'crf/w_depth': FloatDistribution(1, 8)}"))).digest
+    assert one == again != other
+
+
+def test_an_unknown_space_lists_the_known_ones():
+    assert refusal(space_named, "nope") == (
+        "search.space: 'nope' is not in tune_spaces/; allowed: crf, crf_bandwidths, crf_weights, depth_or_not, "
+        "path/to/file.py:function, module:function"
+    )
+
+
+@pytest.mark.parametrize("path", ["crf/theta_omega", "crf.theta_beta", "stage1/lr", "theta_beta"])
+def test_a_space_may_only_name_settings_of_the_crf(own_space, path):
+    message = refusal(space_named, own_space("wrong", fixed(f"{{{path!r}: FloatDistribution(0.1, 1)}}")))
+    assert message.startswith(f"tune_spaces/wrong.py: {path!r} is not a setting of the CRF; allowed: crf/theta_alpha,")
+
+
+DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low}, {high})}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "mine.py:space: has no function space()"),
+        ("space = 4", "mine.py:space: has no function space()"),
+        (fixed("{}"), "mine.py:space: searches nothing; allowed: some of crf/theta_alpha,"),
+        (fixed("{'crf/w_depth': (1, 2)}"), "mine.py:space: 'crf/w_depth' is (1, 2); allowed: an Optuna distribution"),
+        (
+            fixed("{'crf/w_depth': FloatDistribution(9, 1)}"),
+            "mine.py:space: `low <= high` must hold, but got (low=9, high=1)",
+        ),
+        (
+            DRAWS.format(path="crf/w_depth", low=9, high=1),
+            "mine.py:space: `low <= high` must hold, but got (low=9, high=1)",
+        ),
+        (DRAWS.format(path="crf/w_dept", low=1, high=9), "mine.py:space: "),
+        ("def space(trial): return {'crf/w_dept': 1}", "mine.py:space: 'crf/w_dept' is not a setting of the CRF; allowed: "),
+        ("import nothing_of_the_kind", "search.space: /"),
+        ("def space(:", "search.space: /"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ones_own_is_one_line(own_file, text, said):
+    assert refusal(space_named, own_file(text)).startswith(said)
+
+
+def test_a_file_or_module_that_is_not_there_is_named(tmp_path):
+    assert refusal(space_named, tmp_path / "no.py") == f"search.space: {tmp_path / 'no.py'} is not a file"
+    assert refusal(space_named, "no_such_module:space").startswith("search.space: module 'no_such_module' cannot be imported")
+
+
+# The points tried first
+
+
+def points(**search):
+    config = config_with(**search)
+    return start_points(load_space(config), config)
+
+
+def test_the_papers_point_is_first_and_ones_own_is_second(tmp_path):
+    (tmp_path / "start.json").write_text(json.dumps({"settings": {"crf.w_depth": 2.5}}))
+    first, second = points(space="crf_weights", start=str(tmp_path / "start.json"))
+    assert first == (WEIGHTS, {path.replace(".", "/"): value for path, value in WEIGHTS.items()}, True)
+    assert second[0] == WEIGHTS | {"crf.w_depth": 2.5}
+
+
+def test_a_start_may_lie_outside_the_ranges(tmp_path):
+    (tmp_path / "start.json").write_text('{"crf.w_depth": 400}')
+    point, _, inside = points(space="crf_weights", start=str(tmp_path / "start.json"))[1]
+    assert point["crf.w_depth"] == 400
+    assert not inside
+
+
+def test_a_start_without_depth_kernel_is_one_in_the_conditional_space(tmp_path):
+    found = flatten(CrfSettings(w_depth=0))
+    (tmp_path / "start.json").write_text(json.dumps({"settings": {f"crf.{name}": value for name, value in found.items()}}))
+    point, params, inside = points(space="depth_or_not", start=str(tmp_path / "start.json"))[1]
+    assert (point["crf.w_depth"], params["depth_kernel"], inside) == (0.0, "off", True)
+    assert "crf.theta_zeta" not in point
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"crf.theta_zeta": 0.5}', "crf.theta_zeta is 0.5 there, and 0.2 in this run; the space tune_spaces/crf_weights.py"),
+        ('{"crf.w_dept": 1}', "crf.w_dept: unknown setting; known under crf: "),
+        ('{"seed": 1}', "seed is not a setting of the CRF"),
+        ('{"crf.w_depth": -1}', "crf.w_depth: -1 is not allowed"),
+        ("[", "does not hold settings"),
+        ("[4]", "does not hold settings"),
+    ],
+)
+def test_a_start_that_is_no_point_is_refused(tmp_path, text, said):
+    path = tmp_path / "start.json"
+    path.write_text(text)
+    message = refusal(points, space="crf_weights", start=str(path))
+    assert str(path) in message
+    assert said in message
+
+
+# Grids
+
+
+def test_a_grid_has_every_level_of_every_number_and_both_ends():
+    space = space_named("crf_weights")
+    found = grid(space, levels=3, seed=0)
+    assert len(found) == 27 == len({tuple(point.values()) for point in found})
+    for path, own in space.distributions.items():
+        levels = sorted({point[path] for point in found})
+        assert (levels[0], levels[2]) == (own.low, own.high)
+        assert levels[1] == pytest.approx((own.low * own.high) ** 0.5)
+
+
+def test_a_grid_takes_every_choice_and_no_whole_number_twice(own_file):
+    text = fixed(
+        "{'crf/num_iterations': IntDistribution(1, 2), 'crf/pairwise': CategoricalDistribution(['crfrnn', 'hadamard'])}"
+    )
+    assert len(grid(space_named(own_file(text)), levels=5, seed=0)) == 4
+
+
+def test_a_grids_order_is_the_seeds():
+    space = space_named("crf_weights")
+    assert grid(space, levels=2, seed=0) == grid(space, levels=2, seed=0)
+    assert grid(space, levels=2, seed=0) != grid(space, levels=2, seed=1)
