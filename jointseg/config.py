@@ -226,6 +226,14 @@ class SearchConfig(Settings):
     batch: Count = 4
     """Trials asked for together, as soon as all trials of the batch before the last have ended. The list of trials depends on
     the seed and on this number, not on how many run at once."""
+    fidelity: Literal["inference", "finetune"] = "inference"
+    """What a trial is: `inference`, the CRF alone on cached unaries; or `finetune`, a short stage 3 (`stage3` with
+    `finetune_iterations`) that begins with the trial's settings, on as many workers as `training` asks for."""
+    finetune_iterations: Count = 100
+    """Iterations of a `finetune` trial's stage 3."""
+    early_stop: bool = False
+    """End a trial after a fold if, on the frames seen, it lies behind the best of the trials told so far by more than
+    resampling frames explains. The sampler is told that it was pruned, and at which score. For `inference`, one objective."""
     concurrent: int = Field(0, ge=0)
     """Trials at once, at most; 0: as many as there are CPUs for."""
     cpus_per_trial: Count = 1
@@ -242,6 +250,12 @@ class SearchConfig(Settings):
     """Folds of the validation frames, balanced by scene type where it is known."""
     resamples: Count = 2000
     """Resamples of the frames for the interval of the winner's gain over the paper's point."""
+
+    @model_validator(mode="after")
+    def _stops_what_can_be_stopped(self) -> Self:
+        if self.early_stop and (self.objective != "miou" or self.fidelity != "inference"):
+            raise SettingsError("early_stop", "is for objective=miou and fidelity=inference; true is not allowed with others")
+        return self
 
 
 class EvaluationConfig(Settings):

@@ -66,10 +66,11 @@ def result_of(task: ray.ObjectRef) -> Any:
         raise
 
 
-def require_resources(config: Config) -> None:
-    """Raise InputError, before anything starts, where the cluster cannot give what the config asks for.
+def require_resources(config: Config) -> int:
+    """How many trainings of this config the cluster has room for at once, other work aside.
 
-    Ray itself would wait for ever.
+    Raises:
+        InputError: not for one. Ray itself would wait for ever.
     """
     training = config.training
     gpu = uses_gpu(config)
@@ -83,3 +84,4 @@ def require_resources(config: Config) -> None:
             f"training.num_workers: {training.num_workers} workers of {wanted} each (training.cpus_per_worker, "
             f"training.device) are asked for; there is room for {places} on {len(nodes)} node(s) with {there}"
         )
+    return places // training.num_workers

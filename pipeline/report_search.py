@@ -73,7 +73,12 @@ def search_finding(report: Report) -> Finding:
     """What the search says, computed: its best against the paper's settings, and what choosing adds by chance."""
     search = report["search"]
     best, papers, gain, nested = search["best"]["score"], search["paper"]["score"], search["gain"], search["nested"]
-    asked = f"{search['trials']} trials" + (f", {search['failed']} of them failed" if search["failed"] else "")
+    ends = [
+        f"{search[state]} of them {said}"
+        for state, said in (("failed", "failed"), ("stopped", "stopped early"))
+        if search[state]
+    ]
+    asked = ", ".join([f"{search['trials']} trials", *ends])
     where = f"on the {report['data']['validation']['frames']} validation frames"
     if papers is None:
         return Finding(

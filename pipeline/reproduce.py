@@ -21,6 +21,7 @@ from jointseg.stages import STAGES
 from pipeline import evaluate, unaries
 from pipeline.cluster import connected
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
+from pipeline.finetune import run_finetune
 from pipeline.screen import Screen
 from pipeline.search_result import trial_record
 from pipeline.trial import TrialJob, TrialRunner
@@ -82,7 +83,10 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen)
     with screen.bar("unaries", len(frames)) as progress:
         cache = unaries.cached_unaries(config, store, start, scratch / "unaries", frames=frames, progress=progress)
     folds = tuple(own["fold"] for own in record["by_frame"])
-    line = TrialRunner(TrialJob(config, store, cache, folds, scratch)).run(record["trial"], dict(record["settings"]))
+    job = TrialJob(config, store, cache, folds, scratch, evidence.place.out if evidence.place else scratch)
+    number, point = record["trial"], dict(record["settings"])
+    trains = config.search.fidelity == "finetune"
+    line = run_finetune(job, number, point) if trains else TrialRunner(job).run(number, point)
     if line["error"] is not None:
         raise InputError(f"{evidence.name}: the trial fails here: {line['error']}")
     return trial_record(line, config, scratch, identity={})

@@ -22,6 +22,7 @@ from jointseg.config import SearchConfig
 from jointseg.errors import InputError
 from pipeline.log_lines import Line
 from pipeline.spaces import Point, Space, grid
+from pipeline.trial_record import FAILED, FINISHED, STOPPED
 
 OBJECTIVES = {
     "miou": ("mean_iou",),
@@ -31,6 +32,7 @@ OBJECTIVES = {
 """What of a trial's line each objective is told."""
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS: dict[str, Direction] = {"mean_iou": "maximize", "seconds": "minimize", "boundary_f1": "maximize"}
+STATES = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 POPULATION = 20
 """Of NSGA-II, a generation. Optuna's own 50 would leave most of a study of this size random."""
 
@@ -121,21 +123,26 @@ class Asker:
         return trial
 
     def tell(self, number: int, line: Line) -> None:
-        """A trial has ended; without a score it failed."""
-        trial = self.asked.pop(number)
-        failed = line["state"] != "finished"
-        values = None if failed else [line[objective] for objective in self.objectives]
+        """A trial has ended; one that was stopped early is told as pruned, after so many folds and at the score it had."""
+        trial, state = self.asked.pop(number), STATES[line["state"]]
+        values = [line[objective] for objective in self.objectives] if state is TrialState.COMPLETE else None
+        seen = {len(line["fold_scores"]): line["partial_mean_iou"]} if state is TrialState.PRUNED else {}
         if trial is not None:
-            self.study.tell(trial, values, state=TrialState.FAIL if failed else TrialState.COMPLETE)
+            for folds, score in seen.items():
+                trial.report(score, step=folds)
+            self.study.tell(trial, values, state=state)
         if self.journal is not None:
-            self._record(number, line, trial, values)
+            self._record(number, line, trial, values or list(seen.values()) or None, seen)
 
-    def _record(self, number: int, line: Line, trial: optuna.Trial | None, values: list[float] | None) -> None:
+    def _record(
+        self, number: int, line: Line, trial: optuna.Trial | None, values: list[float] | None, seen: dict[int, float]
+    ) -> None:
         assert self.journal is not None
         known = {} if trial is None else self.study.trials[trial.number].distributions
         frozen = optuna.trial.create_trial(
-            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            state=STATES[line["state"]],
             values=values,
+            intermediate_values=seen,
             params={name: value for name, value in self.params.pop(number).items() if name in known},
             distributions=known,
             user_attrs={name: line[name] for name in ("trial", "point", "fold_scores", "seconds", "error") if line.get(name)},

@@ -23,6 +23,7 @@ from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from pipeline import search_result, unaries
+from pipeline.cluster import require_resources
 from pipeline.log_lines import Line
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
@@ -127,6 +128,8 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     """Run the study to its end, or go on with it, and write and log its result. Needs Ray."""
     study = open_study(config, place)
     _require_cpus(config)
+    if config.search.fidelity == "finetune":
+        require_resources(config)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
@@ -137,7 +140,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
             cache = unaries.cached_unaries(
                 config, place.store, start, place.search / "unaries", frames=study.frames, progress=progress
             )
-        job = TrialJob(config, place.store, cache, study.folds, study.folder)
+        job = TrialJob(config, place.store, cache, study.folds, study.folder, place.out)
         asker = study.asker()
         lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)
         result = search_result.save_result(lines, config, study.folder, identity=study.identity)

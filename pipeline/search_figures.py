@@ -119,9 +119,9 @@ def changed_most(lines_of_winner: Sequence[Line], lines_of_paper: Sequence[Line]
 
 
 def _draw_frames(job: TrialJob, result: Mapping[str, Any], path: Path) -> None:
-    """The frames that gained and lost most, computed again under both settings."""
-    if result["gain"] is None or result["trial"] == 0:
-        return
+    """The frames that gained and lost most, computed again under both settings; of trials of the CRF alone."""
+    if result["gain"] is None or result["trial"] == 0 or job.config.search.fidelity == "finetune":
+        return  # what a training made of them is not kept
     rows = [read_confusions(confusion_file(job.folder, number))[0] for number in (result["trial"], 0)]
     places = changed_most(*rows)
     if not places:

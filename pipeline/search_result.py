@@ -25,7 +25,7 @@ from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from pipeline.log_lines import Line
 from pipeline.samplers import DIRECTIONS, OBJECTIVES
-from pipeline.trial_record import FINISHED, confusion_file, digest_of, read_confusions, table_row
+from pipeline.trial_record import FAILED, FINISHED, STOPPED, confusion_file, digest_of, read_confusions, table_row
 
 TRIALS, SETTINGS = "trials.parquet", "crf_settings.json"
 
@@ -91,7 +91,7 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
         **trial_record(best, config, folder, identity=identity),
         "paper_score": scores(lines)[0],
         "trials": len(lines),
-        "failed": sum(line["state"] != FINISHED for line in lines),
+        **{state: sum(line["state"] == state for line in lines) for state in (FAILED, STOPPED)},
         "search": flatten(config.search),
         "searched": searched,
         **_worth(lines, best, config, folder),

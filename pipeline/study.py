@@ -20,12 +20,17 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from jointseg.errors import InputError
+from pipeline.cluster import require_resources
+from pipeline.finetune import FinetuneTrial
 from pipeline.log_lines import Line, append_line, following
 from pipeline.samplers import Asker
 from pipeline.spaces import Point
 from pipeline.trial import CrfTrial, TrialJob
 from pipeline.trial_record import FAILED, FINISHED, confusion_file, read_trials
 
+NO_CPU = {"memory": 1.0}
+"""Of a process that waits for a training: a CPU of its own would be one that the training may wait for. Tune allows no
+trial without any resource."""
 RETRIES = 2
 """Times that a trial whose process was lost is begun again before it counts as failed."""
 
@@ -47,6 +52,7 @@ class Batches(Searcher):  # type: ignore[misc]
         ended: Mapping[int, Line],
         log: Callable[[Line], None],
         concurrent: int = 0,
+        early_stop: bool = False,
     ) -> None:
         """Begin.
 
@@ -57,12 +63,15 @@ class Batches(Searcher):  # type: ignore[misc]
             ended: those that ended before an interruption, by number.
             log: called with each trial that ends now.
             concurrent: trials at once, at most; 0: as many as Tune asks for.
+            early_stop: name to each trial the best of those told before it was asked, which it is to keep up with.
         """
         super().__init__(metric=None, mode=None)
         self.asker, self.size, self.total, self.ended, self.log = asker, size, total, dict(ended), log
         self.concurrent = concurrent or total
         self.asked = self.told = 0
-        self.waiting: deque[tuple[int, Point]] = deque()
+        self.early_stop = early_stop
+        self.best: Line | None = None
+        self.waiting: deque[tuple[int, Point, int | None]] = deque()
         self.running: dict[str, tuple[int, Point]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -71,9 +80,9 @@ class Batches(Searcher):  # type: ignore[misc]
             return None
         if not self.advance():
             return None if self.asked < self.total else str(Searcher.FINISHED)
-        number, point = self.waiting.popleft()
+        number, point, rival = self.waiting.popleft()
         self.running[trial_id] = number, point
-        return {"trial": number, "point": point}
+        return {"trial": number, "point": point, "rival": rival}
 
     def advance(self) -> bool:
         """Ask for batches until there is a point to run. False where there is none, or none yet."""
@@ -90,13 +99,16 @@ class Batches(Searcher):  # type: ignore[misc]
     def tell(self, number: int) -> None:
         """Tell the results of all trials before `number` that have not been told."""
         for earlier in range(self.told, number):
-            self.asker.tell(earlier, self.ended[earlier])
+            line = self.ended[earlier]
+            self.asker.tell(earlier, line)
             self.told = earlier + 1
+            if self.early_stop and line["state"] == FINISHED:
+                self.best = max(self.best or line, line, key=lambda one: float(one["mean_iou"]))
 
     def _ask(self, number: int) -> None:
         point, before = self.asker.ask(number), self.ended.get(number)
         if before is None:
-            self.waiting.append((number, point))
+            self.waiting.append((number, point, None if self.best is None else self.best["trial"]))
         elif before["point"] != point:
             raise InputError(
                 f"trial {number} was run at {before['point']} and is now asked for at {point}: this study was begun with "
@@ -144,7 +156,13 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
     total = asker.limit(settings.trials)
     before = {number: line for number, line in read_trials(log).items() if _is_whole(line, job)}
     batches = Batches(
-        asker, size=settings.batch, total=total, ended=before, log=partial(append_line, log), concurrent=settings.concurrent
+        asker,
+        size=settings.batch,
+        total=total,
+        ended=before,
+        log=partial(append_line, log),
+        concurrent=_at_once(job),
+        early_stop=settings.early_stop,
     )
     shutil.rmtree(folder / "ray_tune", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,17 +176,28 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
 
 
 def _is_whole(line: Line, job: TrialJob) -> bool:
-    return line["state"] != FINISHED or confusion_file(job.folder, line["trial"]).is_file()
+    return line["state"] == FAILED or confusion_file(job.folder, line["trial"]).is_file()
+
+
+def _at_once(job: TrialJob) -> int:
+    """Trials at once, at most; 0: no bound of ours. Of trainings no more than the cluster has room for, or they would wait."""
+    settings = job.config.search
+    if settings.fidelity == "inference":
+        return settings.concurrent
+    room = require_resources(job.config)
+    return min(settings.concurrent or room, room)
 
 
 def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> None:
     settings = job.config.search
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trains = settings.fidelity == "finetune"
     places = max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.cpus_per_trial)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places)  # by default it starts one process after the other
+    trainable = tune.with_parameters(FinetuneTrial if trains else CrfTrial, job=job)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(CrfTrial, job=job), {"CPU": settings.cpus_per_trial}),
+        tune.with_resources(trainable, NO_CPU if trains else {"CPU": settings.cpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=batches,
             num_samples=trials + 1,  # one more than there are: the last answer is that there are no more

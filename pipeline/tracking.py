@@ -228,10 +228,10 @@ class Tracker:
 
         Args:
             run_id: the search's.
-            line: the trial's, as the study logs it; FAILED where it has no score.
+            line: the trial's, as the study logs it.
             record: kept with it as trial.json.
         """
-        name, status = f"trial-{line['trial']:04d}", "FAILED" if line["mean_iou"] is None else "FINISHED"
+        name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == "failed" else "FINISHED"
         there = self._find(name, run_id)
         if there is not None and self.client.get_run(there).info.status == status:
             return
@@ -242,6 +242,8 @@ class Tracker:
             self.log_metrics(child, {metric: value for metric, value in known.items() if value is not None})
             if record is not None:
                 self.client.log_dict(child, dict(record), TRIAL_RECORD)
+            if line["state"] == "stopped":
+                self.client.set_tag(child, "stopped", f"early, after {len(line['fold_scores'])} folds")
             if line["error"]:
                 self.client.set_tag(child, "error", line["error"])
         self.client.set_terminated(child, status=status)

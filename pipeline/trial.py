@@ -1,6 +1,6 @@
 """One trial: the CRF alone, with one point's settings, on the cached unaries of every validation frame.
 
-Not here: which points are tried (samplers.py), on how many processes (study.py).
+Not here: which points are tried (samplers.py), on how many processes (study.py), trials that train (finetune.py).
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray import tune
 
 from jointseg.boundary import BoundarySums
 from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
+from jointseg.cross_validation import is_behind
 from jointseg.errors import InputError
 from jointseg.evaluation import refined_labels, score_labels
 from jointseg.metrics import crop
@@ -27,7 +31,16 @@ from jointseg.settings import with_overrides
 from pipeline.log_lines import Line
 from pipeline.samplers import OBJECTIVES
 from pipeline.spaces import Point
-from pipeline.trial_record import FAILED, FINISHED, FrameSums, confusion_file, scores_of, write_confusions
+from pipeline.trial_record import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    FrameSums,
+    confusion_file,
+    read_confusions,
+    scores_of,
+    write_confusions,
+)
 from pipeline.unaries import UnaryCache, row_of, subset_labels
 
 MIB = 2**20
@@ -44,6 +57,53 @@ class TrialJob:
     """Of each frame of `cache`."""
     folder: Path
     """The study's."""
+    out: Path
+    """The run's."""
+
+
+class Counted(NamedTuple):
+    """What a trial counted: all frames, or those of the first folds where it was stopped."""
+
+    places: list[int]
+    """Of the frames in the subset, rising."""
+    sums: list[FrameSums]
+
+
+def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Counted]) -> Line:
+    """Score a point, leave its confusion matrices in the study's folder, and return its line of the log.
+
+    A point that is refused, or whose score is no number, has failed: `state` and `error` say so.
+
+    Args:
+        job: of all trials.
+        number: of this one.
+        point: its settings.
+        count: does the work.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    state, error = FAILED, None
+    scores: Line = {"mean_iou": None, "fold_scores": None, "boundary_f1": None}
+    try:
+        places, sums = count()
+        frames, folds = [job.cache.frames[place] for place in places], [job.folds[place] for place in places]
+        found = scores_of(sums, folds, job.config.evaluation)
+        for objective in OBJECTIVES[job.config.search.objective]:
+            if math.isnan(found.get(objective, 0.0)):
+                raise InputError(f"{objective} is not a number: no labelled pixel was scored")
+        write_confusions(confusion_file(job.folder, number), number, frames, folds, sums)
+        state = FINISHED if len(places) == len(job.cache.frames) else STOPPED
+        scores = found if state == FINISHED else {**found, "mean_iou": None, "partial_mean_iou": found["mean_iou"]}
+    except InputError as refused:
+        error = str(refused)
+    return {
+        "trial": number,
+        "state": state,
+        **scores,
+        "seconds": round(time.perf_counter() - clock, 4),
+        "started": started.isoformat(),
+        "error": error,
+        "point": point,
+    }
 
 
 class TrialRunner:
@@ -58,53 +118,55 @@ class TrialRunner:
         self.labels = subset_labels(job.store, job.cache.frames)
         self.prepared = PreparedCache(settings.filter_cache * MIB)
 
-    def run(self, number: int, point: Point) -> Line:
-        """Score a point, leave its confusion matrices in the study's folder, and return its scores.
+    def run(self, number: int, point: Point, *, rival: int | None = None) -> Line:
+        """Score a point, as `run_trial`.
 
-        A point that the CRF refuses, or whose score is no number, has failed: `state` and `error` say so.
+        Args:
+            number: of the trial.
+            point: its settings.
+            rival: a finished trial to keep up with: once this one is behind it after a fold, it is stopped. None: it is not.
         """
-        job = self.job
-        started, clock = datetime.now(UTC), time.perf_counter()
-        scores: Line = {"mean_iou": None, "fold_scores": None, "boundary_f1": None}
-        error = None
-        try:
-            sums = self.score(point)
-            found = scores_of(sums, job.folds, job.config.evaluation)
-            for objective in OBJECTIVES[job.config.search.objective]:
-                if math.isnan(found.get(objective, 0.0)):
-                    raise InputError(f"{objective} is not a number: no labelled pixel was scored")
-            write_confusions(confusion_file(job.folder, number), number, job.cache.frames, job.folds, sums)
-            scores = found
-        except InputError as refused:
-            error = str(refused)
-        return {
-            "trial": number,
-            "state": FINISHED if error is None else FAILED,
-            **scores,
-            "seconds": round(time.perf_counter() - clock, 4),
-            "started": started.isoformat(),
-            "error": error,
-            "point": point,
-        }
+        return run_trial(self.job, number, point, lambda: self._count(point, rival))
 
-    def score(self, point: Point) -> list[FrameSums]:
-        """The sums of each frame.
+    def _count(self, point: Point, rival: int | None) -> Counted:
+        """Frame by frame, fold by fold."""
+        folds, absent = self.job.folds, self.job.config.evaluation.absent_classes
+        best_NCC = None if rival is None else read_confusions(confusion_file(self.job.folder, rival))[1]
+        score = self._scorer(point)
+        seen: dict[int, FrameSums] = {}
+        for fold in sorted(set(folds)):
+            seen |= {place: score(place) for place, own in enumerate(folds) if own == fold}
+            if best_NCC is not None and len(seen) < len(folds):
+                seen_NCC = np.stack([own.segmentation.confusion for own in seen.values()])
+                if is_behind(seen_NCC, best_NCC[list(seen)], absent=absent, seed=self.job.config.search.seed):
+                    break
+        places = sorted(seen)
+        return Counted(places, [seen[place] for place in places])
+
+    def _scorer(self, point: Point) -> Callable[[int], FrameSums]:
+        """What counts a frame, by its place, under a point.
 
         Raises:
             InputError: the CRF cannot have these settings.
         """
         config = with_overrides(self.job.config, point)
-        crf, evaluation = build_crf(config).eval(), config.evaluation
-        with_boundary = "boundary_f1" in config.search.objective
-        sums = []
-        for row, truth in enumerate(self.labels):
-            unaries = row_of(self.arrays, row)
-            prepared = self.prepared.prepare(row, crf, image=unaries.image[None], depth=unaries.depth[None])
+        crf = build_crf(config).eval()
+
+        def score(place: int) -> FrameSums:
+            truth, unaries = self.labels[place], row_of(self.arrays, place)
+            prepared = self.prepared.prepare(place, crf, image=unaries.image[None], depth=unaries.depth[None])
             labels = refined_labels(unaries, crf, size=(truth.shape[0], truth.shape[1]), prepared=prepared)
-            own, true = crop(labels, evaluation.crop), crop(truth, evaluation.crop)
-            boundary = BoundarySums.from_labels(own, true) if with_boundary else None
-            sums.append(FrameSums(score_labels(labels, truth, evaluation), boundary))
-        return sums
+            return frame_sums(labels, truth, config)
+
+        return score
+
+
+def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Config) -> FrameSums:
+    """What a trial counts on one frame: classes found beside true ones, both (H, W)."""
+    boundary = None
+    if "boundary_f1" in config.search.objective:
+        boundary = BoundarySums.from_labels(crop(labels, config.evaluation.crop), crop(truth, config.evaluation.crop))
+    return FrameSums(score_labels(labels, truth, config.evaluation), boundary)
 
 
 class CrfTrial(tune.Trainable):  # type: ignore[misc]
@@ -118,7 +180,8 @@ class CrfTrial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Score the point. Its line goes as text: Tune would flatten it."""
-        return {"line": json.dumps(self.runner.run(self.asked["trial"], self.asked["point"])), "done": True}
+        line = self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"])
+        return {"line": json.dumps(line), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next point in the same process."""

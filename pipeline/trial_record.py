@@ -25,7 +25,7 @@ from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import SegmentationSums
 from pipeline.log_lines import Line, read_lines
 
-FINISHED, FAILED = "finished", "failed"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 SCHEMA = pa.schema(
     {
         "trial": pa.int32(),
@@ -90,7 +90,13 @@ def digest_of(confusion_CC: NDArray[np.int64]) -> str:
 
 
 def scores_of(sums: Sequence[FrameSums], folds: Sequence[int], evaluation: EvaluationConfig) -> Line:
-    """A trial's scores: `mean_iou` pooled over all frames, `fold_scores`, and `boundary_f1` where boundaries were counted."""
+    """The scores over some frames: `mean_iou` pooled over them, `fold_scores`, and `boundary_f1` where boundaries were counted.
+
+    Args:
+        sums: of each frame.
+        folds: of each frame; of a trial that was stopped, the first folds.
+        evaluation: whose switches the metrics follow.
+    """
     confusion_NCC = np.stack([own.segmentation.confusion for own in sums])
     absent = evaluation.absent_classes
     by_fold = fold_sums(confusion_NCC, folds, num_folds=max(folds) + 1)

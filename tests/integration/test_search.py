@@ -64,7 +64,7 @@ def _study(config: Config, made: tuple[Store, UnaryCache], folder: Path) -> list
     space = load_space(config)
     asker = Asker(config.search, space, first=start_points(space, config), journal=folder / "journal.log")
     told: list[Line] = []
-    lines = run_study(TrialJob(config, store.path, unaries, (0, 1), folder), asker, tell=told.append)
+    lines = run_study(TrialJob(config, store.path, unaries, (0, 1), folder, folder), asker, tell=told.append)
     assert sorted(line["trial"] for line in told) == list(range(TRIALS))
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,12 +207,13 @@ def job(rooms, small, tmp_path_factory):
     unaries = [compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu")) for number in frames]
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", np.stack([getattr(frame, name).numpy() for frame in unaries]))
-    return TrialJob(small, rooms.path, UnaryCache(folder, frames), (0, 1), tmp_path_factory.mktemp("study"))
+    study, run = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("run")
+    return TrialJob(small, rooms.path, UnaryCache(folder, frames), (0, 1), study, run)
 
 
 def with_search(job, **search):
     config = with_overrides(job.config, {f"search.{name}": value for name, value in search.items()})
-    return TrialJob(config, job.store, job.cache, job.folds, job.folder)
+    return replace(job, config=config)
 
 
 def outcome(line):
@@ -267,9 +269,9 @@ def test_a_score_that_is_no_number_fails_the_trial(job):
 
 def test_ray_hands_a_trial_its_number_and_point_and_the_next_ones_to_the_same_process(job):
     trial = CrfTrial.__new__(CrfTrial)  # Ray's own constructor wants a cluster
-    trial.setup({"trial": 0, "point": POINT}, job=job)
+    trial.setup({"trial": 0, "point": POINT, "rival": None}, job=job)
     first = trial.step()
-    assert trial.reset_config({"trial": 1, "point": OTHER})
+    assert trial.reset_config({"trial": 1, "point": OTHER, "rival": None})
     second = trial.step()
     assert [json.loads(told["line"])["trial"] for told in (first, second)] == [0, 1]
     assert first["done"]

@@ -1,0 +1,113 @@
+"""One trial that trains: a short stage 3 through Ray Train from a point's settings, scored on the validation frames.
+
+Not here: trials of the CRF alone (trial.py), training itself (train.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from jointseg.checkpoint import load_final
+from jointseg.config import Config
+from jointseg.data.store import Store
+from jointseg.evaluation import predict
+from jointseg.model import trained_model
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from pipeline.cluster import result_of, uses_gpu
+from pipeline.log_lines import Line
+from pipeline.spaces import Point
+from pipeline.train import train_stage
+from pipeline.trial import Counted, TrialJob, frame_sums, run_trial
+from pipeline.trial_record import FrameSums
+from pipeline.unaries import FRAMES_A_TASK
+from pipeline.workspace import Workspace
+
+STAGE = STAGES["stage3"]
+
+
+def run_finetune(job: TrialJob, number: int, point: Point) -> Line:
+    """Train and score a point, as `run_trial`; needs Ray. Interrupted, it goes on from the training's newest checkpoint.
+
+    The training has a folder of its own in the study's, which goes when the scores are there.
+    """
+    place = Workspace(job.folder / "finetune" / f"trial-{number:04d}")
+    line = run_trial(job, number, point, lambda: _count(job, point, place))
+    shutil.rmtree(place.out, ignore_errors=True)
+    return line
+
+
+def _count(job: TrialJob, point: Point, place: Workspace) -> Counted:
+    config = with_overrides(job.config, {**point, "stage3.iterations": job.config.search.finetune_iterations})
+    _lend(Workspace(job.out), place, job.store)
+    train_stage(config, STAGE, place, validation=(), tell=_ignore, say=_ignore)
+    gpu, frames = uses_gpu(config), job.cache.frames
+    # Ray would place them where this process is, which has no CPU.
+    options = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": 1, "scheduling_strategy": "DEFAULT"}
+    task = ray.remote(**options)(_score)
+    parts = [
+        task.remote(config, place.final(STAGE), job.store, frames[first : first + FRAMES_A_TASK], "cuda" if gpu else "cpu")
+        for first in range(0, len(frames), FRAMES_A_TASK)
+    ]
+    return Counted(list(range(len(frames))), [sums for part in parts for sums in result_of(part)])
+
+
+def _ignore(_: object) -> None:
+    """A trial's own steps are not shown: there may be several at once."""
+
+
+def _lend(run: Workspace, place: Workspace, store: Path) -> None:
+    """Give a trial's folder what stage 3 starts from, without a copy."""
+    assert STAGE.starts_from is not None
+    start = STAGES[STAGE.starts_from]
+    for own, lent in (
+        (place.store, store),
+        (place.views, run.views),
+        (place.features, run.features),
+        (place.final(start), run.final(start)),
+    ):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        if not own.is_symlink():
+            own.symlink_to(lent.resolve())
+
+
+def _score(config: Config, weights: Path, store: Path, frames: tuple[int, ...], device: str) -> list[FrameSums]:
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    model = trained_model(config, load_final(weights)[0], device=where)
+    opened = Store.open(store)
+    predictions = predict(
+        model, map(opened.frame, frames), config, kernels=STAGE.kernels, with_depth=STAGE.with_depth, device=where
+    )
+    return [frame_sums(prediction.labels, frame.labels, config) for frame, prediction in predictions]
+
+
+class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
+    """A trial as Ray Tune sees it: one step, in a process that waits for its training and serves trial after trial."""
+
+    def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
+        """Make ready, once a process."""
+        assert job is not None
+        self.job, self.asked = job, config
+
+    def step(self) -> dict[str, Any]:
+        """Train and score. Its line goes as text: Tune would flatten it."""
+        return {"line": json.dumps(run_finetune(self.job, self.asked["trial"], self.asked["point"])), "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next point in the same process."""
+        self.asked = new_config
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The training has its own."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing was saved."""
