@@ -218,7 +218,7 @@ class SearchConfig(Settings):
     start: Path | None = None
     """Settings tried after the paper's: a search's crf_settings.json, or JSON of values by config path."""
     sampler: Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"] = "tpe"
-    """Who asks for points: `tpe` (multivariate), `cmaes` (one objective; needs the package cmaes), `nsga2` (two), `qmc`
+    """Who asks for points: `tpe` (multivariate), `cmaes` (one objective), `nsga2` (two), `qmc`
     (Sobol), `random`, or `grid`: `grid_levels` values of every number, in an order drawn by the seed."""
     objective: Literal["miou", "miou,seconds", "miou,boundary_f1"] = "miou"
     """What is sought: mean IoU, or beside it the seconds of a trial or the F1 of class boundaries. Seconds are measured: with

@@ -154,7 +154,7 @@ def _search(config: Config, place: Workspace) -> dict[str, Any]:
     result = _read(place.crf_settings)
     held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
     papers = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
-    kept = ("trials", "failed", "searched", "study", "balanced_by", "folds", "paper_folds", "nested", "gain")
+    kept = ("trials", "failed", "stopped", "searched", "study", "balanced_by", "folds", "paper_folds", "nested", "gain")
     return {
         "best": {"score": result["score"], "settings": result["settings"]},
         # Trial 0: the paper's values of what is searched, the run's own of the rest.

@@ -107,9 +107,12 @@ def search_note(report: Report) -> str:
     settings = search["best"]["settings"]
     held = " “(held)”: not searched." if set(CRF_SYMBOLS) - set(search["searched"]) else ""
     asked = search["settings"]
+    how = "of the CRF alone on stage 2's output"
+    if asked["fidelity"] == "finetune":
+        how = f"after {asked['finetune_iterations']} iterations of stage 3 from the trial's settings"
     return (
-        f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) of the CRF alone on "
-        f"stage 2's output, {search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
+        f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) {how}, "
+        f"{search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
         f"{asked['seed']}), {search['failed']} failed; "
         f"{settings['crf.num_iterations']} mean-field iterations, pairwise form `{settings['crf.pairwise']}`.{held} "
         f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "

@@ -5,7 +5,6 @@ Not here: where the points are scored, and in which batches they are asked for (
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections import deque
 from datetime import datetime, timedelta
@@ -50,8 +49,6 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
     conditional = space.distributions is None
     match name:
         case "cmaes":
-            if importlib.util.find_spec("cmaes") is None:
-                raise InputError("search.sampler: 'cmaes' needs the package cmaes, which is not installed: pip install cmaes")
             return CmaEsSampler(seed=seed, n_startup_trials=settings.startup_trials, warn_independent_sampling=False)
         case "nsga2":
             return NSGAIISampler(seed=seed, population_size=POPULATION)

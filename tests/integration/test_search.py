@@ -14,11 +14,14 @@ import ray
 
 from jointseg.checkpoint import Checkpoint, save_checkpoint, save_final
 from jointseg.config import Config
+from jointseg.data.manifest import write_manifest
 from jointseg.data.rooms import write_rooms
-from jointseg.data.store import Store, prepare
+from jointseg.data.store import prepare
+from jointseg.data.views import make_views
 from jointseg.model import build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
 from pipeline.log_lines import Line
 from pipeline.samplers import Asker
 from pipeline.spaces import load_space, start_points
@@ -26,6 +29,7 @@ from pipeline.study import run_study
 from pipeline.trial import TrialJob
 from pipeline.trial_record import confusion_file, read_confusions, read_trials
 from pipeline.unaries import UnaryCache, cached_unaries
+from pipeline.workspace import Workspace
 
 TRIALS = 7
 
@@ -46,26 +50,26 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def made(four_cpus: None, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, UnaryCache]:
-    """Unaries of two frames, by a network with random weights."""
-    folder = tmp_path_factory.mktemp("made")
-    write_rooms(folder / "nyu", num_train=3, num_test=1, seed=3)
-    store = prepare(folder / "nyu", folder / "store")
-    weights = build_model(config).state_dict()
-    save_checkpoint(folder / "last", Checkpoint("stage2", 1, config, weights, {}, []))
-    save_final(folder / "final", folder / "last")
-    frames = store.train[:2]
-    unaries = cached_unaries(config, store.path, folder / "final", folder / "unaries", frames=frames, progress=lambda _: None)
-    return store, unaries
+def made(four_cpus: None, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, UnaryCache]:
+    """Unaries of two frames, by a network with random weights, in the folder of a run that has come to stage 2."""
+    place = Workspace(tmp_path_factory.mktemp("made"))
+    write_rooms(place.rooms, num_train=3, num_test=1, seed=3)
+    store = prepare(place.rooms, place.store)
+    write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
+    weights, final = build_model(config).state_dict(), place.final(STAGES["stage2"])
+    save_checkpoint(place.out / "last", Checkpoint("stage2", 1, config, weights, {}, []))
+    save_final(final, place.out / "last")
+    frames, folder = store.train[:2], place.search / "unaries"
+    return place, cached_unaries(config, store.path, final, folder, frames=frames, progress=lambda _: None)
 
 
-def _study(config: Config, made: tuple[Store, UnaryCache], folder: Path) -> list[Line]:
-    store, unaries = made
+def _study(config: Config, made: tuple[Workspace, UnaryCache], folder: Path) -> list[Line]:
+    place, unaries = made
     space = load_space(config)
     asker = Asker(config.search, space, first=start_points(space, config), journal=folder / "journal.log")
     told: list[Line] = []
-    lines = run_study(TrialJob(config, store.path, unaries, (0, 1), folder, folder), asker, tell=told.append)
-    assert sorted(line["trial"] for line in told) == list(range(TRIALS))
+    lines = run_study(TrialJob(config, place.store, unaries, (0, 1), folder, place.out), asker, tell=told.append)
+    assert sorted(line["trial"] for line in told) == list(range(config.search.trials))
     return lines
 
 
@@ -75,14 +79,14 @@ def _outcomes(lines: list[Line]) -> list[Line]:
 
 
 @pytest.fixture(scope="module")
-def one_at_a_time(config: Config, made: tuple[Store, UnaryCache], tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
+def one_at_a_time(config: Config, made: tuple[Workspace, UnaryCache], tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
     folder = tmp_path_factory.mktemp("studies") / "one"
     return _study(with_overrides(config, {"search.concurrent": 1}), made, folder)
 
 
 @pytest.mark.parametrize("concurrent", [2, 4])
 def test_the_table_of_trials_is_the_same_at_any_concurrency(
-    config: Config, made: tuple[Store, UnaryCache], one_at_a_time: list[Line], tmp_path: Path, concurrent: int
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path, concurrent: int
 ) -> None:
     at_once = _study(with_overrides(config, {"search.concurrent": concurrent}), made, tmp_path / "study")
     assert _outcomes(at_once) == _outcomes(one_at_a_time)
@@ -91,8 +95,34 @@ def test_the_table_of_trials_is_the_same_at_any_concurrency(
         assert len(read_confusions(confusion_file(tmp_path / "study", number))[0]) == 2
 
 
+def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+) -> None:
+    stopping = with_overrides(config, {"search.early_stop": True})
+    one = _study(with_overrides(stopping, {"search.concurrent": 1}), made, tmp_path / "one")
+    four = _study(with_overrides(stopping, {"search.concurrent": 4}), made, tmp_path / "four")
+    assert _outcomes(four) == _outcomes(one)
+    states = [line["state"] for line in one]
+    assert states[:4] == ["finished"] * 4, "no trial had been told when these were asked"
+    assert set(states) == {"finished", "stopped"}
+
+
+def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_trained(
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+) -> None:
+    """Trainings of two workers each, three asked for at once, on four CPUs."""
+    settings = {"fidelity": "finetune", "finetune_iterations": 2, "trials": 3, "concurrent": 3, "batch": 3}
+    training = {"training.num_workers": 2, "training.cpus_per_worker": 1, "stage3.batch_size": 1, "stage3.lr": 0.01}
+    trains = with_overrides(config, {**training, **{f"search.{name}": value for name, value in settings.items()}})
+    lines = _study(trains, made, tmp_path / "study")
+    assert [(line["state"], line["error"]) for line in lines] == [("finished", None)] * 3
+    assert lines[0]["point"] == one_at_a_time[0]["point"]
+    assert lines[0]["fold_scores"] != one_at_a_time[0]["fold_scores"], "training changed nothing"
+    assert not list((tmp_path / "study" / "finetune").iterdir()), "checkpoints were left"
+
+
 def test_a_trial_whose_process_is_killed_is_run_again_and_none_that_ended_is(
-    config: Config, made: tuple[Store, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
     folder, killed = tmp_path / "study", threading.Event()
 

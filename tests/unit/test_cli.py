@@ -390,7 +390,7 @@ def test_a_lost_worker_is_one_line_and_nobodys_mistake(jointseg, monkeypatch):
     def lost(*_, **__):
         raise LostWorkerError("stage1: lost worker 1")
 
-    monkeypatch.setattr(pipeline.run, "run_phases", lost)
+    monkeypatch.setattr(pipeline.run, "run_study", lost)
     assert jointseg("search", "--out", "x") == (1, "", "error: stage1: lost worker 1\n")
 
 

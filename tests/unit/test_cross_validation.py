@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jointseg.cross_validation import draw_folds, fold_sums, mean_iou, nested, over_folds, paired_bootstrap
+from jointseg.cross_validation import draw_folds, fold_sums, is_behind, mean_iou, nested, over_folds, paired_bootstrap
 from jointseg.errors import InputError
 from jointseg.metrics import SegmentationSums
 
@@ -128,6 +128,17 @@ def test_turned_round_it_is_the_negative():
     one, other = [RIGHT, HALF, RIGHT], [HALF, HALF, WRONG]
     there, back = interval(one, other), interval(other, one)
     assert back == pytest.approx((-there.difference, -there.high, -there.low))
+
+
+def behind(one, other):
+    return is_behind(np.array(one), np.array(other), absent="ignore", seed=0)
+
+
+def test_what_is_worse_on_every_image_is_behind_and_what_is_as_good_or_wins_half_of_them_is_not():
+    assert behind([HALF] * 8, [RIGHT] * 8)
+    assert not behind([RIGHT] * 8, [RIGHT] * 8)
+    assert not behind([RIGHT] * 8, [HALF] * 8)
+    assert not behind([RIGHT, WRONG] * 4, [WRONG, RIGHT] * 4)
 
 
 def test_the_interval_is_the_seeds():

@@ -122,6 +122,7 @@ def save_search(place: Workspace, scores: list[float | None]) -> None:
         "paper_score": scores[0],
         "trials": len(scores),
         "failed": scores.count(None),
+        "stopped": 0,
         "searched": ["crf.theta_beta"],
         "study": "own-tpe-0",
         "search": flatten(demo().search),

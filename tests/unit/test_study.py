@@ -29,7 +29,7 @@ from pipeline.trial_record import (
     scores_of,
     write_confusions,
 )
-from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries
+from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, row_of
 
 # What is asked, and when it is told
 
@@ -106,6 +106,19 @@ def test_what_is_asked_after_what_was_told_hangs_neither_on_who_ends_first_nor_o
     for first in (0, 3):
         expected += [f"tell {n}" for n in range(first, first + 3)] + [f"ask {n}" for n in range(first + 6, min(first + 9, 11))]
     assert history == expected + [f"tell {n}" for n in range(6, 11)]
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_trial_keeps_up_with_the_best_that_was_told_before_it_was_asked(early_stop):
+    """Not with one that ended meanwhile: which that is hangs on how many run at once."""
+    batches = Batches(Counting(), size=2, total=8, ended={}, log=lambda line: None, early_stop=early_stop)
+    scores, rivals = [0.3, None, 0.2, 0.4, 0.1, 0.1, 0.1, 0.1], []
+    for number, score in enumerate(scores):
+        asked = batches.suggest(str(number))
+        rivals.append(asked["rival"])
+        state = {"state": "finished" if score else "stopped", "mean_iou": score}
+        batches.on_trial_complete(str(number), {"line": json.dumps({**line_of(number), **state})})
+    assert rivals == ([None, None, None, None, 0, 0, 3, 3] if early_stop else [None] * 8)
 
 
 def test_after_the_last_trial_there_is_no_more_and_all_is_told():
@@ -246,6 +259,48 @@ def test_a_process_that_serves_many_trials_scores_as_a_new_one_with_and_without_
     points = [POINT, OTHER, {**POINT, "crf.w_depth": 1.0}, {**POINT, "crf.theta_zeta": 0.5}, POINT]
     served = [outcome(runner.run(number, point)) for number, point in enumerate(points)]
     assert served == [outcome(TrialRunner(job).run(number, point)) for number, point in enumerate(points)]
+
+
+@pytest.fixture
+def two_folds(job):
+    """Twelve frames in two folds: enough to tell good settings from bad ones on the first."""
+    arrays = {name: np.resize(own, (12, *own.shape[1:])) for name, own in job.cache.arrays().items()}
+    folder = job.folder.with_name("twelve")
+    folder.mkdir(exist_ok=True)
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    kept = (job.cache.frames * 6)[:12]
+    return replace(job, cache=UnaryCache(folder, kept), folds=(0, 1) * 6, folder=folder)
+
+
+def test_a_trial_that_is_behind_after_a_fold_stops_there(two_folds):
+    """Trials of labels that are all right and all wrong, beside one that is right."""
+    runner = TrialRunner(two_folds)
+    truth = list(runner.labels)
+    guess = labels_of(runner)
+    runner.labels = guess
+    best = runner.run(0, POINT)
+    assert (best["state"], best["mean_iou"]) == ("finished", 1.0)
+    equal = runner.run(1, POINT, rival=0)
+    assert outcome({**equal, "trial": 0}) == outcome(best)
+    runner.labels = truth
+    behind = runner.run(2, POINT, rival=0)
+    assert (behind["state"], behind["mean_iou"], behind["error"]) == ("stopped", None, None)
+    full = runner.run(3, POINT)
+    assert behind["fold_scores"] == full["fold_scores"][:1]
+    assert behind["partial_mean_iou"] == full["fold_scores"][0]
+    rows, confusion_NCC = read_confusions(confusion_file(two_folds.folder, 2))
+    of_all = read_confusions(confusion_file(two_folds.folder, 3))
+    assert [row["fold"] for row in rows] == [0] * 6
+    assert rows == [{**row, "trial": 2} for row in of_all[0] if row["fold"] == 0]
+    assert (confusion_NCC == of_all[1][::2]).all()
+
+
+def labels_of(runner):
+    """What the CRF finds at POINT."""
+    crf = build_crf(with_overrides(runner.job.config, POINT)).eval()
+    sizes = [own.shape for own in runner.labels]
+    return [refined_labels(row_of(runner.arrays, place), crf, size=size) for place, size in enumerate(sizes)]
 
 
 def test_boundaries_are_counted_where_they_are_sought(job):
