@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -72,16 +72,16 @@ class Batches(Searcher):  # type: ignore[misc]
         self.early_stop = early_stop
         self.best: Line | None = None
         self.waiting: deque[tuple[int, Point, int | None]] = deque()
-        self.running: dict[str, tuple[int, Point]] = {}
+        self.running: dict[str, tuple[int, Point, int | None]] = {}
+        self.losses: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next point; None, so that Tune asks again later, while it hangs on trials that are running."""
         if len(self.running) >= self.concurrent:
             return None
         if not self.advance():
-            return None if self.asked < self.total else str(Searcher.FINISHED)
-        number, point, rival = self.waiting.popleft()
-        self.running[trial_id] = number, point
+            return None if self.running else str(Searcher.FINISHED)  # one that is running may be lost, and run again
+        self.running[trial_id] = number, point, rival = self.waiting.popleft()
         return {"trial": number, "point": point, "rival": rival}
 
     def advance(self) -> bool:
@@ -116,9 +116,14 @@ class Batches(Searcher):  # type: ignore[misc]
             )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Log a trial that has ended; it is told when those before it have been."""
-        number, point = self.running.pop(trial_id)
-        line = json.loads(result["line"]) if result and not error else _lost(number, point)
+        """Log a trial that has ended; it is told when those before it have been. One whose process was lost is run again."""
+        number, point, rival = self.running.pop(trial_id)
+        lost = result is None or error
+        self.losses[number] += lost
+        if lost and self.losses[number] <= RETRIES:
+            self.waiting.appendleft((number, point, rival))
+            return
+        line = _lost(number, point) if result is None or error else json.loads(result["line"])
         self.ended[number] = line
         self.log(line)
 
@@ -200,7 +205,7 @@ def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> Non
         tune.with_resources(trainable, NO_CPU if trains else {"CPU": settings.cpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=batches,
-            num_samples=trials + 1,  # one more than there are: the last answer is that there are no more
+            num_samples=trials * (RETRIES + 1) + 1,  # the last answer is that there are no more
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -208,7 +213,8 @@ def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> Non
             name="ray_tune",
             storage_path=str(job.folder),
             verbose=2 if verbose else 0,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            # Tune's own retries count a process twice that is lost while it is given its next trial.
+            failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )

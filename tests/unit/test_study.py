@@ -71,7 +71,10 @@ def test_a_batch_is_asked_when_the_one_before_the_last_has_ended_and_told_in_the
     batches.on_trial_complete("c", done(2))
     assert batches.suggest("e") is None
     assert (asker.asked, asker.told) == (4, [])
-    batches.on_trial_complete("a", error=True)
+    for name, after in (("a", "a2"), ("a2", "a3")):
+        batches.on_trial_complete(name, error=True)
+        assert batches.suggest(after)["trial"] == 0, "a trial whose process was lost comes again"
+    batches.on_trial_complete("a3", error=True)
     assert batches.suggest("e")["trial"] == 4
     assert (asker.asked, asker.told) == (6, [(0, "failed"), (1, "finished")])
     assert [line["trial"] for line in log] == [1, 2, 0]
@@ -130,6 +133,16 @@ def test_after_the_last_trial_there_is_no_more_and_all_is_told():
     assert batches.suggest("d") == Searcher.FINISHED
     batches.tell(3)
     assert [number for number, _ in asker.told] == [0, 1, 2]
+
+
+def test_the_last_trial_may_be_lost_and_is_run_again():
+    batches = batches_of(Counting(), total=1)
+    assert batches.suggest("a")["trial"] == 0
+    assert batches.suggest("b") is None
+    batches.on_trial_complete("a", error=True)
+    assert batches.suggest("b")["trial"] == 0
+    batches.on_trial_complete("b", done(0))
+    assert batches.suggest("c") == Searcher.FINISHED
 
 
 def test_no_more_run_at_once_than_are_allowed():
