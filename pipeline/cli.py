@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.table import Table as RichTable
 
 from jointseg.config import Config
 from jointseg.data.nyu import FolderReport, check
@@ -204,6 +205,29 @@ def evaluate(out: OutOption, overrides: SetOption = None, verbose: VerboseOption
     from pipeline.report import summary
 
     Terminal().console.print(summary(Workspace(out.resolve())))
+
+
+@app.command()
+def score(
+    out: OutOption,
+    files: Annotated[list[Path] | None, typer.Argument(help="Settings: results of searches.")] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="test, for reporting; or validation, which searches choose by.")
+    ] = "validation",
+    verbose: VerboseOption = False,
+) -> None:
+    """Score CRF settings as they are, without training, beside the paper's and no CRF, from the stage-2 weights in --out."""
+    place, screen = _workspace(out), Terminal()
+    config = _config(place, None, None, None)
+    from pipeline.score import score_settings
+
+    with _interruptible(place, screen):
+        scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
+    table = RichTable("settings", "mean IoU, %", "pixel acc., %", "beside the paper's, points", title=f"{split} split")
+    for name, own in scores.items():
+        gain = f"{100 * own.gain.difference:+.2f} [{100 * own.gain.low:+.2f}, {100 * own.gain.high:+.2f}]"
+        table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)
+    screen.console.print(table)
 
 
 @app.command()

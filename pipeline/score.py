@@ -1,0 +1,132 @@
+"""CRF settings scored as they are, without training: the CRF alone on stage 2's output, over a split's frames.
+
+Not here: the search that finds settings (search.py), the rows of the tables, which stage 3 has trained (evaluate.py).
+"""
+
+# N frames, C classes
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from jointseg.checkpoint import load_final, write_atomically
+from jointseg.config import Config
+from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
+from jointseg.data.store import Store
+from jointseg.errors import InputError
+from jointseg.evaluation import compute_unaries, labels_at_full_size, refined_labels, score_labels
+from jointseg.model import build_crf, trained_model
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from pipeline.cluster import connected, result_of, uses_gpu
+from pipeline.provenance import provenance
+from pipeline.screen import Screen
+from pipeline.search_result import load_settings
+from pipeline.spaces import papers_values
+from pipeline.unaries import FRAMES_A_TASK
+from pipeline.workspace import Workspace
+
+NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"
+Jobs = Mapping[str, Config | None]
+"""Configs by name; None: without a CRF."""
+
+
+class Score(NamedTuple):
+    """What settings score over frames."""
+
+    mean_iou: float
+    pixel_accuracy: float
+    gain: Interval
+    """Of mean IoU over the paper's settings on the same frames."""
+
+
+def score_settings(
+    config: Config, place: Workspace, files: Sequence[Path], *, split: str, screen: Screen, verbose: bool
+) -> dict[str, Score]:
+    """Score each file's settings, the paper's and none on a split; writes search/scores-SPLIT.json.
+
+    Args:
+        config: the run's.
+        place: the run's folder, whose stage 2 has finished.
+        files: results of searches.
+        split: `test`, or `validation`, the frames that searches choose by.
+        screen: where the progress is shown.
+        verbose: Ray's own logs on the screen.
+
+    Raises:
+        InputError: there is no such split, stage 2 has not finished, or a file is no search's result.
+    """
+    if split not in {"test", "validation"}:
+        raise InputError(f"--split: {split!r} is not a split; allowed: test, validation")
+    place.require("stage2", wanted="score")
+    paper = with_overrides(config, papers_values())
+    jobs: dict[str, Config | None] = {NO_CRF: None, PAPER: paper, PAPER_NO_DEPTH: with_overrides(paper, {"crf.w_depth": 0.0})}
+    jobs |= {str(path): load_settings(path, config) for path in files}
+    store = Store.open(place.store)
+    frames = store.test if split == "test" else tuple(json.loads(place.validation.read_text())["frames"])
+    with connected(verbose=verbose), screen.bar(f"score {split}", len(frames)) as progress:
+        confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
+    absent, settings = config.evaluation.absent_classes, config.search
+    scores = {}
+    for name, own_NCC in confusion_NCC.items():
+        pooled_CC = own_NCC.sum(0)
+        gain = paired_bootstrap(
+            own_NCC, confusion_NCC[PAPER], absent=absent, num_resamples=settings.resamples, seed=settings.seed
+        )
+        accuracy = float(np.trace(pooled_CC) / max(int(pooled_CC.sum()), 1))
+        scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), accuracy, gain)
+    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    record: dict[str, Any] = {
+        "split": split,
+        "frames": len(frames),
+        "data": store.digest,
+        "checkpoint": checkpoint,
+        "settings": {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()},
+        "scores": {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()},
+        "provenance": provenance(config, place.out),
+    }
+    write_atomically(place.search / f"scores-{split}.json", json.dumps(record, indent=1))
+    return scores
+
+
+def _confusions(
+    config: Config, place: Workspace, jobs: Jobs, frames: tuple[int, ...], *, progress: Callable[[int], None]
+) -> dict[str, NDArray[np.int64]]:
+    """Of each of `jobs`, the confusion matrix of each frame."""
+    gpu, start = uses_gpu(config), place.final(STAGES["stage2"])
+    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_count)
+    firsts = range(0, len(frames), FRAMES_A_TASK)
+    parts = [task.remote(config, place.store, start, jobs, frames[at : at + FRAMES_A_TASK], gpu=gpu) for at in firsts]
+    waiting = list(parts)
+    while waiting:
+        _, waiting = ray.wait(waiting)
+        progress(min(len(frames), (len(parts) - len(waiting)) * FRAMES_A_TASK))
+    counted = [result_of(part) for part in parts]
+    return {name: np.concatenate([part[name] for part in counted]) for name in jobs}
+
+
+@torch.no_grad()
+def _count(
+    config: Config, store: Path, start: Path, jobs: Jobs, frames: tuple[int, ...], *, gpu: bool
+) -> dict[str, NDArray[np.int64]]:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if gpu else "cpu")
+    model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
+    crfs = {name: None if own is None else build_crf(own).eval() for name, own in jobs.items()}
+    counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
+    for number in frames:
+        frame = opened.frame(number)
+        unaries = compute_unaries(model, frame, config, device=device)
+        size = (frame.labels.shape[0], frame.labels.shape[1])
+        for name, crf in crfs.items():
+            labels = labels_at_full_size(unaries.logits, size) if crf is None else refined_labels(unaries, crf, size=size)
+            counted[name].append(score_labels(labels, frame.labels, config.evaluation).confusion)
+    return {name: np.stack(own) for name, own in counted.items()}
