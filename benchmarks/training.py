@@ -6,7 +6,7 @@ Not here: what is learned (docs/results.md), the CRF alone (crf.py).
                                   [--store DIR] [--steps 30] [--windows 3] [--json FILE]
 
 - loader: images a second that the loader cuts, beside those that stage 2 trains on.
-- ray:    the same stage inside a Ray Train worker and in plain torch, by turns; needs the `pipeline` extra.
+- ray:    stage 1 inside a Ray Train worker and in plain torch, by turns; needs the `pipeline` extra.
 - tuned:  the preset's precision, layout and compilation against float32, contiguous, uncompiled, by turns.
 - paper:  the paper's batch of 1 for --steps steps, projected to its 160k + 10k (stage 3 is timed with its CRF, 10k).
 - memory: peak memory of stage 3 with the CRF on CUDA, with and without `training.recompute`.
@@ -168,8 +168,8 @@ def measure(part: str, config: Config, store: Store, args: argparse.Namespace) -
             with connected():
                 return by_turns(
                     {
-                        "in a Ray Train worker": lambda: in_ray(config, "stage2", store, args),
-                        "plain torch": lambda: plain(config, "stage2", store, args),
+                        "in a Ray Train worker": lambda: in_ray(config, "stage1", store, args),
+                        "plain torch": lambda: plain(config, "stage1", store, args),
                     },
                     "ray",
                     turns=3,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from jointseg.figures import DPI, FAINT, INK, OURS, PAPERS
@@ -222,6 +222,9 @@ def _ends(axis: Axis) -> list[tuple[float, str]]:
 def _scale(panel: Axes, axis: Axis) -> None:
     if axis.log:
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
     if axis.choices is not None:
         panel.set_xticks(range(len(axis.choices)), axis.choices, fontsize=8)
     panel.tick_params(labelsize=8)

@@ -18,7 +18,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.table import Table as RichTable
 
 from jointseg.config import Config
 from jointseg.data.nyu import FolderReport, check
@@ -223,7 +222,7 @@ def score(
 
     with _interruptible(place, screen):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
-    table = RichTable("settings", "mean IoU, %", "pixel acc., %", "beside the paper's, points", title=f"{split} split")
+    table = Table("settings", "mean IoU, %", "pixel acc., %", "beside the paper's, points", title=f"{split} split")
     for name, own in scores.items():
         gain = f"{100 * own.gain.difference:+.2f} [{100 * own.gain.low:+.2f}, {100 * own.gain.high:+.2f}]"
         table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)

@@ -205,6 +205,18 @@ def test_the_winner_a_trial_and_the_four_rows_come_out_again_to_the_last_digit(
     assert "to the last digit" in jointseg("reproduce", str(killed.out / "report.json"))
 
 
+def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Workspace, jointseg: CommandLine) -> None:
+    said = jointseg("score", "--out", str(killed.out), str(killed.crf_settings))
+    found = json.loads(killed.crf_settings.read_text())
+    scores = json.loads((killed.search / "scores-validation.json").read_text())["scores"]
+    assert scores[str(killed.crf_settings)]["mean_iou"] == found["score"]
+    assert scores["the paper's settings"]["mean_iou"] == found["paper_score"]
+    assert scores["the paper's settings"]["gain"] == {"difference": 0, "low": 0, "high": 0}
+    assert scores[str(killed.crf_settings)]["gain"] == {name: found["gain"][name] for name in ("difference", "low", "high")}
+    assert scores["no CRF"]["mean_iou"] != found["paper_score"]
+    assert f"{100 * found['score']:.2f}" in said
+
+
 def _all_runs(client: MlflowClient, place: Workspace) -> list[Any]:
     experiment = client.get_experiment_by_name(experiment_name(place.out))
     assert experiment is not None

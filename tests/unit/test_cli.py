@@ -377,6 +377,10 @@ def test_a_stage_runs_itself_and_the_data_it_needs(given, stage, name):
     assert given("train", "--out", "x", "--stage", stage)[2] == ("data", name)
 
 
+def test_there_are_two_splits_to_score_on(mistake):
+    assert mistake("score", "--out", "x", "--split", "train").startswith("--split: 'train' is not a split; allowed: test, ")
+
+
 def test_an_interruption_exits_130(jointseg, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
