@@ -207,7 +207,8 @@ def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:
     found = (study.folder / search_result.SETTINGS).read_text(encoding="utf-8")
     begun = [stage.name for stage in STAGES.values() if stage.settings == "stage3" and place.stage(stage).is_dir()]
     there = json.loads(place.crf_settings.read_text()) if place.crf_settings.is_file() else None
-    if there is None or not begun or there["settings"] == json.loads(found)["settings"]:
+    same = ("study", "settings")
+    if there is None or not begun or all(there[name] == json.loads(found)[name] for name in same):
         write_atomically(place.crf_settings, found)
         return
     screen.say(
