@@ -238,6 +238,8 @@ class SearchConfig(Settings):
     """Trials at once, at most; 0: as many as there are CPUs for."""
     cpus_per_trial: Count = 1
     """CPUs asked of Ray for each trial, and the threads it uses."""
+    gpus_per_trial: float = Field(0.0, ge=0, le=1)
+    """Share of a GPU for each trial of the CRF, on which it then runs; 0: on the CPU."""
     filter_cache: int = Field(1024, ge=0)
     """MiB of the CRF's filters that each trial process keeps for the next trial."""
     startup_trials: int = Field(10, ge=0)

@@ -127,9 +127,7 @@ def finished_result(study: Study) -> dict[str, Any] | None:
 def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Screen, verbose: bool) -> None:
     """Run the study to its end, or go on with it, and write and log its result. Needs Ray."""
     study = open_study(config, place)
-    _require_cpus(config)
-    if config.search.fidelity == "finetune":
-        require_resources(config)
+    _require_room(config)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
@@ -216,9 +214,19 @@ def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:
     )
 
 
-def _require_cpus(config: Config) -> None:
-    """Ray itself would wait for ever."""
-    wanted = config.search.cpus_per_trial
-    most = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
-    if wanted > most:
-        raise InputError(f"search.cpus_per_trial: {wanted} CPUs are asked for; allowed: up to {most}, the most that a node has")
+def _require_room(config: Config) -> None:
+    """Raise InputError where no node can run a trial: Ray itself would wait for ever."""
+    settings = config.search
+    if settings.fidelity == "finetune":
+        require_resources(config)
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, resource, wanted in (
+        ("cpus_per_trial", "CPU", settings.cpus_per_trial),
+        ("gpus_per_trial", "GPU", settings.gpus_per_trial),
+    ):
+        most = max((node.get(resource, 0) for node in nodes), default=0)
+        if wanted > most:
+            raise InputError(
+                f"search.{name}: {wanted:g} {resource} are asked for; allowed: up to {most:g}, the most that a node has"
+            )

@@ -202,7 +202,7 @@ def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> Non
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places)  # by default it starts one process after the other
     trainable = tune.with_parameters(FinetuneTrial if trains else CrfTrial, job=job)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, NO_CPU if trains else {"CPU": settings.cpus_per_trial}),
+        tune.with_resources(trainable, NO_CPU if trains else {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=batches,
             num_samples=trials * (RETRIES + 1) + 1,  # the last answer is that there are no more

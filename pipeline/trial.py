@@ -24,7 +24,7 @@ from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
 from jointseg.errors import InputError
-from jointseg.evaluation import refined_labels, score_labels
+from jointseg.evaluation import Unaries, refined_labels, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
 from jointseg.settings import with_overrides
@@ -113,7 +113,9 @@ class TrialRunner:
         """Map the unaries and load the true labels, once a process."""
         settings = job.config.search
         torch.set_num_threads(settings.cpus_per_trial)
-        self.job = job
+        if settings.gpus_per_trial and not torch.cuda.is_available():
+            raise InputError(f"search.gpus_per_trial: {settings.gpus_per_trial:g} is asked for; this process has no GPU")
+        self.job, self.device = job, torch.device("cuda" if settings.gpus_per_trial else "cpu")
         self.arrays = job.cache.arrays()
         self.labels = subset_labels(job.store, job.cache.frames)
         self.prepared = PreparedCache(settings.filter_cache * MIB)
@@ -150,10 +152,11 @@ class TrialRunner:
             InputError: the CRF cannot have these settings.
         """
         config = with_overrides(self.job.config, point)
-        crf = build_crf(config).eval()
+        crf = build_crf(config).eval().to(self.device)
 
         def score(place: int) -> FrameSums:
-            truth, unaries = self.labels[place], row_of(self.arrays, place)
+            truth = self.labels[place]
+            unaries = Unaries(*(values.to(self.device) for values in row_of(self.arrays, place)))
             prepared = self.prepared.prepare(place, crf, image=unaries.image[None], depth=unaries.depth[None])
             labels = refined_labels(unaries, crf, size=(truth.shape[0], truth.shape[1]), prepared=prepared)
             return frame_sums(labels, truth, config)

@@ -335,6 +335,18 @@ def test_a_score_that_is_no_number_fails_the_trial(job):
     assert line["error"] == "mean_iou is not a number: no labelled pixel was scored"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_share_of_a_gpu_that_is_not_there_is_one_line(job):
+    with pytest.raises(InputError, match=r"search.gpus_per_trial: 0.5 is asked for; this process has no GPU"):
+        TrialRunner(with_search(job, gpus_per_trial=0.5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_a_trial_scores_nearly_the_same(job):
+    on_gpu = TrialRunner(with_search(job, gpus_per_trial=0.5)).run(0, POINT)
+    assert on_gpu["mean_iou"] == pytest.approx(TrialRunner(job).run(0, POINT)["mean_iou"], abs=0.02)
+
+
 def test_ray_hands_a_trial_its_number_and_point_and_the_next_ones_to_the_same_process(job):
     trial = CrfTrial.__new__(CrfTrial)  # Ray's own constructor wants a cluster
     trial.setup({"trial": 0, "point": POINT, "rival": None}, job=job)
