@@ -158,7 +158,15 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
         with tracker.run("stage2", parent=parent) as stage:
             tracker.log_artifact(stage, tmp_path / "final", "checkpoint")
         with tracker.run("search", parent=parent) as search:
-            line = {"trial": 3, "mean_iou": 0.5, "boundary_f1": None, "seconds": 1.0, "fold_scores": None, "error": None}
+            line = {
+                "trial": 3,
+                "state": "finished",
+                "mean_iou": 0.5,
+                "boundary_f1": None,
+                "seconds": 1.0,
+                "fold_scores": None,
+                "error": None,
+            }
             tracker.log_trial(search, {**line, "point": {}}, record=RECORD)
     (trial,) = (run for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.run_name == "trial-0003")
     assert look_at(f"mlflow:{trial.info.run_id}", tmp_path / "run").record == RECORD
