@@ -66,7 +66,7 @@ def made_up(args: argparse.Namespace, folder: Path) -> TrialJob:
 def naive(job: TrialJob) -> list[Row]:
     """Seconds a frame; by turns, three times each."""
     torch.set_num_threads(1)
-    runner, model, store = TrialRunner(job), build_model(job.config).eval(), Store.open(job.store)
+    model, store = build_model(job.config).eval(), Store.open(job.store)
     places = range(min(4, len(job.cache.frames)))
     few = TrialJob(
         job.config, job.store, UnaryCache(job.cache.folder, job.cache.frames[:4]), job.folds[:4], job.folder, job.out
