@@ -148,7 +148,7 @@ class Engine:
         elif matrices is not None:
             mixes = np.ascontiguousarray(matrices.swapaxes(1, 2), self.dtype)
         table, other = (aligned(max(structure.num_rows, 1) * C, self.dtype) for _ in range(2))
-        coarse, slabs = np.zeros(structure.bands.num_read * C, self.dtype), aligned(structure.bands.num_written * C, self.dtype)
+        coarse, slabs = np.zeros(structure.coarse.num_read * C, self.dtype), aligned(structure.coarse.num_written * C, self.dtype)
         return Values(table, other, coarse, slabs, scale_K, mixes)
 
     def _run(self, work: Callable[[_Member], None], structure: Structure, values: Values, C: int) -> None:

@@ -3,7 +3,7 @@
 Not here: its application (passes.py).
 """
 
-# P pixels, F features, V = 2^F corners of a cell
+# P = H * W pixels, F features
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu.compiled import compiled
-from jointseg.crf.cpu.parts import GridAxis, Interpolated
+from jointseg.crf.cpu.parts import Grid, GridAxis
 from jointseg.crf.cpu.team import run_team, share
 
 _RADIUS = 3.5
@@ -33,68 +33,54 @@ def blur_taps(cells_per_sigma: float, length: int, dtype: Any) -> NDArray[Any]:
 
 
 @compiled
-def _corners(
-    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], low_F: NDArray[Any], cells: float, strides_F: NDArray[np.int64],
-    offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], start: int, stop: int,
+def _cells(
+    values_PF: NDArray[Any], valid_P: NDArray[np.bool_], low: float, cells: float, last: int,
+    cell_P: NDArray[np.int32], above_P: NDArray[Any], start: int, stop: int,
 ) -> None:  # fmt: skip
-    F = features_PF.shape[1]
     for p in range(start, stop):
-        if not valid_P[p]:
-            offsets_PV[p] = 0
-            weights_PV[p] = 0
-            continue
-        offsets_PV[p, 0] = 0
-        weights_PV[p, 0] = 1
-        for i in range(F):
-            place = (features_PF[p, i] - low_F[i]) * cells
-            floor = int(place)
-            above = place - floor
-            for v in range(1 << i):
-                base = offsets_PV[p, v] + floor * strides_F[i]
-                weight = weights_PV[p, v]
-                offsets_PV[p, v] = base
-                weights_PV[p, v] = weight * (1 - above)
-                offsets_PV[p, v + (1 << i)] = base + strides_F[i]
-                weights_PV[p, v + (1 << i)] = weight * above
+        cell_P[p] = 0
+        above_P[p] = 0
+        if valid_P[p]:
+            place = (values_PF[p, 2] - low) * cells
+            cell_P[p] = min(int(place), last)
+            above_P[p] = place - cell_P[p]
 
 
 @compiled
-def _bounds(features_PF: NDArray[Any], valid_P: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The least and the greatest of each feature over valid pixels; zeros where there are none."""
-    P, F = features_PF.shape
-    low_F, high_F = np.zeros(F, features_PF.dtype), np.zeros(F, features_PF.dtype)
-    found = False
-    for p in range(P):
+def _bounds(values_PF: NDArray[Any], valid_P: NDArray[np.bool_]) -> tuple[float, float]:
+    """The least and the greatest of the third feature over valid pixels; zeros where there are none."""
+    low, high = np.inf, -np.inf
+    for p in range(len(values_PF)):
         if valid_P[p]:
-            for i in range(F):
-                value = features_PF[p, i]
-                low_F[i] = min(low_F[i], value) if found else value
-                high_F[i] = max(high_F[i], value) if found else value
-            found = True
-    return low_F, high_F
+            low, high = min(low, values_PF[p, 2]), max(high, values_PF[p, 2])
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 def build_grid(
-    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, cells_per_sigma: float, num_threads: int = 1
-) -> Interpolated:
-    """The grid over these features, in units of the bandwidths, with `cells_per_sigma` cells to a bandwidth."""
-    P, F = features_PF.shape
-    low_F, high_F = _bounds(features_PF, valid_P)
-    shape = grid_shape(low_F, high_F, cells_per_sigma)
-    strides_F = np.array([math.prod(shape[i + 1 :]) for i in range(F)], np.int64)
-    offsets_PV = np.empty((P, 2**F), np.int32)
-    weights_PV = np.empty((P, 2**F), features_PF.dtype)
+    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, size: tuple[int, int], cells_per_sigma: float, num_threads: int
+) -> Grid:
+    """The grid over positions and up to one more feature, in units of the bandwidths.
+
+    Args:
+        features_PF: x, y of the pixel grid, then the feature.
+        valid_P: which pixels take part; where the others lie does not matter.
+        size: H, W.
+        cells_per_sigma: cells to a bandwidth.
+        num_threads: to build it with.
+    """
+    (H, W), (P, F), dtype = size, features_PF.shape, features_PF.dtype
+    x_place, y_place = (cells_per_sigma * (axis - axis[0]).astype(np.float64) for axis in (features_PF[:W, 0], features_PF[::W, 1]))
+    low, high = _bounds(features_PF, valid_P) if F > 2 else (0.0, 0.0)
+    shape = tuple(int(extent) + 2 for extent in (y_place[-1], x_place[-1], cells_per_sigma * (high - low)))
+    cell_P, above_P = np.zeros(P, np.int32), np.zeros(P, dtype)
 
     def work(thread: int, arrivals: NDArray[np.int64]) -> None:
-        span = share(P, thread, num_threads)
-        _corners(features_PF, valid_P, low_F, cells_per_sigma, strides_F, offsets_PV, weights_PV, *span)
+        _cells(features_PF, valid_P, low, cells_per_sigma, shape[2] - 2, cell_P, above_P, *share(P, thread, num_threads))
 
-    run_team(work, num_threads)
+    if F > 2:
+        run_team(work, num_threads)
     blurs = tuple(
-        GridAxis(
-            (math.prod(shape[:i]), shape[i], math.prod(shape[i + 1 :])),
-            blur_taps(cells_per_sigma, shape[i], features_PF.dtype),
-        )
-        for i in range(F)
+        GridAxis((math.prod(shape[:i]), shape[i], math.prod(shape[i + 1 :])), blur_taps(cells_per_sigma, shape[i], dtype))
+        for i in range(3)
     )
-    return Interpolated(offsets_PV, weights_PV, math.prod(shape), blurs)
+    return Grid(shape, y_place, x_place, cell_P, above_P, blurs)

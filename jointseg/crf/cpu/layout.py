@@ -3,7 +3,7 @@
 Not here: what is done with them (passes.py, tables.py, program.py).
 """
 
-# P pixels, V rows a pixel reads and writes over all kernels, R rows, K kernels, I of them interpolated, S separable, T threads
+# P pixels, V rows a pixel reads and writes over all kernels, R rows, K kernels, I of them interpolated, T threads
 
 from __future__ import annotations
 
@@ -14,41 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.crf.cpu.coarse import Bands, Cells, Coarse, lay_out_coarse
 from jointseg.crf.cpu.compiled import compiled
-from jointseg.crf.cpu.parts import Band, GridAxis, Interpolated, Lines, Part, Separable, renumber
+from jointseg.crf.cpu.parts import Grid, GridAxis, Interpolated, Lines, Part, Separable, renumber
 from jointseg.crf.cpu.team import run_team, share, wait
 
 Array = NDArray[Any]
 LINES, GRID = 0, 1
 _NEAR_ROWS = 2**16
 """Tables of so many rows stay in the inner caches."""
-
-
-class Bands(NamedTuple):
-    """The separable kernels. Their coarse points lie one kernel behind the other, rows of C numbers."""
-
-    kernel: NDArray[np.int64]
-    cols: NDArray[np.int64]
-    """(S,): coarse points in a row of them."""
-    widest: int
-    read_x_start: NDArray[np.int64]
-    read_x: Array
-    read_y_start: NDArray[np.int64]
-    read_y: Array
-    write_x_start: NDArray[np.int64]
-    write_x: Array
-    write_y_start: NDArray[np.int64]
-    write_y: Array
-    """Bands as (S, n) and (S, n, taps): by image column, image row, coarse column, image row."""
-    read_begin: NDArray[np.int64]
-    """(S + 1,): where each kernel's points begin in the table that all read."""
-    slab_TS2: NDArray[np.int64]
-    """Coarse rows that each thread writes."""
-    slab_begin_TS: NDArray[np.int64]
-    """Where they begin in the table that is written."""
-    num_read: int
-    num_written: int
-    """Points of the two tables, with slack behind for taps that weigh 0."""
 
 
 class Structure(NamedTuple):
@@ -70,13 +44,15 @@ class Structure(NamedTuple):
     pairs_T2: NDArray[np.int64]
     """Each thread's share of the pairs."""
     blurs_N9: NDArray[np.int64]
-    """Round, LINES or GRID, first row; where lines begin in `chains`; or outer, length, inner, and where taps begin and end in
-    `taps`. Blurs of one round are of different kernels."""
+    """Round; LINES, first row, where lines begin in `chains`; or GRID, first coarse point, 0, outer, length, inner, and where
+    taps begin and end in `taps`. Blurs of one round are of different kernels."""
     lines_NT2: NDArray[np.int64]
     """Each thread's part of the lines, cut where lines begin."""
     chains: NDArray[np.int32]
     taps: Array
+    coarse: Coarse
     bands: Bands
+    cells: Cells
 
 
 @compiled
@@ -119,18 +95,23 @@ def lay_out(
     H, W = size
     interpolated = [(k, part) for k, part in enumerate(parts) if isinstance(part, Interpolated)]
     separable = [(k, part) for k, part in enumerate(parts) if isinstance(part, Separable)]
+    grids = [(k, part) for k, part in enumerate(parts) if isinstance(part, Grid)]
     lines_T2 = np.array([share(H, thread, num_threads) for thread in range(num_threads)], np.int64)
     offsets_PV, weights_PV, runs_I4, rows_I3 = _concatenated(interpolated, H * W, dtype)
     owned = int(rows_I3[:, 1].sum())
     pairs, pairs_T2 = _shared(offsets_PV, lines_T2 * W, owned)
+    blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
     blurs = [(part.blurs, int(row)) for (_, part), row in zip(interpolated, rows_I3[:, 0], strict=True)]
+    coarse, bands, cells = lay_out_coarse(separable, grids, lines_T2, size, dtype)
+    begins = coarse.read_begin[len(separable) :]
+    grid_blurs = [(part.blurs, int(begin)) for (_, part), begin in zip(grids, begins, strict=False)]
     forward = Structure(
         W, lines_T2, offsets_PV, weights_PV, runs_I4, rows_I3, owned + len(pairs), pairs, pairs_T2,
-        *_blurs(blurs, num_threads, dtype), _bands(separable, lines_T2, dtype),
+        *_blurs(blurs + grid_blurs, num_threads, dtype), coarse, bands, cells,
     )  # fmt: skip
-    reverse = _blurs([(axes[::-1], row) for axes, row in blurs], num_threads, dtype)
-    bands = _bands([(k, part.transposed()) for k, part in separable], lines_T2, dtype)
-    return forward, Structure(*forward[:9], *reverse, bands)
+    reverse = _blurs([(axes[::-1], row) for axes, row in blurs] + grid_blurs, num_threads, dtype)
+    turned = lay_out_coarse([(k, part.transposed()) for k, part in separable], grids, lines_T2, size, dtype)
+    return forward, Structure(*forward[:9], *reverse, *turned)
 
 
 def _concatenated(
@@ -208,40 +189,6 @@ def _line_spans(chain: NDArray[np.int32], T: int) -> list[tuple[int, int]]:
     begins = np.flatnonzero(chain < 0)
     cuts = [np.searchsorted(begins, len(chain) * thread // T) for thread in range(T)]
     return list(pairwise([int(begins[at]) if at < len(begins) else len(chain) for at in cuts] + [len(chain)]))
-
-
-def _bands(separable: list[tuple[int, Separable]], lines_T2: NDArray[np.int64], dtype: np.dtype[Any]) -> Bands:
-    S, T = len(separable), len(lines_T2)
-    shapes = [(part.read_y.num_columns, part.read_x.num_columns) for _, part in separable]
-    cols = np.array([columns for _, columns in shapes], np.int64)
-    read_x, read_y = (_stack([getattr(p, name) for _, p in separable], dtype) for name in ("read_x", "read_y"))
-    write_x = _stack([part.write_x.transposed() for _, part in separable], dtype)
-    write_y = _stack([part.write_y for _, part in separable], dtype)
-    read_begin = np.cumsum([0, *(lines * columns for lines, columns in shapes)])
-    slab_TS2, slab_begin_TS = np.zeros((T, S, 2), np.int64), np.zeros((T, S), np.int64)
-    at = 0
-    for thread, (first, last) in enumerate(lines_T2):
-        for s in range(S):
-            starts = write_y[0][s, first:last]
-            slab_TS2[thread, s] = starts.min(), min(starts.max() + write_y[1].shape[2], shapes[s][0])
-            slab_begin_TS[thread, s] = at
-            at += int(slab_TS2[thread, s, 1] - slab_TS2[thread, s, 0]) * int(cols[s])
-    slack = max(read_y[1].shape[2], write_y[1].shape[2]) * int(cols.max(initial=0)) + 1
-    return Bands(
-        np.array([k for k, _ in separable], np.int64), cols, int(cols.max(initial=1)), *read_x, *read_y, *write_x, *write_y,
-        read_begin, slab_TS2, slab_begin_TS, int(read_begin[-1]) + slack, at + slack,
-    )  # fmt: skip
-
-
-def _stack(bands: list[Band], dtype: np.dtype[Any]) -> tuple[NDArray[np.int64], Array]:
-    """Bands as arrays (S, n) and (S, n, taps), shorter ones with weights of 0 behind."""
-    n = max((len(band.start) for band in bands), default=0)
-    taps = max((band.weights.shape[1] for band in bands), default=1)
-    start, weights = np.zeros((len(bands), n), np.int64), np.zeros((len(bands), n, taps), dtype)
-    for s, band in enumerate(bands):
-        start[s, : len(band.start)] = band.start
-        weights[s, : len(band.start), : band.weights.shape[1]] = band.weights
-    return start, weights
 
 
 def padded_width(channels: int) -> int:

@@ -38,8 +38,25 @@ class Interpolated:
     offsets_PV: NDArray[np.int32]
     weights_PV: NDArray[Any]
     num_rows: int
-    blurs: tuple[Lines | GridAxis, ...]
+    blurs: tuple[Lines, ...]
     """Applied in this order; each is symmetric, so the transpose applies them in reverse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A kernel as K = S B S^T over a dense grid (y, x, depth) that a pixel reads and writes linearly, its own transpose.
+
+    A pixel's cell along an axis is the whole part of its place there; it reads the points on both sides of the rest.
+    """
+
+    shape: tuple[int, int, int]
+    y_place: NDArray[np.float64]
+    x_place: NDArray[np.float64]
+    """(H,) and (W,)."""
+    d_cell: NDArray[np.int32]
+    d_above: NDArray[Any]
+    """(P,)."""
+    blurs: tuple[GridAxis, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +98,7 @@ class Separable:
         return Separable(self.write_x, self.read_x, self.write_y, self.read_y)
 
 
-Part = Interpolated | Separable
+Part = Interpolated | Grid | Separable
 
 
 @compiled

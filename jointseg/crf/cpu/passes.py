@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import simd
+from jointseg.crf.cpu.band_steps import Lines, blend_bands, gather_bands, read_bands, scatter_bands
+from jointseg.crf.cpu.cell_steps import Column, read_cells, write_cells
 from jointseg.crf.cpu.compiled import compiled, inner
 from jointseg.crf.cpu.team import wait
 
 READ, SOFTMAX, SOFTMAX_BACKWARD = 0, 1, 2
 """What becomes of the messages a pixel has read: nothing; the next q; the gradient by the logits before."""
 
-TILE = 32
-"""Pixels that go through a pass's steps together: their rows stay in the innermost cache, and a step's pixels overlap."""
+TILE = 96
+"""Columns of an image row that go through a pass's steps together: their values stay in the innermost cache, and a step's pixels
+overlap."""
 AHEAD = 4
 """How many pixels ahead rows of large tables are asked for: they come from the outer caches."""
 
@@ -33,155 +36,99 @@ def _copy(source: NDArray[Any], at: int, target: NDArray[Any], to: int, count: i
 
 
 @inner
-def _add(source: NDArray[Any], at: int, target: NDArray[Any], to: int, count: int, eights: Any) -> None:
-    """Numbers [at, at + count) added to [to, ...), whole vectors."""
+def _add(tile: NDArray[Any], target: NDArray[Any], to: int, count: int, eights: Any) -> None:
+    """The first `count` numbers of the tile added to [to, ...), whole vectors."""
     for i in range(0, count, simd.LANES * len(eights)):
-        simd.store(target, to + i, simd.add(simd.load(source, at + i, eights), simd.load(target, to + i, eights)))
+        simd.store(target, to + i, simd.add(simd.load(tile, i, eights), simd.load(target, to + i, eights)))
 
 
 @inner
 def _read_rows(
-    table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64], factor: float,
-    norm_PK: NDArray[Any], span: tuple[int, int], target: NDArray[Any], rows: Any,
+    structure: Any, values: Any, table: NDArray[Any], i: int, begin: int, count: int, norm_PK: NDArray[Any],
+    tile: NDArray[Any], rows: Any,
 ) -> None:  # fmt: skip
-    """Add to `target`: factor * norm * the weighted sum of the rows each pixel of `span` reads for one kernel."""
+    """Add to `tile`: scale * norm * the weighted sum of the rows that `count` pixels from `begin` on read, for lattice `i`."""
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    kernel, first, last, far = run
-    for p in range(span[0], span[1]):
-        weight = norm_PK[p, kernel] * factor
-        if far and p + AHEAD < len(offsets_PV):
-            for v in range(first, last):
-                simd.prefetch(table, offsets_PV[p + AHEAD, v] * C, eights)
+    kernel, first, last, far = structure.runs_I4[i]
+    offsets_PV, weights_PV, factor = structure.offsets_PV, structure.weights_PV, values.scale_K[kernel]
+    P, V = offsets_PV.shape
+    K = norm_PK.shape[1]
+    for p in range(begin, begin + count):
+        weight = simd.item(norm_PK, p * K + kernel) * factor
+        if far and p + AHEAD < P:
+            for at in range((p + AHEAD) * V + first, (p + AHEAD) * V + last):
+                simd.prefetch(table, simd.item(offsets_PV, at) * C, eights)
         for c in range(0, C, step):
-            row = simd.load(table, offsets_PV[p, first] * C + c, eights)
-            message = simd.multiply(row, simd.splat(weights_PV[p, first], row))
-            for v in range(first + 1, last):
-                message = simd.fma(weights_PV[p, v], simd.load(table, offsets_PV[p, v] * C + c, eights), message)
-            at = (p - span[0]) * C + c
-            simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
+            message = simd.splat(0.0, simd.load(tile, c, eights))
+            for at in range(p * V + first, p * V + last):
+                row = simd.load(table, simd.item(offsets_PV, at) * C + c, eights)
+                message = simd.fma(simd.item(weights_PV, at), row, message)
+            to = (p - begin) * C + c
+            simd.store(tile, to, simd.fma(weight, message, simd.load(tile, to, eights)))
 
 
 @inner
 def _write_rows(
-    table: NDArray[Any], offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], run: NDArray[np.int64],
-    norm_PK: NDArray[Any], span: tuple[int, int], values: NDArray[Any], begin: int, rows: Any,
-) -> None:  # fmt: skip
-    """Add norm * weight * value of each pixel of `span` to its rows for one kernel; the values lie from `begin` on."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    kernel, first, last, far = run
-    for p in range(span[0], span[1]):
-        if far and p + AHEAD < len(offsets_PV):
-            for v in range(first, last):
-                simd.prefetch(table, offsets_PV[p + AHEAD, v] * C, eights)
-        for c in range(0, C, step):
-            value = simd.load(values, begin + (p - span[0]) * C + c, eights)
-            value = simd.multiply(value, simd.splat(norm_PK[p, kernel], value))
-            for v in range(first, last):
-                at = offsets_PV[p, v] * C + c
-                simd.store(table, at, simd.fma(weights_PV[p, v], value, simd.load(table, at, eights)))
-
-
-@inner
-def _blend_coarse_rows(
-    table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], target: NDArray[Any], rows: Any
+    structure: Any, table: NDArray[Any], i: int, begin: int, count: int, norm_PK: NDArray[Any], tile: NDArray[Any], rows: Any
 ) -> None:
-    """Set `target` to the weighted sum of successive coarse rows, `pitch` numbers apart, the first at `begin`."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    for at in range(0, pitch, step):
-        row = simd.load(table, begin + at, eights)
-        total = simd.multiply(row, simd.splat(weights_T[0], row))
-        for i in range(1, len(weights_T)):
-            total = simd.fma(weights_T[i], simd.load(table, begin + i * pitch + at, eights), total)
-        simd.store(target, at, total)
-
-
-@inner
-def _read_band(
-    blended: NDArray[Any], starts: NDArray[np.int64], weights_WT: NDArray[Any], columns: tuple[int, int], factor: float,
-    norm_PK: NDArray[Any], kernel: int, first: int, target: NDArray[Any], rows: Any,
-) -> None:  # fmt: skip
-    """Add to `target`: factor * norm * the weighted sum of coarse columns, for columns of the row from pixel `first` on."""
+    """Add norm * weight * value of `count` pixels from `begin` on, which `tile` holds, to their rows of lattice `i`."""
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    for x in range(columns[0], columns[1]):
-        weight = norm_PK[first + x, kernel] * factor
+    kernel, first, last, far = structure.runs_I4[i]
+    offsets_PV, weights_PV = structure.offsets_PV, structure.weights_PV
+    P, V = offsets_PV.shape
+    K = norm_PK.shape[1]
+    for p in range(begin, begin + count):
+        if far and p + AHEAD < P:
+            for at in range((p + AHEAD) * V + first, (p + AHEAD) * V + last):
+                simd.prefetch(table, simd.item(offsets_PV, at) * C, eights)
         for c in range(0, C, step):
-            base = starts[x] * C + c
-            row = simd.load(blended, base, eights)
-            message = simd.multiply(row, simd.splat(weights_WT[x, 0], row))
-            for i in range(1, weights_WT.shape[1]):
-                message = simd.fma(weights_WT[x, i], simd.load(blended, base + i * C, eights), message)
-            at = (x - columns[0]) * C + c
-            simd.store(target, at, simd.fma(weight, message, simd.load(target, at, eights)))
+            value = simd.load(tile, (p - begin) * C + c, eights)
+            value = simd.multiply(value, simd.splat(simd.item(norm_PK, p * K + kernel), value))
+            for at in range(p * V + first, p * V + last):
+                to = simd.item(offsets_PV, at) * C + c
+                simd.store(table, to, simd.fma(simd.item(weights_PV, at), value, simd.load(table, to, eights)))
 
 
 @inner
-def _write_band(
-    values: NDArray[Any], plain: bool, norm_PK: NDArray[Any], kernel: int, first: int, starts: NDArray[np.int64],
-    weights_XT: NDArray[Any], table: NDArray[Any], begin: int, pitch: int, weights_T: NDArray[Any], rows: Any,
-) -> None:  # fmt: skip
-    """Add an image row's norm * values to the coarse rows from `begin` on: along x first, then once for each y."""
+def _softmax(tile: NDArray[Any], count: int, rows: Any) -> None:
+    """The softmax of `count` rows in their place."""
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    for X in range(pitch // C):
-        for c in range(0, C, step):
-            total = simd.splat(0.0, simd.load(values, c, eights))
-            for i in range(weights_XT.shape[1]):
-                x = starts[X] + i
-                weight = weights_XT[X, i] if plain else weights_XT[X, i] * norm_PK[first + x, kernel]
-                total = simd.fma(weight, simd.load(values, x * C + c, eights), total)
-            for i in range(len(weights_T)):
-                at = begin + i * pitch + X * C + c
-                simd.store(table, at, simd.fma(weights_T[i], total, simd.load(table, at, eights)))
-
-
-@inner
-def _softmax(logits: NDArray[Any], count: int, values: NDArray[Any], begin: int, rows: Any) -> None:
-    """The softmax of `count` rows, written from `begin` on."""
-    eights = rows[0]
-    step = simd.LANES * len(eights)
-    C = step * len(rows[1])
-    for pixel in range(count):
-        base = pixel * C
-        greatest = simd.load(logits, base, eights)
+    for base in range(0, count * C, C):
+        greatest = simd.load(tile, base, eights)
         for c in range(step, C, step):
-            greatest = simd.maximum(greatest, simd.load(logits, base + c, eights))
+            greatest = simd.maximum(greatest, simd.load(tile, base + c, eights))
         peak = simd.splat(simd.largest(greatest), greatest)
         partial = simd.splat(0.0, greatest)
         for c in range(0, C, step):
-            power = simd.exp(simd.subtract(simd.load(logits, base + c, eights), peak))
+            power = simd.exp(simd.subtract(simd.load(tile, base + c, eights), peak))
             partial = simd.add(partial, power)
-            simd.store(values, begin + base + c, power)
+            simd.store(tile, base + c, power)
         inverse = simd.splat(1 / simd.total(partial), partial)
         for c in range(0, C, step):
-            simd.store(values, begin + base + c, simd.multiply(simd.load(values, begin + base + c, eights), inverse))
+            simd.store(tile, base + c, simd.multiply(simd.load(tile, base + c, eights), inverse))
 
 
 @inner
-def _softmax_backward(
-    grads: NDArray[Any], count: int, q: NDArray[Any], at: int, values: NDArray[Any], begin: int, rows: Any
-) -> None:
-    """The softmax's derivative q * (g - <q, g>) of `count` rows of g, written from `begin` on; q lies from `at` on."""
+def _softmax_backward(tile: NDArray[Any], count: int, q: NDArray[Any], at: int, rows: Any) -> None:
+    """The softmax's derivative q * (g - <q, g>) of `count` rows of g in their place; q lies from `at` on."""
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    for pixel in range(count):
-        base = pixel * C
-        partial = simd.splat(0.0, simd.load(grads, base, eights))
+    for base in range(0, count * C, C):
+        partial = simd.splat(0.0, simd.load(tile, base, eights))
         for c in range(0, C, step):
-            product = simd.multiply(simd.load(q, at + base + c, eights), simd.load(grads, base + c, eights))
+            product = simd.multiply(simd.load(q, at + base + c, eights), simd.load(tile, base + c, eights))
             partial = simd.add(partial, product)
         mean = simd.splat(simd.total(partial), partial)
         for c in range(0, C, step):
-            row = simd.subtract(simd.load(grads, base + c, eights), mean)
-            simd.store(values, begin + base + c, simd.multiply(simd.load(q, at + base + c, eights), row))
+            row = simd.subtract(simd.load(tile, base + c, eights), mean)
+            simd.store(tile, base + c, simd.multiply(simd.load(q, at + base + c, eights), row))
 
 
 @inner
@@ -189,7 +136,7 @@ def _clear(structure: Any, write: tuple[NDArray[Any], NDArray[Any]], team: Any, 
     """This thread's share of what will be written becomes 0: a part of the rows, and all of its own slabs."""
     t, T, total = team.thread, team.num_threads, structure.num_rows
     write[0][total * t // T * C : total * (t + 1) // T * C] = 0
-    begins_TS = structure.bands.slab_begin_TS
+    begins_TS = structure.coarse.slab_begin_TS
     if begins_TS.shape[1] > 0:
         last = begins_TS[t + 1, 0] * C if t + 1 < T else len(write[1])
         write[1][begins_TS[t, 0] * C : last] = 0
@@ -228,55 +175,54 @@ def pixel_pass(
     if writing:
         _clear(structure, (write, values.slabs), team, C)
         phase = wait(team.arrivals, phase, team.num_threads)
-    bands, runs_I4, W = structure.bands, structure.runs_I4, structure.W
-    S = len(bands.kernel)
-    blended_SN = np.empty((S, bands.widest * C), given.dtype)
-    line, tile = np.empty(W * C, given.dtype), np.empty(TILE * C, given.dtype)
-    for y in range(structure.lines_T2[team.thread, 0], structure.lines_T2[team.thread, 1]):
-        if reading:
-            for s in range(S):
-                begin, pitch = (bands.read_begin[s] + bands.read_y_start[s, y] * bands.cols[s]) * C, bands.cols[s] * C
-                _blend_coarse_rows(values.coarse, begin, pitch, bands.read_y[s, y], blended_SN[s], rows)
+    W, A, G = structure.W, len(structure.bands.read_x.start), len(structure.cells.depth)
+    line_A2N, deepest = (A, 2, structure.bands.widest * C), structure.cells.deepest
+    lines = Lines(np.empty(line_A2N, given.dtype), np.empty(line_A2N, given.dtype))
+    column = Column(np.empty(2 * deepest * C, given.dtype), np.zeros(deepest + 1, np.int64), np.empty(deepest, np.int64))
+    tile, gathered_A = np.empty(TILE * C, given.dtype), np.empty(A, np.int64)
+    first_y, last_y = structure.lines_T2[team.thread]
+    for y in range(first_y, last_y):
+        second = (y - first_y) % 2
+        if reading and second == 0:
+            for a in range(A):
+                blend_bands(structure, values, a, y, lines, rows)
+        gathered_A[:] = 0
         for left in range(0, W, TILE):
-            right = min(left + TILE, W)
-            here, begin_here, size = (y * W + left, y * W + right), (y * W + left) * C, (right - left) * C
+            columns = (left, min(left + TILE, W))
+            first, count = y * W + left, columns[1] - left
             if mode == SOFTMAX or not reading:
-                _copy(given, begin_here, tile, 0, size, rows[0])
+                _copy(given, first * C, tile, 0, count * C, rows[0])
             else:
                 tile[:] = 0
             if reading:
-                for i in range(len(runs_I4)):
-                    scale = values.scale_K[runs_I4[i, 0]]
-                    _read_rows(read, structure.offsets_PV, structure.weights_PV, runs_I4[i], scale, norms[0], here, tile, rows)
-                for s in range(S):
-                    kernel = bands.kernel[s]
-                    _read_band(
-                        blended_SN[s], bands.read_x_start[s], bands.read_x[s], (left, right), values.scale_K[kernel],
-                        norms[0], kernel, y * W, tile, rows,
-                    )  # fmt: skip
+                for i in range(len(structure.runs_I4)):
+                    _read_rows(structure, values, read, i, first, count, norms[0], tile, rows)
+                for a in range(A):
+                    read_bands(structure, values, a, y, second, columns, norms[0], lines, tile, rows)
+                for g in range(G):
+                    read_cells(structure, values, g, y, columns, norms[0], column, tile, rows)
             if storing and mode != SOFTMAX_BACKWARD:
-                _copy(tile, 0, out, begin_here, size, rows[0])
+                _copy(tile, 0, out, first * C, count * C, rows[0])
             if mode == SOFTMAX:
-                _softmax(tile, right - left, line, left * C, rows)
+                _softmax(tile, count, rows)
             elif mode == SOFTMAX_BACKWARD:
-                _softmax_backward(tile, right - left, q, begin_here, line, left * C, rows)
+                _softmax_backward(tile, count, q, first * C, rows)
                 if storing:
-                    _add(line, left * C, out, begin_here, size, rows[0])
-            else:
-                _copy(tile, 0, line, left * C, size, rows[0])
+                    _add(tile, out, first * C, count * C, rows[0])
             if keeping:
-                _copy(line, left * C, q, begin_here, size, rows[0])
+                _copy(tile, 0, q, first * C, count * C, rows[0])
             if writing:
-                for i in range(len(runs_I4)):
-                    _write_rows(
-                        write, structure.offsets_PV, structure.weights_PV, runs_I4[i], norms[1], here, line, left * C, rows
+                for i in range(len(structure.runs_I4)):
+                    _write_rows(structure, write, i, first, count, norms[1], tile, rows)
+                for a in range(A):
+                    gathered_A[a] = gather_bands(
+                        structure, a, y, second, columns, gathered_A[a], plain, norms[1], lines, tile, rows
                     )
-        if writing:
-            for s in range(S):
-                down = bands.write_y_start[s, y] - bands.slab_TS2[team.thread, s, 0]
-                begin = (bands.slab_begin_TS[team.thread, s] + down * bands.cols[s]) * C
-                _write_band(
-                    line, plain, norms[1], bands.kernel[s], y * W, bands.write_x_start[s], bands.write_x[s],
-                    values.slabs, begin, bands.cols[s] * C, bands.write_y[s, y], rows,
-                )  # fmt: skip
+                for g in range(G):
+                    write_cells(structure, values, team, g, y, columns, plain, norms[1], column, tile, rows)
+        if writing and (second == 1 or y + 1 == last_y):
+            for a in range(A):
+                if second == 0:
+                    lines.written[a, 1] = 0  # there is no other row
+                scatter_bands(structure, values, team.thread, a, y - second, lines, rows)
     return phase

@@ -27,7 +27,7 @@ class Values(NamedTuple):
     """Rows: one is read while the other is written."""
     coarse: NDArray[Any]
     slabs: NDArray[Any]
-    """The separable kernels': what is read, and what the threads write of it."""
+    """The coarse kernels' points: what is read, and what the threads write of it."""
     scale_K: NDArray[Any]
     matrices_KCC: NDArray[Any]
     """Rows of kernel k become `scale_K[k]` times `matrices_KCC[k]`^T row; no matrices: (0, C, C)."""
@@ -49,7 +49,7 @@ def settle(structure: Any, values: Any, team: Any, phase: int, flip: bool, rows:
     if does[0]:
         phase = wait(team.arrivals, phase, T)
         tables.gather_shared(table, structure.pairs, structure.pairs_T2[t], rows)
-        tables.gather_slabs(values.coarse, values.slabs, structure.bands, t, T, rows)
+        tables.gather_slabs(values.coarse, values.slabs, structure.coarse, t, T, rows)
         phase = wait(team.arrivals, phase, T)
     if does[1]:
         blurs_N9 = structure.blurs_N9
@@ -59,16 +59,16 @@ def settle(structure: Any, values: Any, team: Any, phase: int, flip: bool, rows:
             if blurs_N9[n, 1] == LINES:
                 tables.blur_chains(table, blurs_N9[n], structure.chains, structure.lines_NT2[n, t], rows)
             else:
-                tables.blur_axis(table, blurs_N9[n], structure.taps, structure.lines_NT2[n, t], rows)
+                tables.blur_axis(values.coarse, blurs_N9[n], structure.taps, structure.lines_NT2[n, t], rows)
         phase = wait(team.arrivals, phase, T)
     if does[2]:
         if len(values.matrices_KCC) > 0:
             for i in range(len(structure.rows_I3)):
                 begin, count, k = structure.rows_I3[i]
                 tables.mix_rows(table, values.matrices_KCC[k], begin + count * t // T, begin + count * (t + 1) // T, rows)
-            begins = structure.bands.read_begin
-            for s in range(len(structure.bands.kernel)):
-                begin, count, k = begins[s], begins[s + 1] - begins[s], structure.bands.kernel[s]
+            begins = structure.coarse.read_begin
+            for s in range(len(structure.coarse.kernel)):
+                begin, count, k = begins[s], begins[s + 1] - begins[s], structure.coarse.kernel[s]
                 first, last = begin + count * t // T, begin + count * (t + 1) // T
                 tables.mix_rows(values.coarse, values.matrices_KCC[k], first, last, rows)
             phase = wait(team.arrivals, phase, T)
@@ -86,9 +86,9 @@ def outer_products(structure: Any, left: Any, right: Any, team: Any, phase: int,
         begin, count, k = structure.rows_I3[i]
         first, last = begin + count * t // T, begin + count * (t + 1) // T
         tables.outer_product(table, right.other, first, last, sums_KCC[k], rows)
-    begins = structure.bands.read_begin
-    for s in range(len(structure.bands.kernel)):
+    begins = structure.coarse.read_begin
+    for s in range(len(structure.coarse.kernel)):
         begin, count = begins[s], begins[s + 1] - begins[s]
         first, last = begin + count * t // T, begin + count * (t + 1) // T
-        tables.outer_product(left.coarse, right.coarse, first, last, sums_KCC[structure.bands.kernel[s]], rows)
+        tables.outer_product(left.coarse, right.coarse, first, last, sums_KCC[structure.coarse.kernel[s]], rows)
     return wait(team.arrivals, phase, T)

@@ -118,6 +118,17 @@ def load(_typing: Any, array: Any, start: Any, eights: Any) -> Any:
 
 
 @intrinsic
+def item(_typing: Any, array: Any, index: Any) -> Any:
+    """Number `index` of a contiguous array, counted row by row. Numba's own indexing asks at each step if it is negative."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load(builder.gep(data, [arguments[1]], inbounds=True))
+
+    return array.dtype(array, types.intp), generate
+
+
+@intrinsic
 def store(_typing: Any, array: Any, start: Any, value: Any) -> Any:
     """Write a row to a contiguous array, from its number `start`."""
 

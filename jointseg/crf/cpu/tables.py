@@ -16,22 +16,25 @@ from jointseg.crf.cpu import simd
 from jointseg.crf.cpu.compiled import inner
 
 
+AHEAD = 12
+
+
 @inner
-def gather_slabs(target: NDArray[Any], slabs: NDArray[Any], bands: Any, thread: int, num_threads: int, rows: Any) -> None:
-    """Coarse rows = the sum of what each thread wrote of them, for this thread's share of each separable kernel's."""
+def gather_slabs(target: NDArray[Any], slabs: NDArray[Any], coarse: Any, thread: int, num_threads: int, rows: Any) -> None:
+    """Coarse points = the sum of what each thread wrote of them, for this thread's share of each kernel's lines."""
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    for s in range(len(bands.kernel)):
-        lines = (bands.read_begin[s + 1] - bands.read_begin[s]) // bands.cols[s]
-        pitch = bands.cols[s] * C
+    for s in range(len(coarse.kernel)):
+        lines = (coarse.read_begin[s + 1] - coarse.read_begin[s]) // coarse.cols[s]
+        pitch = coarse.cols[s] * C
         for line in range(lines * thread // num_threads, lines * (thread + 1) // num_threads):
-            base = bands.read_begin[s] * C + line * pitch
+            base = coarse.read_begin[s] * C + line * pitch
             for at in range(0, pitch, step):
                 total = simd.splat(0.0, simd.load(target, base + at, eights))
                 for other in range(num_threads):
-                    if bands.slab_TS2[other, s, 0] <= line < bands.slab_TS2[other, s, 1]:
-                        there = bands.slab_begin_TS[other, s] * C + (line - bands.slab_TS2[other, s, 0]) * pitch
+                    if coarse.slab_TS2[other, s, 0] <= line < coarse.slab_TS2[other, s, 1]:
+                        there = coarse.slab_begin_TS[other, s] * C + (line - coarse.slab_TS2[other, s, 0]) * pitch
                         total = simd.add(total, simd.load(slabs, there + at, eights))
                 simd.store(target, base + at, total)
 
@@ -75,15 +78,15 @@ def blur_chains(
     for c in range(0, C, step):
         i = start
         while i < stop:
-            current_at = (first_row + ~chains[i]) * C + c  # a line begins
+            current_at = (first_row + ~simd.item(chains, i)) * C + c  # a line begins
             current = simd.load(table, current_at, eights)
             previous = simd.splat(0.0, current)
             i += 1
-            while i < stop and chains[i] >= 0:
-                if i + 4 < stop:
-                    ahead = chains[i + 4]
-                    simd.prefetch(table, (first_row + (ahead if ahead >= 0 else ~ahead)) * C + c, eights)
-                following_at = (first_row + chains[i]) * C + c
+            while i < stop and simd.item(chains, i) >= 0:
+                if i + AHEAD < stop:
+                    ahead = simd.item(chains, i + AHEAD)
+                    simd.prefetch(table, (first_row + (ahead ^ (ahead >> 31))) * C + c, eights)
+                following_at = (first_row + simd.item(chains, i)) * C + c
                 following = simd.load(table, following_at, eights)
                 simd.store(table, current_at, simd.fma(0.5, simd.add(previous, following), current))
                 previous, current, current_at = current, following, following_at

@@ -136,7 +136,7 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
         )
     if features.values_BPF.device.type != "cpu":
         return GridMatrices(features, cells_per_sigma=cells)
-    build = partial(build_grid, cells_per_sigma=cells, num_threads=threads_for(features))
+    build = partial(build_grid, size=features.size, cells_per_sigma=cells, num_threads=threads_for(features))
     return StructuredFilter("bilateral_grid", features, build)
 
 
