@@ -21,8 +21,9 @@ from jointseg.crf.cpu.bands import separable
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import to_rows
 from jointseg.crf.cpu.grid import build_grid
-from jointseg.crf.cpu.lattice import build_lattice, key_bits, scale_factors
+from jointseg.crf.cpu.lattice import build_lattice
 from jointseg.crf.cpu.parts import Part
+from jointseg.crf.cpu.simplex import key_bits, scale_factors
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.errors import InputError
