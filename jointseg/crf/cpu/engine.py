@@ -56,7 +56,9 @@ class Engine:
         structure = self.transposed if transposed else self.structure
         return self._filtered(structure, self._values(structure, values_PC.shape[1]), values_PC)
 
-    def mean_field(self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False) -> tuple[Array, Array]:
+    def mean_field(
+        self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False, probabilities: bool = False
+    ) -> tuple[Array, Array]:
         """Logits (P, C) after `num_iterations` >= 1 of U - sum_k A_k message_k, from q = softmax(U), and (T, N) q if kept.
 
         Args:
@@ -64,6 +66,7 @@ class Engine:
             matrices: A_k, (K, C, C), 0 in padding; or (K,): multiples of the identity.
             num_iterations: at least 1.
             keep: whether to return q of each iteration, the first of them softmax(U).
+            probabilities: return q in place of the logits.
         """
         P, C = unary_PC.shape
         values, weighing = self._values(self.structure, C, -matrices), self._weighing(self._inverse_PK, self._mask_PK)
@@ -76,7 +79,7 @@ class Engine:
                 member.settle()
                 member.step(SOFTMAX, weighing, unary, kept_TN[iteration if keep else 0], out, keeping=keep)
             member.settle()
-            member.step(SOFTMAX, weighing, unary, kept_TN[0], out, writing=False, storing=True)
+            member.step(SOFTMAX, weighing, unary, out, out, writing=False, keeping=probabilities, storing=not probabilities)
 
         self._run(work, self.structure, values, C)
         return out_PC, kept_TN

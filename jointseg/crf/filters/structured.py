@@ -19,11 +19,12 @@ from torch import Tensor
 
 from jointseg.crf.cpu.bands import separable
 from jointseg.crf.cpu.engine import Engine
-from jointseg.crf.cpu.fused import to_rows
+from jointseg.crf.cpu.fused import empty_like, to_rows
 from jointseg.crf.cpu.grid import build_grid
 from jointseg.crf.cpu.lattice import build_lattice
 from jointseg.crf.cpu.parts import Part
 from jointseg.crf.cpu.simplex import key_bits, scale_factors
+from jointseg.crf.cpu.transpose import from_rows
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.errors import InputError
@@ -80,12 +81,11 @@ class StructuredFilter:
 
     @torch.no_grad()
     def _apply(self, values_BCP: Tensor, *, transposed: bool) -> Tensor:
-        C = values_BCP.shape[1]
-        out = [
-            torch.from_numpy(engine.filter(to_rows(values_CP, 0.0), transposed=transposed))[:, :C].T
-            for engine, values_CP in zip(self._engines, values_BCP, strict=True)
-        ]
-        return torch.stack(out)
+        out_BCP = empty_like(values_BCP)
+        for engine, values_CP, out_CP in zip(self._engines, values_BCP, out_BCP, strict=True):
+            rows_PC = to_rows(values_CP, 0.0, engine.num_threads)
+            from_rows(engine.filter(rows_PC, transposed=transposed), out_CP.numpy(), engine.num_threads)
+        return out_BCP
 
 
 def threads_for(features: Features) -> int:
