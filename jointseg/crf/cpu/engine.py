@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import passes, program
-from jointseg.crf.cpu.layout import Structure, lay_out, padded_width
-from jointseg.crf.cpu.parts import Part
+from jointseg.crf.cpu.layout import Structure, lay_out
+from jointseg.crf.cpu.parts import Part, Separable
 from jointseg.crf.cpu.passes import READ, SOFTMAX, SOFTMAX_BACKWARD
 from jointseg.crf.cpu.program import Team, Values
+from jointseg.crf.cpu.row_sums import interpolated_sums, separable_sums
 from jointseg.crf.cpu.simd import row_type
 from jointseg.crf.cpu.team import run_team
 
@@ -48,7 +49,7 @@ class Engine:
         self.structure, self.transposed = lay_out(parts, size, self.num_threads, self.dtype)
         self._mask_PK = np.stack(valid, 1).astype(self.dtype)
         self._all_valid = all(bool(valid_P.all()) for valid_P in valid)
-        self.row_sums_PK = self._row_sums() + (1 - self._mask_PK)  # sums are 0 where a pixel takes no part
+        self.row_sums_PK = self._row_sums(parts, valid, size) + (1 - self._mask_PK)  # sums are 0 where a pixel takes no part
         self._inverse_PK = self._mask_PK / self.row_sums_PK
 
     def filter(self, values_PC: Array, *, transposed: bool = False) -> Array:
@@ -119,14 +120,19 @@ class Engine:
         self._run(work, self.transposed, values, C)
         return by_unary_PC, None if sums is None else -sums.sum(0)
 
-    def _row_sums(self) -> Array:
-        """K 1 of each kernel: channel k of one filtering whose table rows of kernel k keep channel k alone."""
-        C = padded_width(self.num_kernels)
-        matrices = np.zeros((self.num_kernels, C, C), self.dtype)
-        for k in range(self.num_kernels):
-            matrices[k, k, k] = 1
-        ones_PC = np.ones((len(self._mask_PK), C), self.dtype)
-        return self._filtered(self.structure, self._values(self.structure, C, matrices), ones_PC)[:, : self.num_kernels]
+    def _row_sums(self, parts: Sequence[Part], valid: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> Array:
+        """K 1 of each kernel, 0 where a pixel takes no part."""
+        sums_PK, table = np.empty_like(self._mask_PK), np.zeros(max(self.structure.num_rows, 1), self.dtype)
+        run_team(
+            lambda thread, arrivals: interpolated_sums(
+                self.structure, self._mask_PK, Team(thread, self.num_threads, arrivals), table, sums_PK
+            ),
+            self.num_threads,
+        )
+        for k, (part, valid_P) in enumerate(zip(parts, valid, strict=True)):
+            if isinstance(part, Separable):
+                sums_PK[:, k] = separable_sums(part, valid_P, size)
+        return sums_PK
 
     def _filtered(self, structure: Structure, values: Values, given_PC: Array) -> Array:
         out_PC, weighing = np.empty_like(given_PC), self._weighing(self._mask_PK, self._mask_PK)
