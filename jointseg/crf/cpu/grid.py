@@ -34,43 +34,47 @@ def blur_taps(cells_per_sigma: float, length: int, dtype: Any) -> NDArray[Any]:
 
 @compiled
 def _corners(
-    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], low_F: NDArray[Any], cells: float, strides_F: NDArray[np.int64],
-    offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], start: int, stop: int,
+    features_FP: NDArray[Any], valid_P: NDArray[np.bool_], low_F: NDArray[Any], cells: float, strides_F: NDArray[np.int64],
+    offsets_PV: NDArray[np.int32], weights_PV: NDArray[Any], start: int, stop: int, dims: Any,
 ) -> None:  # fmt: skip
-    F = features_PF.shape[1]
-    for p in range(start, stop):
+    """Where pixels [start, stop) lie. `dims`: a tuple of F numbers, of which only the length counts."""
+    kind = features_FP.dtype.type
+    cell, above = np.empty(len(dims), np.int64), np.empty(len(dims), np.float64)
+    for p in range(np.uint64(start), np.uint64(stop)):
         if not valid_P[p]:
-            offsets_PV[p] = 0
-            weights_PV[p] = 0
+            for v in range(1 << len(dims)):
+                offsets_PV[p, v] = 0
+                weights_PV[p, v] = 0
             continue
-        offsets_PV[p, 0] = 0
-        weights_PV[p, 0] = 1
-        for i in range(F):
-            place = (features_PF[p, i] - low_F[i]) * cells
+        for i in range(len(dims)):
+            place = (features_FP[i, p] - low_F[i]) * cells
             floor = int(place)
-            above = place - floor
-            for v in range(1 << i):
-                base = offsets_PV[p, v] + floor * strides_F[i]
-                weight = weights_PV[p, v]
-                offsets_PV[p, v] = base
-                weights_PV[p, v] = weight * (1 - above)
-                offsets_PV[p, v + (1 << i)] = base + strides_F[i]
-                weights_PV[p, v + (1 << i)] = weight * above
+            cell[i], above[i] = floor * strides_F[i], place - floor
+        for v in range(1 << len(dims)):
+            offset, weight = 0, kind(1)
+            for i in range(len(dims)):
+                upper = v >> i & 1
+                offset += cell[i] + upper * strides_F[i]
+                weight = kind(weight * (above[i] if upper else 1 - above[i]))
+            offsets_PV[p, v] = offset
+            weights_PV[p, v] = weight
 
 
 @compiled
-def _bounds(features_PF: NDArray[Any], valid_P: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _bounds(features_FP: NDArray[Any], valid_P: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The least and the greatest of each feature over valid pixels; zeros where there are none."""
-    P, F = features_PF.shape
-    low_F, high_F = np.zeros(F, features_PF.dtype), np.zeros(F, features_PF.dtype)
-    found = False
-    for p in range(P):
-        if valid_P[p]:
-            for i in range(F):
-                value = features_PF[p, i]
-                low_F[i] = min(low_F[i], value) if found else value
-                high_F[i] = max(high_F[i], value) if found else value
-            found = True
+    F, P = features_FP.shape
+    low_F, high_F = np.zeros(F, features_FP.dtype), np.zeros(F, features_FP.dtype)
+    first = 0
+    while first < P and not valid_P[first]:
+        first += 1
+    for i in range(F if first < P else 0):
+        low = high = features_FP[i, first]
+        for p in range(first, P):
+            value = features_FP[i, p]
+            low = value if valid_P[p] & (value < low) else low
+            high = value if valid_P[p] & (value > high) else high
+        low_F[i], high_F[i] = low, high
     return low_F, high_F
 
 
@@ -79,7 +83,8 @@ def build_grid(
 ) -> Interpolated:
     """The grid over these features, in units of the bandwidths, with `cells_per_sigma` cells to a bandwidth."""
     P, F = features_PF.shape
-    low_F, high_F = _bounds(features_PF, valid_P)
+    features_FP = np.ascontiguousarray(features_PF.T)
+    low_F, high_F = _bounds(features_FP, valid_P)
     shape = grid_shape(low_F, high_F, cells_per_sigma)
     strides_F = np.array([math.prod(shape[i + 1 :]) for i in range(F)], np.int64)
     offsets_PV = np.empty((P, 2**F), np.int32)
@@ -87,7 +92,7 @@ def build_grid(
 
     def work(thread: int, arrivals: NDArray[np.int64]) -> None:
         span = share(P, thread, num_threads)
-        _corners(features_PF, valid_P, low_F, cells_per_sigma, strides_F, offsets_PV, weights_PV, *span)
+        _corners(features_FP, valid_P, low_F, cells_per_sigma, strides_F, offsets_PV, weights_PV, *span, (0,) * F)
 
     run_team(work, num_threads)
     blurs = tuple(

@@ -53,7 +53,7 @@ class StructuredFilter:
             raise InputError(f"filter {name!r} runs on the CPU, but features are on {device}; use 'block_sparse' or 'exact'")
         self.name, self.size = name, features.size
         self.num_threads = threads_for(features)
-        values_BPF = features.values_BPF.detach().contiguous().numpy()
+        values_BPF = features.values_BPF.detach().numpy()
         self.dtype = values_BPF.dtype
         everywhere = np.ones(values_BPF.shape[:2], np.bool_)
         self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.contiguous().numpy()
@@ -105,7 +105,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
-    reach = features.values_BPF.abs().amax((0, 1)).double().cpu().numpy() @ scale_factors(F, np.float64) * (F + 1)
+    reach = _largest(features.values_BPF) @ scale_factors(F, np.float64) * (F + 1)
     allowed = 2.0 ** (key_bits(F) - 1)
     if reach >= allowed:
         raise InputError(
@@ -114,6 +114,12 @@ def permutohedral(features: Features) -> StructuredFilter:
         )
     build = partial(build_lattice, size=features.size, num_threads=threads_for(features))
     return StructuredFilter("permutohedral", features, build)
+
+
+def _largest(values_BPF: Tensor) -> NDArray[np.float64]:
+    """The largest |value| of each feature."""
+    bounds_2F = torch.stack([-values_BPF.amin((0, 1)), values_BPF.amax((0, 1))])
+    return np.asarray(bounds_2F.amax(0).double().cpu().numpy())
 
 
 def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter | GridMatrices:
