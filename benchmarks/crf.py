@@ -99,7 +99,7 @@ def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
 
     def inference(filter: FilterName) -> Callable[[], Tensor]:
         crf = DenseCRF(C, settings, filter=filter).to(device).requires_grad_(False)
-        return lambda: crf(logits, image=image, depth=depth).softmax(1)
+        return lambda: crf(logits, image=image, depth=depth, probabilities=True)
 
     crf, learning = (DenseCRF(C, settings).to(device) for _ in range(2))
     crf.requires_grad_(False)
@@ -114,7 +114,7 @@ def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
     runs: dict[str, Callable[[], Tensor]] = {}
     if device == "cpu" and importlib.util.find_spec("pydensecrf") is not None:
         runs["pydensecrf2"] = lambda: pydensecrf(logits, image, depth, settings)
-    runs |= {"auto": inference("auto"), "auto, prepared": lambda: crf(logits, prepared=prepared).softmax(1)}
+    runs |= {"auto": inference("auto"), "auto, prepared": lambda: crf(logits, prepared=prepared, probabilities=True)}
     runs["auto, training step of 5"] = step
     if device == "cpu":
         runs["permutohedral"] = inference("permutohedral")
@@ -137,7 +137,7 @@ def errors(frames: list[Frame | None], C: int) -> dict[str, tuple[float, float]]
 
         def q_of(filter: FilterName | Callable[..., ExactFilter], parts: Scene = (logits, image, depth)) -> Tensor:
             crf = DenseCRF(C, settings, filter=filter).requires_grad_(False)
-            return crf(parts[0], image=parts[1], depth=parts[2]).softmax(1)
+            return crf(parts[0], image=parts[1], depth=parts[2], probabilities=True)
 
         truth = q_of(exact)
         found = {"auto": q_of("auto"), "permutohedral": q_of("permutohedral")}

@@ -86,6 +86,7 @@ class DenseCRF(nn.Module):
         mask: Tensor | None = None,
         prepared: PreparedImages | None = None,
         num_iterations: int | None = None,
+        probabilities: bool = False,
     ) -> Tensor:
         """Mean-field inference; differentiable by logits, weights and compatibility. Image and depth are inputs: no gradient.
 
@@ -98,9 +99,10 @@ class DenseCRF(nn.Module):
             mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits: padding.
             prepared: what `prepare` made of the four above, in their place.
             num_iterations: in place of the settings'; 0 returns the logits as they are.
+            probabilities: return q itself. Without gradients on CPUs this costs nothing, where a softmax of the logits does.
 
         Returns:
-            Logits (B, C, H, W); softmax over C gives q.
+            Logits (B, C, H, W), of which softmax over C gives q; or q.
 
         Raises:
             InputError: a shape, dtype, device or value is not as above.
@@ -121,16 +123,17 @@ class DenseCRF(nn.Module):
         else:
             self._check_prepared(prepared, logits)
         if prepared is None or not prepared.kernels or num_iterations == 0:
-            return logits
+            return logits.softmax(1) if probabilities else logits
         # Sums over all pixels overflow float16, and its steps are wider than the distances compared.
         with torch.autocast(logits.device.type, enabled=False):
             weights_KCC = torch.stack([self.weights[kernel.name] for kernel in prepared.kernels])
             matrices_KCC = pairwise_matrices(weights_KCC, self.compatibility, form=self.settings.pairwise)
             learned = [self.log_bandwidths[kernel.name] for kernel in prepared.kernels] if self.log_bandwidths else None
-            logits_BCP = prepared.mean_field(
-                logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations, log_bandwidths=learned
-            )
-            return logits_BCP.reshape(logits.shape)
+            out_BCP = prepared.mean_field(
+                logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations, log_bandwidths=learned,
+                probabilities=probabilities,
+            )  # fmt: skip
+            return out_BCP.reshape(logits.shape)
 
     def prepare(
         self,

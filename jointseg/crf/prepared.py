@@ -106,19 +106,27 @@ class PreparedImages:
         matrices_KCC: Tensor,
         num_iterations: int,
         log_bandwidths: Sequence[Tensor] | None = None,
+        probabilities: bool = False,
     ) -> Tensor:
         """mean_field.mean_field with these filters, in the fastest way there is for them.
 
-        `log_bandwidths`: of each kernel, in the order of `Kernel.bandwidths`, to differentiate by.
+        Args:
+            unary_logits_BCP: as there.
+            matrices_KCC: as there.
+            num_iterations: as there.
+            log_bandwidths: of each kernel, in the order of `Kernel.bandwidths`, to differentiate by.
+            probabilities: return softmax over C of the logits.
         """
-        if log_bandwidths is not None:
-            return mean_field(
-                unary_logits_BCP, self.filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
-                log_bandwidths=self._by_feature(log_bandwidths),
+        if log_bandwidths is None and self._engines is not None and num_iterations > 0:
+            return fused_mean_field(
+                unary_logits_BCP, self._engines, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
+                probabilities=probabilities,
             )  # fmt: skip
-        if self._engines is None or num_iterations == 0:
-            return mean_field(unary_logits_BCP, self.filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations)
-        return fused_mean_field(unary_logits_BCP, self._engines, matrices_KCC=matrices_KCC, num_iterations=num_iterations)
+        logits_BCP = mean_field(
+            unary_logits_BCP, self.filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
+            log_bandwidths=None if log_bandwidths is None else self._by_feature(log_bandwidths),
+        )  # fmt: skip
+        return logits_BCP.softmax(1) if probabilities else logits_BCP
 
     def _by_feature(self, log_bandwidths: Sequence[Tensor]) -> list[Tensor]:
         for kernel, gaussian in zip(self.kernels, self.filters, strict=True):

@@ -29,7 +29,8 @@ def blend_bands(structure: Any, values: Any, a: int, y: int, lines: Any, rows: A
     C = simd.LANES * len(rows[0]) * len(rows[1])
     coarse, bands = structure.coarse, structure.bands
     begin, pitch = (coarse.read_begin[a] + bands.read_y.start[a, y] * coarse.cols[a]) * C, coarse.cols[a] * C
-    _blend_lines(values.coarse, begin, pitch, bands.read_y.weights[a, y], lines.read[a, 0], lines.read[a, 1], rows)
+    weights_T2 = bands.read_y.weights[a, y, : bands.read_y.taps[a]]
+    _blend_lines(values.coarse, begin, pitch, weights_T2, lines.read[a, 0], lines.read[a, 1], rows)
 
 
 @inner
@@ -40,8 +41,8 @@ def read_bands(
     """Add to `tile`: scale * norm * what these columns of image row `y`, the first or `second` of two, read."""
     kernel, bands = structure.coarse.kernel[a], structure.bands
     _read_columns(
-        lines.read[a, second], bands.read_x.start[a], bands.read_x.weights[a], columns, values.scale_K[kernel],
-        norm_PK, kernel, y * structure.W, tile, rows,
+        lines.read[a, second], bands.read_x.start[a], bands.read_x.weights[a], bands.read_x.taps[a], columns,
+        values.scale_K[kernel], norm_PK, kernel, y * structure.W, tile, rows,
     )  # fmt: skip
 
 
@@ -49,15 +50,16 @@ def read_bands(
 def gather_bands(
     structure: Any, a: int, y: int, second: int, columns: tuple[int, int], begin: int, plain: bool, norm_PK: NDArray[Any],
     lines: Any, tile: NDArray[Any], rows: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """Sum over x what these columns of image row `y` write, norm * the values in `tile`. Columns come from left to right.
 
     `begin` is 0 where a row begins, then what the call before returned.
     """
-    bands = structure.bands
+    coarse, bands = structure.coarse, structure.bands
+    pairs = (coarse.cols[a] + 1) // 2
     return _gather_columns(
-        tile, plain, norm_PK, structure.coarse.kernel[a], y * structure.W, columns, bands.write_x.start[a],
-        bands.write_x.weights[a], begin, lines.written[a, second], rows,
+        tile, plain, norm_PK, coarse.kernel[a], y * structure.W, columns, bands.write_x.start[a, :pairs],
+        bands.write_x.weights[a], bands.write_x.taps[a], begin, lines.written[a, second], rows,
     )  # fmt: skip
 
 
@@ -68,7 +70,8 @@ def scatter_bands(structure: Any, values: Any, thread: int, a: int, y: int, line
     coarse, bands = structure.coarse, structure.bands
     down = bands.write_y.start[a, y] - coarse.slab_TS2[thread, a, 0]
     begin, pitch = (coarse.slab_begin_TS[thread, a] + down * coarse.cols[a]) * C, coarse.cols[a] * C
-    _scatter_lines(lines.written[a, 0], lines.written[a, 1], bands.write_y.weights[a, y], values.slabs, begin, pitch, rows)
+    weights_T2 = bands.write_y.weights[a, y, : bands.write_y.taps[a]]
+    _scatter_lines(lines.written[a, 0], lines.written[a, 1], weights_T2, values.slabs, begin, pitch, rows)
 
 
 @inner
@@ -90,20 +93,22 @@ def _blend_lines(
 
 @inner
 def _read_columns(
-    line: NDArray[Any], starts: NDArray[np.int64], weights_NT2: NDArray[Any], columns: tuple[int, int], factor: float,
-    norm_PK: NDArray[Any], kernel: int, first: int, tile: NDArray[Any], rows: Any,
+    line: NDArray[Any], starts: NDArray[np.int64], weights_NT2: NDArray[Any], taps: int, columns: tuple[int, int],
+    factor: float, norm_PK: NDArray[Any], kernel: int, first: int, tile: NDArray[Any], rows: Any,
 ) -> None:  # fmt: skip
-    """Add to `tile`: factor * norm * the weighted sum of points of `line` for these columns, from an even one on, of the row
-    from pixel `first` on."""
+    """Add to `tile`: factor * norm * the weighted sum of points of `line`, for these columns of the row from pixel `first` on.
+
+    The first column is an even one.
+    """
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    K, taps = norm_PK.shape[1], weights_NT2.shape[1]
+    K, pitch = norm_PK.shape[1], 2 * weights_NT2.shape[1]
     for x in range(columns[0], columns[1], 2):
         two = x + 1 < columns[1]
         weight_0 = simd.item(norm_PK, (first + x) * K + kernel) * factor
         weight_1 = simd.item(norm_PK, (first + x + 1) * K + kernel) * factor if two else weight_0
-        base, weights_at = simd.item(starts, x // 2) * C, x // 2 * taps * 2
+        base, weights_at = simd.item(starts, x // 2) * C, x // 2 * pitch
         for c in range(0, C, step):
             sum_0 = simd.splat(0.0, simd.load(line, c, eights))
             sum_1 = sum_0
@@ -120,16 +125,16 @@ def _read_columns(
 @inner
 def _gather_columns(
     tile: NDArray[Any], plain: bool, norm_PK: NDArray[Any], kernel: int, first: int, columns: tuple[int, int],
-    starts: NDArray[np.int64], weights_NT2: NDArray[Any], begin: int, line: NDArray[Any], rows: Any,
+    starts: NDArray[np.int64], weights_NT2: NDArray[Any], taps: int, begin: int, line: NDArray[Any], rows: Any,
 ) -> int:  # fmt: skip
-    """Weighted sums of norm * values of these columns of the row from pixel `first` on: added to `line`, or set there by the first.
+    """Sum into `line`, or set there where these columns are the first to, norm * values of the row from pixel `first` on.
 
     Looks at pairs of points from number `begin` on; returns the first that the next columns can concern.
     """
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    K, taps = norm_PK.shape[1], weights_NT2.shape[1]
+    K, pitch = norm_PK.shape[1], 2 * weights_NT2.shape[1]
     left, right = columns
     for n in range(begin, len(starts)):
         x, to = simd.item(starts, n), 2 * n * C
@@ -147,8 +152,8 @@ def _gather_columns(
                 row = simd.load(tile, (x + i - left) * C + c, eights)
                 if not plain:
                     row = simd.multiply(row, simd.splat(simd.item(norm_PK, (first + x + i) * K + kernel), row))
-                sum_0 = simd.fma(simd.item(weights_NT2, (n * taps + i) * 2), row, sum_0)
-                sum_1 = simd.fma(simd.item(weights_NT2, (n * taps + i) * 2 + 1), row, sum_1)
+                sum_0 = simd.fma(simd.item(weights_NT2, n * pitch + 2 * i), row, sum_0)
+                sum_1 = simd.fma(simd.item(weights_NT2, n * pitch + 2 * i + 1), row, sum_1)
             simd.store(line, to + c, sum_0)
             simd.store(line, to + C + c, sum_1)
     return begin

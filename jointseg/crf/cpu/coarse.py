@@ -17,9 +17,6 @@ from jointseg.crf.cpu.parts import Band, Grid, Separable
 
 Array = NDArray[Any]
 
-STRIP = 128
-"""Columns of the image that go through a pass together, row by row: what they read and write of a line stays in inner caches."""
-
 
 class Coarse(NamedTuple):
     """Where the kernels' points lie: one kernel behind the other, rows of C numbers, line by line."""
@@ -35,7 +32,7 @@ class Coarse(NamedTuple):
     """Where they begin in the table that is written."""
     num_read: int
     num_written: int
-    """Points of the two tables, with slack behind for taps that weigh 0."""
+    """Points of the two tables, and one, so that there is a first."""
 
 
 class Pairs(NamedTuple):
@@ -45,6 +42,8 @@ class Pairs(NamedTuple):
     """(A, n): first column of rows i and i + 1, for each i or each other."""
     weights: Array
     """(A, n, taps, 2)."""
+    taps: NDArray[np.int64]
+    """(A,): how many of the taps are this matrix's."""
 
 
 class Bands(NamedTuple):
@@ -84,36 +83,40 @@ def lay_out_coarse(
 ) -> tuple[Coarse, Bands, Cells]:  # fmt: skip
     """The structure of these kernels, each with its number, for threads that have these image rows."""
     H, W = size
-    read_x, write_x = (_pairs(found, 2, dtype) for found in ([part.read_x for _, part in separable],
-                                                             [part.write_x.transposed() for _, part in separable]))
-    read_y, write_y = (_pairs(found, 1, dtype) for found in ([part.read_y for _, part in separable],
-                                                             [part.write_y for _, part in separable]))
+    read_x, write_x = (
+        _pairs(found, 2, dtype)
+        for found in ([part.read_x for _, part in separable], [part.write_x.transposed() for _, part in separable])
+    )
+    read_y, write_y = (
+        _pairs(found, 1, dtype) for found in ([part.read_y for _, part in separable], [part.write_y for _, part in separable])
+    )
     widest = max((part.read_x.num_columns for _, part in separable), default=0) + 1
     bands = Bands(widest, read_x, read_y, write_x, write_y)
     depths = [part.shape[2] for _, part in grids]
     cells = Cells(
         np.array(depths, np.int64), max(depths, default=0),
-        *_axis([part.x_place for _, part in grids], W, dtype), *_axis([part.y_place for _, part in grids], H, dtype),
-        _beside([part.d_cell for _, part in grids], H * W, np.int32), _beside([part.d_above for _, part in grids], H * W, dtype),
+        *_axis([part.x_place for _, part in grids], W, dtype),
+        *_axis([part.y_place for _, part in grids], H, dtype),
+        _beside([part.d_cell for _, part in grids], H * W, np.int32),
+        _beside([part.d_above for _, part in grids], H * W, dtype),
     )  # fmt: skip
     shapes = [(part.read_y.num_columns, part.read_x.num_columns) for _, part in separable]
     shapes += [(part.shape[0], part.shape[1] * part.shape[2]) for _, part in grids]
-    firsts = [part.write_y.start for _, part in separable] + list(cells.y_cell)
-    reaches = [part.write_y.weights.shape[1] for _, part in separable] + [2] * len(grids)
+    firsts = [*write_y.start, *cells.y_cell]
+    reaches = [*write_y.taps, *[2] * len(grids)]
     T, S = len(lines_T2), len(shapes)
     slab_TS2, slab_begin_TS = np.zeros((T, S, 2), np.int64), np.zeros((T, S), np.int64)
     at = 0
     for thread, (first, last) in enumerate(lines_T2):
-        for s, (lines, columns) in enumerate(shapes):
+        for s, (_, columns) in enumerate(shapes):
             mine = firsts[s][first:last]
-            slab_TS2[thread, s] = mine.min(), min(mine.max() + reaches[s], lines)
+            slab_TS2[thread, s] = mine.min(), mine.max() + reaches[s]
             slab_begin_TS[thread, s] = at
             at += int(slab_TS2[thread, s, 1] - slab_TS2[thread, s, 0]) * columns
     cols = np.array([columns for _, columns in shapes], np.int64)
     read_begin = np.cumsum([0, *(lines * columns for lines, columns in shapes)])
     kernels = np.array([k for k, _ in [*separable, *grids]], np.int64)
-    slack = 2 * int(cols.max(initial=0)) + 1
-    coarse = Coarse(kernels, cols, read_begin, slab_TS2, slab_begin_TS, int(read_begin[-1]) + slack, at + slack)
+    coarse = Coarse(kernels, cols, read_begin, slab_TS2, slab_begin_TS, int(read_begin[-1]) + 1, at + 1)
     return coarse, bands, cells
 
 
@@ -126,7 +129,7 @@ def _pairs(bands: list[Band], every: int, dtype: np.dtype[Any]) -> Pairs:
     for a, (start_n, weights_nT2) in enumerate(both):
         start[a, : len(start_n)] = start_n
         weights[a, : len(start_n), : weights_nT2.shape[1]] = weights_nT2
-    return Pairs(start, weights)
+    return Pairs(start, weights, np.array([of_one.shape[1] for _, of_one in both], np.int64))
 
 
 def _paired(band: Band, every: int) -> tuple[NDArray[np.int64], Array]:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import passes, program
-from jointseg.crf.cpu.layout import Structure, lay_out, padded_width
-from jointseg.crf.cpu.parts import Part
+from jointseg.crf.cpu.layout import Structure, lay_out
+from jointseg.crf.cpu.parts import Part, Separable
 from jointseg.crf.cpu.passes import READ, SOFTMAX, SOFTMAX_BACKWARD
 from jointseg.crf.cpu.program import Team, Values
+from jointseg.crf.cpu.row_sums import interpolated_sums, separable_sums
 from jointseg.crf.cpu.simd import row_type
 from jointseg.crf.cpu.team import run_team
 
@@ -46,9 +47,12 @@ class Engine:
         self.num_threads = max(1, min(num_threads, size[0]))
         self.num_kernels = len(parts)
         self.structure, self.transposed = lay_out(parts, size, self.num_threads, self.dtype)
-        self._mask_PK = np.stack(valid, 1).astype(self.dtype)
         self._all_valid = all(bool(valid_P.all()) for valid_P in valid)
-        self.row_sums_PK = self._row_sums() + (1 - self._mask_PK)  # sums are 0 where a pixel takes no part
+        ones_PK = np.ones((size[0] * size[1], len(parts)), self.dtype)
+        self._mask_PK = ones_PK if self._all_valid else np.stack(valid, 1).astype(self.dtype)
+        self.row_sums_PK = self._row_sums(parts, valid, size)
+        if not self._all_valid:
+            self.row_sums_PK += 1 - self._mask_PK  # sums are 0 where a pixel takes no part
         self._inverse_PK = self._mask_PK / self.row_sums_PK
 
     def filter(self, values_PC: Array, *, transposed: bool = False) -> Array:
@@ -56,30 +60,32 @@ class Engine:
         structure = self.transposed if transposed else self.structure
         return self._filtered(structure, self._values(structure, values_PC.shape[1]), values_PC)
 
-    def mean_field(self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False) -> tuple[Array, Array]:
+    def mean_field(
+        self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False, probabilities: bool = False
+    ) -> tuple[Array, Array]:
         """Logits (P, C) after `num_iterations` >= 1 of U - sum_k A_k message_k, from q = softmax(U), and (T, N) q if kept.
 
         Args:
-            unary_PC: U; padding channels hold a large negative number.
+            unary_PC: U; padding channels hold a large negative number. Its memory becomes the result's.
             matrices: A_k, (K, C, C), 0 in padding; or (K,): multiples of the identity.
             num_iterations: at least 1.
             keep: whether to return q of each iteration, the first of them softmax(U).
+            probabilities: return q in place of the logits.
         """
-        P, C = unary_PC.shape
+        C, unary = unary_PC.shape[1], unary_PC.reshape(-1)
         values, weighing = self._values(self.structure, C, -matrices), self._weighing(self._inverse_PK, self._mask_PK)
-        out_PC, kept_TN = np.empty_like(unary_PC), np.empty((num_iterations, P * C) if keep else (1, 1), self.dtype)
-        unary, out = unary_PC.reshape(-1), out_PC.reshape(-1)
+        kept_TN = np.empty((num_iterations, len(unary)) if keep else (1, 1), self.dtype)
 
         def work(member: _Member) -> None:
-            member.step(SOFTMAX, weighing, unary, kept_TN[0], out, reading=False, keeping=keep)
+            member.step(SOFTMAX, weighing, unary, kept_TN[0], unary, reading=False, keeping=keep)
             for iteration in range(1, num_iterations):
                 member.settle()
-                member.step(SOFTMAX, weighing, unary, kept_TN[iteration if keep else 0], out, keeping=keep)
+                member.step(SOFTMAX, weighing, unary, kept_TN[iteration if keep else 0], unary, keeping=keep)
             member.settle()
-            member.step(SOFTMAX, weighing, unary, kept_TN[0], out, writing=False, storing=True)
+            member.step(SOFTMAX, weighing, unary, unary, unary, writing=False, keeping=probabilities, storing=not probabilities)
 
         self._run(work, self.structure, values, C)
-        return out_PC, kept_TN
+        return unary_PC, kept_TN
 
     def mean_field_backward(
         self, grad_PC: Array, kept_TN: Array, matrices: Array, *, by_matrices: bool
@@ -116,14 +122,21 @@ class Engine:
         self._run(work, self.transposed, values, C)
         return by_unary_PC, None if sums is None else -sums.sum(0)
 
-    def _row_sums(self) -> Array:
-        """K 1 of each kernel: channel k of one filtering whose table rows of kernel k keep channel k alone."""
-        C = padded_width(self.num_kernels)
-        matrices = np.zeros((self.num_kernels, C, C), self.dtype)
-        for k in range(self.num_kernels):
-            matrices[k, k, k] = 1
-        ones_PC = np.ones((len(self._mask_PK), C), self.dtype)
-        return self._filtered(self.structure, self._values(self.structure, C, matrices), ones_PC)[:, : self.num_kernels]
+    def _row_sums(self, parts: Sequence[Part], valid: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> Array:
+        """K 1 of each kernel, 0 where a pixel takes no part."""
+        sums_PK, coarse = np.empty_like(self._mask_PK), self.structure.coarse
+        counts = (max(self.structure.num_rows, 1), coarse.num_read, coarse.num_written)
+        table, points, slabs = (np.zeros(count, self.dtype) for count in counts)
+        run_team(
+            lambda thread, arrivals: interpolated_sums(
+                self.structure, self._mask_PK, Team(thread, self.num_threads, arrivals), table, points, slabs, sums_PK
+            ),
+            self.num_threads,
+        )
+        for k, (part, valid_P) in enumerate(zip(parts, valid, strict=True)):
+            if isinstance(part, Separable):
+                sums_PK[:, k] = separable_sums(part, valid_P, size)
+        return sums_PK
 
     def _filtered(self, structure: Structure, values: Values, given_PC: Array) -> Array:
         out_PC, weighing = np.empty_like(given_PC), self._weighing(self._mask_PK, self._mask_PK)
@@ -148,7 +161,8 @@ class Engine:
         elif matrices is not None:
             mixes = np.ascontiguousarray(matrices.swapaxes(1, 2), self.dtype)
         table, other = (aligned(max(structure.num_rows, 1) * C, self.dtype) for _ in range(2))
-        coarse, slabs = np.zeros(structure.coarse.num_read * C, self.dtype), aligned(structure.coarse.num_written * C, self.dtype)
+        coarse = np.zeros(structure.coarse.num_read * C, self.dtype)
+        slabs = aligned(structure.coarse.num_written * C, self.dtype)
         return Values(table, other, coarse, slabs, scale_K, mixes)
 
     def _run(self, work: Callable[[_Member], None], structure: Structure, values: Values, C: int) -> None:

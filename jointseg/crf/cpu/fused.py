@@ -18,62 +18,85 @@ from torch.autograd.function import once_differentiable
 
 from jointseg.crf.cpu.engine import Engine, aligned
 from jointseg.crf.cpu.layout import padded_width
+from jointseg.crf.cpu.transpose import from_rows, into_rows
 
 _NEVER = -1e30
 """Logit of the channels that only fill a vector: their q is 0."""
 
 
-def to_rows(values_CP: Tensor, padding: float) -> NDArray[Any]:
+def to_rows(values_CP: Tensor, padding: float, num_threads: int) -> NDArray[Any]:
     """(C, P) as rows of pixels, (P, C) with C padded to whole vectors."""
     C, P = values_CP.shape
+    values = values_CP.detach().contiguous().numpy()
     width = padded_width(C)
-    dtype = values_CP.numpy().dtype
-    rows_PC = aligned(P * width, dtype).reshape(P, width)
-    torch.from_numpy(rows_PC)[:, :C].copy_(values_CP.T)
-    rows_PC[:, C:] = padding
+    rows_PC = aligned(P * width, values.dtype).reshape(P, width)
+    into_rows(values, rows_PC, padding, num_threads)
     return rows_PC
 
 
+def empty_like(values: Tensor) -> Tensor:
+    """A contiguous tensor of this shape, not set. Numpy asks for large pages; torch waits many times longer for its memory."""
+    return torch.from_numpy(np.empty(values.shape, values.detach().numpy().dtype))
+
+
 def fused_mean_field(
-    unary_logits_BCP: Tensor, engines: Sequence[Engine], *, matrices_KCC: Tensor, num_iterations: int
+    unary_logits_BCP: Tensor,
+    engines: Sequence[Engine],
+    *,
+    matrices_KCC: Tensor,
+    num_iterations: int,
+    probabilities: bool = False,
 ) -> Tensor:
-    """As mean_field.mean_field, for engines of the same K kernels, one an image. Differentiable once."""
-    result: Tensor = _Fused.apply(unary_logits_BCP, matrices_KCC, engines, num_iterations)  # type: ignore[no-untyped-call]
-    return result
+    """As mean_field.mean_field, for engines of the same K kernels, one an image. Differentiable once.
+
+    `probabilities`: return softmax over C of the logits, which costs nothing where no gradient is recorded.
+    """
+    learning = torch.is_grad_enabled() and (unary_logits_BCP.requires_grad or matrices_KCC.requires_grad)
+    result: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
+        unary_logits_BCP, matrices_KCC, engines, num_iterations, probabilities and not learning
+    )
+    return result.softmax(1) if probabilities and learning else result
 
 
 class _Fused(torch.autograd.Function):
     """Keeps q of each iteration, and no messages."""
 
     @staticmethod
-    def forward(ctx: Any, unary_BCP: Tensor, matrices_KCC: Tensor, engines: Sequence[Engine], num_iterations: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        unary_BCP: Tensor,
+        matrices_KCC: Tensor,
+        engines: Sequence[Engine],
+        num_iterations: int,
+        probabilities: bool,
+    ) -> Tensor:
         matrices = _padded_matrices(matrices_KCC.detach())
         ctx.save_for_backward(matrices_KCC)
         ctx.engines, ctx.kept = engines, []
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        out_BCP = torch.empty_like(unary_BCP)
+        out_BCP = empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
-            rows_PC, kept_TN = engine.mean_field(to_rows(unary_CP, _NEVER), matrices, num_iterations, keep=learning)
-            out_CP.copy_(torch.from_numpy(rows_PC)[:, : len(unary_CP)].T)
+            unary_PC = to_rows(unary_CP, _NEVER, engine.num_threads)
+            rows_PC, kept_TN = engine.mean_field(unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities)
+            from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             ctx.kept.append(kept_TN)
         return out_BCP
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        C = grad_BCP.shape[1]
+    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         (matrices_KCC,) = ctx.saved_tensors
         matrices = _padded_matrices(matrices_KCC.detach())
-        by_unary_BCP = torch.empty_like(grad_BCP)
+        by_unary_BCP = empty_like(grad_BCP)
         by_matrices_KCC = torch.zeros_like(matrices_KCC) if ctx.needs_input_grad[1] else None
         for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
             rows_PC, sums = engine.mean_field_backward(
-                to_rows(grad_CP, 0.0), kept_TN, matrices, by_matrices=by_matrices_KCC is not None
+                to_rows(grad_CP, 0.0, engine.num_threads), kept_TN, matrices, by_matrices=by_matrices_KCC is not None
             )
-            out_CP.copy_(torch.from_numpy(rows_PC)[:, :C].T)
+            from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             if by_matrices_KCC is not None and sums is not None:
-                by_matrices_KCC += torch.from_numpy(sums)[:, :C, :C]
-        return by_unary_BCP, by_matrices_KCC, None, None
+                by_matrices_KCC += torch.from_numpy(sums)[:, : len(out_CP), : len(out_CP)]
+        return by_unary_BCP, by_matrices_KCC, None, None, None
 
 
 def _padded_matrices(matrices_KCC: Tensor) -> NDArray[Any]:

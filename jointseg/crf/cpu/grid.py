@@ -68,10 +68,12 @@ def build_grid(
         cells_per_sigma: cells to a bandwidth.
         num_threads: to build it with.
     """
-    (H, W), (P, F), dtype = size, features_PF.shape, features_PF.dtype
-    x_place, y_place = (cells_per_sigma * (axis - axis[0]).astype(np.float64) for axis in (features_PF[:W, 0], features_PF[::W, 1]))
+    (P, F), W, dtype = features_PF.shape, size[1], features_PF.dtype
+    y_place, x_place = (
+        cells_per_sigma * (along - along[0]).astype(np.float64) for along in (features_PF[::W, 1], features_PF[:W, 0])
+    )
     low, high = _bounds(features_PF, valid_P) if F > 2 else (0.0, 0.0)
-    shape = tuple(int(extent) + 2 for extent in (y_place[-1], x_place[-1], cells_per_sigma * (high - low)))
+    shape = (int(y_place[-1]) + 2, int(x_place[-1]) + 2, int(cells_per_sigma * (high - low)) + 2)
     cell_P, above_P = np.zeros(P, np.int32), np.zeros(P, dtype)
 
     def work(thread: int, arrivals: NDArray[np.int64]) -> None:

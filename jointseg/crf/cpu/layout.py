@@ -56,6 +56,25 @@ class Structure(NamedTuple):
 
 
 @compiled
+def _place(
+    part: tuple[NDArray[np.int32], Array], first_row: Any, whole: tuple[NDArray[np.int32], Array], at: int,
+    start: int, stop: int, dims: Any,
+) -> None:  # fmt: skip
+    """Copy a kernel's offsets, from its first row on, and weights to the whole's columns `at` and on, pixels [start, stop).
+
+    `dims`: a tuple of the kernel's V numbers, of which only the length counts: a constant in what is compiled.
+    """
+    offsets, weights, here = whole[0].reshape(-1), whole[1].reshape(-1), np.uint64(start * whole[0].shape[1] + at)
+    part_offsets, part_weights, there = part[0].reshape(-1), part[1].reshape(-1), np.uint64(start * len(dims))
+    for _ in range(start, stop):
+        for v in range(np.uint64(len(dims))):
+            offsets[here + v] = part_offsets[there + v] + first_row
+            weights[here + v] = part_weights[there + v]
+        here += np.uint64(whole[0].shape[1])
+        there += np.uint64(len(dims))
+
+
+@compiled
 def _touch(offsets_PV: NDArray[np.int32], start: int, stop: int, touched_R: NDArray[np.bool_]) -> None:
     for p in range(start, stop):
         for v in range(offsets_PV.shape[1]):
@@ -97,13 +116,14 @@ def lay_out(
     separable = [(k, part) for k, part in enumerate(parts) if isinstance(part, Separable)]
     grids = [(k, part) for k, part in enumerate(parts) if isinstance(part, Grid)]
     lines_T2 = np.array([share(H, thread, num_threads) for thread in range(num_threads)], np.int64)
-    offsets_PV, weights_PV, runs_I4, rows_I3 = _concatenated(interpolated, H * W, dtype)
+    offsets_PV, weights_PV, runs_I4, rows_I3 = _concatenated(interpolated, lines_T2 * W, dtype)
     owned = int(rows_I3[:, 1].sum())
     pairs, pairs_T2 = _shared(offsets_PV, lines_T2 * W, owned)
     blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
     blurs = [(part.blurs, int(row)) for (_, part), row in zip(interpolated, rows_I3[:, 0], strict=True)]
     coarse, bands, cells = lay_out_coarse(separable, grids, lines_T2, size, dtype)
     begins = coarse.read_begin[len(separable) :]
+    grid_blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
     grid_blurs = [(part.blurs, int(begin)) for (_, part), begin in zip(grids, begins, strict=False)]
     forward = Structure(
         W, lines_T2, offsets_PV, weights_PV, runs_I4, rows_I3, owned + len(pairs), pairs, pairs_T2,
@@ -115,20 +135,26 @@ def lay_out(
 
 
 def _concatenated(
-    interpolated: list[tuple[int, Interpolated]], P: int, dtype: np.dtype[Any]
+    interpolated: list[tuple[int, Interpolated]], pixels_T2: NDArray[np.int64], dtype: np.dtype[Any]
 ) -> tuple[NDArray[np.int32], Array, NDArray[np.int64], NDArray[np.int64]]:
-    V = sum(part.offsets_PV.shape[1] for _, part in interpolated)
+    P, V = int(pixels_T2[-1, 1]), sum(part.offsets_PV.shape[1] for _, part in interpolated)
     offsets_PV, weights_PV = np.empty((P, V), np.int32), np.empty((P, V), dtype)
     runs_I4, rows_I3 = np.empty((len(interpolated), 4), np.int64), np.empty((len(interpolated), 3), np.int64)
     first_row = at = 0
+    copies: list[tuple[Any, ...]] = []
     for i, (k, part) in enumerate(interpolated):
-        here = slice(at, at + part.offsets_PV.shape[1])
-        np.add(part.offsets_PV, first_row, out=offsets_PV[:, here])
-        weights_PV[:, here] = part.weights_PV
-        runs_I4[i] = k, here.start, here.stop, part.num_rows > _NEAR_ROWS
+        copies.append(((part.offsets_PV, part.weights_PV), np.int32(first_row), (offsets_PV, weights_PV), at))
+        end = at + part.offsets_PV.shape[1]
+        runs_I4[i] = k, at, end, part.num_rows > _NEAR_ROWS
         rows_I3[i] = first_row, part.num_rows, k
         first_row += part.num_rows
-        at = here.stop
+        at = end
+
+    def work(thread: int, _arrivals: NDArray[np.int64]) -> None:
+        for copy in copies:
+            _place(*copy, *pixels_T2[thread], (0,) * copy[0][0].shape[1])
+
+    run_team(work, len(pixels_T2))
     return offsets_PV, weights_PV, runs_I4, rows_I3
 
 

@@ -22,8 +22,7 @@ READ, SOFTMAX, SOFTMAX_BACKWARD = 0, 1, 2
 """What becomes of the messages a pixel has read: nothing; the next q; the gradient by the logits before."""
 
 TILE = 96
-"""Columns of an image row that go through a pass's steps together: their values stay in the innermost cache, and a step's pixels
-overlap."""
+"""Columns of an image row that go through a pass's steps together, an even number: their values stay in the innermost cache."""
 AHEAD = 4
 """How many pixels ahead rows of large tables are asked for: they come from the outer caches."""
 

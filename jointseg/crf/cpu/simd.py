@@ -69,7 +69,8 @@ def _joined(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     return whole
 
 
-def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+def constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    """The vector with `value` in every place, known when it is compiled."""
     return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
 
 
@@ -86,7 +87,8 @@ def _addresses(
     return addresses
 
 
-def _filled(builder: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
+def filled(builder: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
+    """The vector with `value` in every place."""
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_INT32, 0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT32, kind.count), [0] * kind.count))
 
@@ -96,7 +98,8 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.
     return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, kinds), name), arguments)
 
 
-def _elementwise(builder: ir.IRBuilder, name: str, arguments: list[ir.Value]) -> ir.Value:
+def call_elementwise(builder: ir.IRBuilder, name: str, arguments: list[ir.Value]) -> ir.Value:
+    """LLVM's own function `name`, place by place."""
     kind = arguments[0].type
     return _call(builder, f"llvm.{name}.v{kind.count}{'f32' if kind.element == ir.FloatType() else 'f64'}", kind, arguments)
 
@@ -163,7 +166,7 @@ def splat(_typing: Any, value: Any, like: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scalar = context.cast(builder, arguments[0], signature.args[0], like.dtype)
-        return _joined(builder, [_filled(builder, scalar, part) for part in _parts_of(like)])
+        return _joined(builder, [filled(builder, scalar, part) for part in _parts_of(like)])
 
     return like(value, like), generate
 
@@ -175,7 +178,7 @@ def fma(_typing: Any, scalar: Any, value: Any, total: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         factor = context.cast(builder, arguments[0], signature.args[0], value.dtype)
         pairs = zip(_parts(builder, arguments[1]), _parts(builder, arguments[2]), strict=True)
-        return _joined(builder, [_elementwise(builder, "fma", [_filled(builder, factor, a.type), a, b]) for a, b in pairs])
+        return _joined(builder, [call_elementwise(builder, "fma", [filled(builder, factor, a.type), a, b]) for a, b in pairs])
 
     return value(scalar, value, total), generate
 
@@ -238,7 +241,7 @@ def any_nonzero(_typing: Any, a: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         found = ir.Constant(ir.IntType(1), 0)
         for part in _parts(builder, arguments[0]):
-            flags = builder.fcmp_unordered("!=", part, _constant(part.type, 0.0))
+            flags = builder.fcmp_unordered("!=", part, constant(part.type, 0.0))
             packed = builder.bitcast(flags, ir.IntType(part.type.count))
             found = builder.or_(found, builder.icmp_unsigned("!=", packed, ir.Constant(packed.type, 0)))
         return found
@@ -260,18 +263,18 @@ def exp(_typing: Any, x: Any) -> Any:
 
     def one(builder: Any, value: Any) -> Any:
         kind = value.type
-        clamped = _greater(builder, value, _constant(kind, lowest))
-        whole = _elementwise(builder, "rint", [builder.fmul(clamped, _constant(kind, 1 / np.log(2.0)))])
-        rest = _elementwise(builder, "fma", [whole, _constant(kind, -high), clamped])  # Cody & Waite: ln 2 in two parts
-        rest = _elementwise(builder, "fma", [whole, _constant(kind, -low), rest])
-        power = _constant(kind, coefficients[-1])
+        clamped = _greater(builder, value, constant(kind, lowest))
+        whole = call_elementwise(builder, "rint", [builder.fmul(clamped, constant(kind, 1 / np.log(2.0)))])
+        rest = call_elementwise(builder, "fma", [whole, constant(kind, -high), clamped])  # Cody & Waite: ln 2 in two parts
+        rest = call_elementwise(builder, "fma", [whole, constant(kind, -low), rest])
+        power = constant(kind, coefficients[-1])
         for coefficient in coefficients[-2::-1]:
-            power = _elementwise(builder, "fma", [power, rest, _constant(kind, coefficient)])
+            power = call_elementwise(builder, "fma", [power, rest, constant(kind, coefficient)])
         integers = ir.VectorType(bits, kind.count)
         shift = ir.Constant(integers, [ir.Constant(bits, mantissa)] * kind.count)
         exponent = builder.shl(builder.fptosi(whole, integers), shift)
         result = builder.bitcast(builder.add(builder.bitcast(power, integers), exponent), kind)
-        return builder.select(builder.fcmp_ordered(">", value, _constant(kind, lowest)), result, _constant(kind, 0.0))
+        return builder.select(builder.fcmp_ordered(">", value, constant(kind, lowest)), result, constant(kind, 0.0))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _joined(builder, [one(builder, part) for part in _parts(builder, arguments[0])])

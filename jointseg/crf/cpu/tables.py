@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from jointseg.crf.cpu import simd
 from jointseg.crf.cpu.compiled import inner
 
-
 AHEAD = 12
+"""How many rows of a line ahead the next are asked for."""
 
 
 @inner

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from jointseg.crf.cpu.bands import separable
 from jointseg.crf.cpu.engine import Engine
-from jointseg.crf.cpu.fused import to_rows
+from jointseg.crf.cpu.fused import empty_like, to_rows
 from jointseg.crf.cpu.grid import build_grid
-from jointseg.crf.cpu.lattice import build_lattice, key_bits, scale_factors
+from jointseg.crf.cpu.lattice import build_lattice
 from jointseg.crf.cpu.parts import Part
+from jointseg.crf.cpu.simplex import key_bits, scale_factors
+from jointseg.crf.cpu.transpose import from_rows
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.errors import InputError
@@ -51,7 +53,7 @@ class StructuredFilter:
             raise InputError(f"filter {name!r} runs on the CPU, but features are on {device}; use 'block_sparse' or 'exact'")
         self.name, self.size = name, features.size
         self.num_threads = threads_for(features)
-        values_BPF = features.values_BPF.detach().contiguous().numpy()
+        values_BPF = features.values_BPF.detach().numpy()
         self.dtype = values_BPF.dtype
         everywhere = np.ones(values_BPF.shape[:2], np.bool_)
         self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.contiguous().numpy()
@@ -79,12 +81,11 @@ class StructuredFilter:
 
     @torch.no_grad()
     def _apply(self, values_BCP: Tensor, *, transposed: bool) -> Tensor:
-        C = values_BCP.shape[1]
-        out = [
-            torch.from_numpy(engine.filter(to_rows(values_CP, 0.0), transposed=transposed))[:, :C].T
-            for engine, values_CP in zip(self._engines, values_BCP, strict=True)
-        ]
-        return torch.stack(out)
+        out_BCP = empty_like(values_BCP)
+        for engine, values_CP, out_CP in zip(self._engines, values_BCP, out_BCP, strict=True):
+            rows_PC = to_rows(values_CP, 0.0, engine.num_threads)
+            from_rows(engine.filter(rows_PC, transposed=transposed), out_CP.numpy(), engine.num_threads)
+        return out_BCP
 
 
 def threads_for(features: Features) -> int:
@@ -104,7 +105,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
-    reach = features.values_BPF.abs().amax((0, 1)).double().cpu().numpy() @ scale_factors(F, np.float64) * (F + 1)
+    reach = _largest(features.values_BPF) @ scale_factors(F, np.float64) * (F + 1)
     allowed = 2.0 ** (key_bits(F) - 1)
     if reach >= allowed:
         raise InputError(
@@ -113,6 +114,12 @@ def permutohedral(features: Features) -> StructuredFilter:
         )
     build = partial(build_lattice, size=features.size, num_threads=threads_for(features))
     return StructuredFilter("permutohedral", features, build)
+
+
+def _largest(values_BPF: Tensor) -> NDArray[np.float64]:
+    """The largest |value| of each feature."""
+    bounds_2F = torch.stack([-values_BPF.amin((0, 1)), values_BPF.amax((0, 1))])
+    return np.asarray(bounds_2F.amax(0).double().cpu().numpy())
 
 
 def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter | GridMatrices:
