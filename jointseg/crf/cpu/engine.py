@@ -7,7 +7,8 @@ Not here: the steps of a thread (program.py), autograd and batches (fused.py, fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from jointseg.crf.cpu.parts import Part, Separable
 from jointseg.crf.cpu.passes import READ, SOFTMAX, SOFTMAX_BACKWARD
 from jointseg.crf.cpu.program import Team, Values
 from jointseg.crf.cpu.row_sums import interpolated_sums, separable_sums
+from jointseg.crf.cpu.scratch import borrowed
 from jointseg.crf.cpu.simd import row_type
 from jointseg.crf.cpu.team import run_team
 
@@ -58,7 +60,17 @@ class Engine:
     def filter(self, values_PC: Array, *, transposed: bool = False) -> Array:
         """Sum over the kernels of K v, not normalised, or of K^T v. Values (P, C), C whole vectors."""
         structure = self.transposed if transposed else self.structure
-        return self._filtered(structure, self._values(structure, values_PC.shape[1]), values_PC)
+        out_PC, weighing = np.empty_like(values_PC), self._weighing(self._mask_PK, self._mask_PK)
+        given, out = values_PC.reshape(-1), out_PC.reshape(-1)
+
+        def work(member: _Member) -> None:
+            member.step(READ, weighing, given, out, out, reading=False)
+            member.settle()
+            member.step(READ, weighing, given, out, out, writing=False, storing=True)
+
+        with self._values(structure, values_PC.shape[1]) as values:
+            self._run(work, structure, values, values_PC.shape[1])
+        return out_PC
 
     def mean_field(
         self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False, probabilities: bool = False
@@ -73,7 +85,7 @@ class Engine:
             probabilities: return q in place of the logits.
         """
         C, unary = unary_PC.shape[1], unary_PC.reshape(-1)
-        values, weighing = self._values(self.structure, C, -matrices), self._weighing(self._inverse_PK, self._mask_PK)
+        weighing = self._weighing(self._inverse_PK, self._mask_PK)
         kept_TN = np.empty((num_iterations, len(unary)) if keep else (1, 1), self.dtype)
 
         def work(member: _Member) -> None:
@@ -84,7 +96,8 @@ class Engine:
             member.settle()
             member.step(SOFTMAX, weighing, unary, unary, unary, writing=False, keeping=probabilities, storing=not probabilities)
 
-        self._run(work, self.structure, values, C)
+        with self._values(self.structure, C, -matrices) as values:
+            self._run(work, self.structure, values, C)
         return unary_PC, kept_TN
 
     def mean_field_backward(
@@ -99,19 +112,17 @@ class Engine:
             by_matrices: whether to compute the second.
         """
         C = grad_PC.shape[1]
-        values = self._values(self.transposed, C, -(matrices.swapaxes(1, 2) if matrices.ndim == 3 else matrices))
-        beside = self._values(self.structure, C) if by_matrices else values
         weighing, plain = self._weighing(self._mask_PK, self._inverse_PK), self._weighing(self._mask_PK, self._mask_PK)
         sums = np.zeros((self.num_threads, self.num_kernels, C, C), self.dtype) if by_matrices else None
         by_unary_PC = grad_PC.copy()
         grad, by_unary = grad_PC.reshape(-1), by_unary_PC.reshape(-1)
 
-        def work(member: _Member) -> None:
+        def work(member: _Member, beside: Values | None) -> None:
             member.step(READ, weighing, grad, by_unary, by_unary, reading=False)
             for iteration in range(len(kept_TN) - 1, -1, -1):
                 q = kept_TN[iteration]
                 member.settle(mixing=False)
-                if sums is not None:
+                if sums is not None and beside is not None:
                     other = member.beside(self.structure, beside)
                     other.step(READ, plain, q, by_unary, by_unary, reading=False)
                     other.settle(blurring=False, mixing=False)
@@ -119,7 +130,11 @@ class Engine:
                 member.settle(gathering=False, blurring=False)
                 member.step(SOFTMAX_BACKWARD, weighing, grad, q, by_unary, writing=iteration > 0, storing=True)
 
-        self._run(work, self.transposed, values, C)
+        turned = -(matrices.swapaxes(1, 2) if matrices.ndim == 3 else matrices)
+        with ExitStack() as borrowing:
+            values = borrowing.enter_context(self._values(self.transposed, C, turned))
+            beside = borrowing.enter_context(self._values(self.structure, C)) if by_matrices else None
+            self._run(lambda member: work(member, beside), self.transposed, values, C)
         return by_unary_PC, None if sums is None else -sums.sum(0)
 
     def _row_sums(self, parts: Sequence[Part], valid: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> Array:
@@ -138,32 +153,21 @@ class Engine:
                 sums_PK[:, k] = separable_sums(part, valid_P, size)
         return sums_PK
 
-    def _filtered(self, structure: Structure, values: Values, given_PC: Array) -> Array:
-        out_PC, weighing = np.empty_like(given_PC), self._weighing(self._mask_PK, self._mask_PK)
-        given, out = given_PC.reshape(-1), out_PC.reshape(-1)
-
-        def work(member: _Member) -> None:
-            member.step(READ, weighing, given, out, out, reading=False)
-            member.settle()
-            member.step(READ, weighing, given, out, out, writing=False, storing=True)
-
-        self._run(work, structure, values, given_PC.shape[1])
-        return out_PC
-
     def _weighing(self, reading_PK: Array, writing_PK: Array) -> _Weighing:
         return _Weighing((reading_PK, writing_PK), writing_PK is self._mask_PK and self._all_valid)
 
-    def _values(self, structure: Structure, C: int, matrices: Array | None = None) -> Values:
+    @contextmanager
+    def _values(self, structure: Structure, C: int, matrices: Array | None = None) -> Iterator[Values]:
         scale_K = np.ones(self.num_kernels, self.dtype)
         mixes = np.zeros((0, C, C), self.dtype)
         if matrices is not None and matrices.ndim == 1:
             scale_K = matrices.astype(self.dtype)
         elif matrices is not None:
             mixes = np.ascontiguousarray(matrices.swapaxes(1, 2), self.dtype)
-        table, other = (aligned(max(structure.num_rows, 1) * C, self.dtype) for _ in range(2))
-        coarse = np.zeros(structure.coarse.num_read * C, self.dtype)
-        slabs = aligned(structure.coarse.num_written * C, self.dtype)
-        return Values(table, other, coarse, slabs, scale_K, mixes)
+        rows, coarse = max(structure.num_rows, 1), structure.coarse
+        counts = [count * C for count in (rows, rows, coarse.num_read, coarse.num_written)]
+        with borrowed(*counts, dtype=self.dtype) as (table, other, points, slabs):
+            yield Values(table, other, points, slabs, scale_K, mixes)
 
     def _run(self, work: Callable[[_Member], None], structure: Structure, values: Values, C: int) -> None:
         run_team(
@@ -216,11 +220,3 @@ class _Member:
         self._phase[0] = program.outer_products(
             self.structure, self.values, other.values, self.team, self._phase[0], self._flip, mine, self.rows
         )
-
-
-def aligned(count: int, dtype: Any) -> Array:
-    """An array of `count` numbers that begins at a cache line, not set."""
-    itemsize = np.dtype(dtype).itemsize
-    raw = np.empty(count * itemsize + 64, np.uint8)
-    skip = -raw.ctypes.data % 64
-    return raw[skip : skip + count * itemsize].view(dtype)

@@ -7,7 +7,8 @@ Not here: the passes (engine.py, passes.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jointseg.crf.cpu.engine import Engine, aligned
+from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.layout import padded_width
+from jointseg.crf.cpu.scratch import borrowed
 from jointseg.crf.cpu.transpose import from_rows, into_rows
 
 _NEVER = -1e30
 """Logit of the channels that only fill a vector: their q is 0."""
 
 
-def to_rows(values_CP: Tensor, padding: float, num_threads: int) -> NDArray[Any]:
-    """(C, P) as rows of pixels, (P, C) with C padded to whole vectors."""
+@contextmanager
+def as_rows(values_CP: Tensor, padding: float, num_threads: int) -> Iterator[NDArray[Any]]:
+    """(C, P) as rows of pixels, (P, C) with C padded to whole vectors; in memory that is another call's after the block."""
     C, P = values_CP.shape
     values = values_CP.detach().contiguous().numpy()
     width = padded_width(C)
-    rows_PC = aligned(P * width, values.dtype).reshape(P, width)
-    into_rows(values, rows_PC, padding, num_threads)
-    return rows_PC
+    with borrowed(P * width, dtype=values.dtype) as (flat,):
+        rows_PC = flat.reshape(P, width)
+        into_rows(values, rows_PC, padding, num_threads)
+        yield rows_PC
 
 
 def empty_like(values: Tensor) -> Tensor:
@@ -76,9 +80,11 @@ class _Fused(torch.autograd.Function):
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         out_BCP = empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
-            unary_PC = to_rows(unary_CP, _NEVER, engine.num_threads)
-            rows_PC, kept_TN = engine.mean_field(unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities)
-            from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
+            with as_rows(unary_CP, _NEVER, engine.num_threads) as unary_PC:
+                rows_PC, kept_TN = engine.mean_field(
+                    unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities
+                )
+                from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             ctx.kept.append(kept_TN)
         return out_BCP
 
@@ -90,9 +96,8 @@ class _Fused(torch.autograd.Function):
         by_unary_BCP = empty_like(grad_BCP)
         by_matrices_KCC = torch.zeros_like(matrices_KCC) if ctx.needs_input_grad[1] else None
         for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
-            rows_PC, sums = engine.mean_field_backward(
-                to_rows(grad_CP, 0.0, engine.num_threads), kept_TN, matrices, by_matrices=by_matrices_KCC is not None
-            )
+            with as_rows(grad_CP, 0.0, engine.num_threads) as grad_PC:
+                rows_PC, sums = engine.mean_field_backward(grad_PC, kept_TN, matrices, by_matrices=by_matrices_KCC is not None)
             from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             if by_matrices_KCC is not None and sums is not None:
                 by_matrices_KCC += torch.from_numpy(sums)[:, : len(out_CP), : len(out_CP)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jointseg.crf.cpu.bands import separable
 from jointseg.crf.cpu.engine import Engine
-from jointseg.crf.cpu.fused import empty_like, to_rows
+from jointseg.crf.cpu.fused import as_rows, empty_like
 from jointseg.crf.cpu.grid import build_grid
 from jointseg.crf.cpu.lattice import build_lattice
 from jointseg.crf.cpu.parts import Part
@@ -83,8 +83,8 @@ class StructuredFilter:
     def _apply(self, values_BCP: Tensor, *, transposed: bool) -> Tensor:
         out_BCP = empty_like(values_BCP)
         for engine, values_CP, out_CP in zip(self._engines, values_BCP, out_BCP, strict=True):
-            rows_PC = to_rows(values_CP, 0.0, engine.num_threads)
-            from_rows(engine.filter(rows_PC, transposed=transposed), out_CP.numpy(), engine.num_threads)
+            with as_rows(values_CP, 0.0, engine.num_threads) as rows_PC:
+                from_rows(engine.filter(rows_PC, transposed=transposed), out_CP.numpy(), engine.num_threads)
         return out_BCP
 
 
