@@ -117,14 +117,14 @@ def test_a_process_that_serves_many_trials_scores_as_a_new_one_with_and_without_
 
 @pytest.fixture
 def two_folds(job):
-    """Twelve frames in two folds: enough to tell good settings from bad ones on the first."""
-    arrays = {name: np.resize(own, (12, *own.shape[1:])) for name, own in job.cache.arrays().items()}
-    folder = job.folder.with_name("twelve")
+    """Six frames in two folds: enough to tell good settings from bad ones on the first."""
+    arrays = {name: np.resize(own, (6, *own.shape[1:])) for name, own in job.cache.arrays().items()}
+    folder = job.folder.with_name("six")
     folder.mkdir(exist_ok=True)
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
-    kept = (job.cache.frames * 6)[:12]
-    return replace(job, cache=UnaryCache(folder, kept), folds=(0, 1) * 6, folder=folder)
+    kept = job.cache.frames * 3
+    return replace(job, cache=UnaryCache(folder, kept), folds=(0, 1) * 3, folder=folder)
 
 
 def test_a_trial_that_is_behind_after_a_fold_stops_there(two_folds):
@@ -145,7 +145,7 @@ def test_a_trial_that_is_behind_after_a_fold_stops_there(two_folds):
     assert behind["partial_mean_iou"] == full["fold_scores"][0]
     rows, confusion_NCC = read_confusions(confusion_file(two_folds.folder, 2))
     of_all = read_confusions(confusion_file(two_folds.folder, 3))
-    assert [row["fold"] for row in rows] == [0] * 6
+    assert [row["fold"] for row in rows] == [0] * 3
     assert rows == [{**row, "trial": 2} for row in of_all[0] if row["fold"] == 0]
     assert (confusion_NCC == of_all[1][::2]).all()
 
