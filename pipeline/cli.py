@@ -1,6 +1,6 @@
 """The `jointseg` command: its commands, their options, and what is printed.
 
-Not here: the phases (run.py), exit codes of Ray's own commands.
+Not here: the phases (run.py), how progress is shown (terminal.py), exit codes of Ray's own commands.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jointseg.config import Config
@@ -29,6 +28,7 @@ from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
 from pipeline.failures import LostWorkerError
+from pipeline.terminal import Terminal
 from pipeline.workspace import PIPELINE, Workspace
 
 app = typer.Typer(
@@ -57,36 +57,6 @@ SetOption = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a setting by its path, such as crf.theta_beta=4. Repeatable."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's and Optuna's own logs too.")]
-
-
-class Terminal:
-    """Progress bars and lines on a terminal; lines alone where output is not one."""
-
-    def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(text, markup=False)
-
-    @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:
-        """A progress bar; call what it gives with the number done, the new total if it changed, and a note."""
-        columns = (
-            TextColumn("{task.description:>15}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            task = progress.add_task(title, total=total, note="")
-
-            def update(done: int, total: int | None = None, *, note: str = "") -> None:
-                progress.update(task, completed=done, total=total, note=note)
-
-            yield update
 
 
 @data_app.command("rooms")
@@ -218,15 +188,11 @@ def score(
     """Score CRF settings as they are, without training, beside the paper's and no CRF, from the stage-2 weights in --out."""
     place, screen = _workspace(out), Terminal()
     config = _config(place, None, None, None)
-    from pipeline.score import score_settings
+    from pipeline.score import score_settings, score_table
 
     with _interruptible(place, screen):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
-    table = Table("settings", "mean IoU, %", "pixel acc., %", "beside the paper's, points", title=f"{split} split")
-    for name, own in scores.items():
-        gain = f"{100 * own.gain.difference:+.2f} [{100 * own.gain.low:+.2f}, {100 * own.gain.high:+.2f}]"
-        table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)
-    screen.console.print(table)
+    screen.console.print(score_table(scores, split=split))
 
 
 @app.command()

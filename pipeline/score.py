@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from rich.table import Table
 
 from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
@@ -95,6 +96,15 @@ def score_settings(
     }
     write_atomically(place.search / f"scores-{split}.json", json.dumps(record, indent=1))
     return scores
+
+
+def score_table(scores: Mapping[str, Score], *, split: str) -> Table:
+    """What `score_settings` found, in percent and points, for a terminal."""
+    table = Table("settings", "mean IoU, %", "pixel acc., %", "beside the paper's, points", title=f"{split} split")
+    for name, own in scores.items():
+        gain = f"{100 * own.gain.difference:+.2f} [{100 * own.gain.low:+.2f}, {100 * own.gain.high:+.2f}]"
+        table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)
+    return table
 
 
 def _confusions(

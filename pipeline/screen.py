@@ -1,4 +1,4 @@
-"""Where a run tells how far it is. Not here: a terminal (cli.py)."""
+"""Where a run tells how far it is. Not here: a terminal (terminal.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray's settings for tests that start it, and the command line as a user runs it."""
+"""Ray's settings for tests that start it, a head node, a small store. Not here: how the command is run (command_line.py)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -26,6 +25,7 @@ for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from pipeline.cluster import connected
+from tests.integration.command_line import CommandLine
 
 # A whole pipeline in about a minute: six rooms to train on, a handful of steps a stage, four trials.
 TINY = {
@@ -47,66 +47,13 @@ def as_options(settings: dict[str, object]) -> list[str]:
     return [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
 
 
-def training_workers(driver: int) -> list[int]:
-    """The processes of Ray Train's workers on the Ray that `driver` started, the first started first."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue  # it has ended
-
-    def descends(process: int) -> bool:
-        return process == driver or (process in parents and descends(parents[process]))
-
-    workers = [process for process, title in titles.items() if title.startswith(b"ray::RayTrainWorker")]
-    return sorted(filter(descends, workers))
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """Runs `jointseg` in a process of its own, without a Ray cluster or MLflow store from the environment."""
-
-    environment: dict[str, str]
-
-    def __call__(self, *words: str, code: int = 0, timeout: float = 400) -> str:
-        done = subprocess.run(
-            self._command(words), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        assert done.returncode == code, f"exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def kill_when(self, reached: Callable[[], bool], *words: str, timeout: float = 300) -> None:
-        """Start the command, and kill it and its training workers (SIGKILL) once `reached`; it must not end before."""
-        process = subprocess.Popen(
-            self._command(words), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        deadline = time.monotonic() + timeout
-        try:
-            while not reached():
-                assert process.poll() is None, f"ended before it was to be killed:\n{process.communicate()[0]}"
-                assert time.monotonic() < deadline, f"not reached within {timeout} s"
-                time.sleep(0.02)
-        finally:
-            for worker in training_workers(process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-
-    @staticmethod
-    def _command(words: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "pipeline", *words]
-
-
 @pytest.fixture(scope="session")
-def jointseg() -> CommandLine:
+def jointseg(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     left_out = {"RAY_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [repository, environment.get("PYTHONPATH")]))
-    return CommandLine({**environment, "PYTHONPATH": path})
+    return CommandLine({**environment, "PYTHONPATH": path}, tmp_path_factory.mktemp("printed"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Not here: drivers that are killed (test_pipeline.py), kills at every step (tests
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import resource
@@ -37,16 +36,13 @@ from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line, read_lines
 from pipeline.train import train_stage
 from pipeline.workspace import Workspace
-from tests.integration.conftest import training_workers
+from tests.integration.command_line import PROCESSES, training_workers
 
 STAGE = STAGES["stage1"]
 CONFIG = with_overrides(demo(), {
     "network.width": 0.0625, "network.dropout": 0.5, "stage1.iterations": 30, "stage1.batch_size": 2,
     "training.num_workers": 2, "training.cpus_per_worker": 1, "training.log_every": 1, "training.checkpoint_every": 4,
 })  # fmt: skip
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["jointseg.training", "torch._dynamo"])  # they take seconds to import
 
 
 @dataclass(frozen=True)

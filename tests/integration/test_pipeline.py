@@ -8,6 +8,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
 from pipeline.workspace import Workspace
-from tests.integration.conftest import TINY, CommandLine, Head, as_options
+from tests.integration.command_line import CommandLine
+from tests.integration.conftest import TINY, Head, as_options
 from tests.starting_weights import torchvision_vgg16
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -47,17 +50,28 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(head: Head, tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> tuple[Workspace, str]:
-    """A run that is left alone, submitted as a job, and what it printed."""
+def job(
+    head: Head, tmp_path_factory: pytest.TempPathFactory, options: list[str]
+) -> Iterator[tuple[Workspace, Future[subprocess.CompletedProcess[str]]]]:
+    """A run that is left alone, submitted as a job: its folder, and what comes of it."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = head.submit("run", "--preset", "demo", "--out", str(out), *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Workspace(out), done.stdout
+    with ThreadPoolExecutor(1) as beside:
+        yield Workspace(out), beside.submit(head.submit, "run", "--preset", "demo", "--out", str(out), *options)
 
 
 @pytest.fixture(scope="module")
-def killed(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Workspace:
-    """The same run, killed in the middle of stage 1 and of the search, and between phases: a process of each kind of work."""
+def whole(job: tuple[Workspace, Future[subprocess.CompletedProcess[str]]]) -> tuple[Workspace, str]:
+    """The same at its end, and what it printed."""
+    place, done = job[0], job[1].result()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place, done.stdout
+
+
+@pytest.fixture(scope="module")
+def killed(job: object, jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Workspace:
+    """The same run, killed in the middle of stage 1 and of the search, and between phases: a process of each kind of work. The
+    other goes on beside it, on a Ray of its own.
+    """
     place = Workspace(tmp_path_factory.mktemp("killed") / "run")
     command = ("run", "--preset", "demo", "--out", str(place.out), *options)
     for moment in (
@@ -81,7 +95,7 @@ def _finished_files(place: Workspace) -> dict[str, tuple[int, str]]:
     return {str(path): (path.stat().st_mtime_ns, digest(path)) for path in parts if path.is_file()}
 
 
-def test_a_run_killed_again_and_again_ends_as_one_left_alone(whole: tuple[Workspace, str], killed: Workspace) -> None:
+def test_a_run_killed_again_and_again_ends_as_one_left_alone(killed: Workspace, whole: tuple[Workspace, str]) -> None:
     place, _ = whole
     for stage in STAGES:
         weights = Path(stage) / "final" / "weights.safetensors"

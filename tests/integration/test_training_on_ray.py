@@ -20,7 +20,8 @@ from jointseg.training import TrainingDivergedError
 from pipeline.log_lines import Line
 from pipeline.train import train_stage
 from pipeline.workspace import Workspace
-from tests.integration.conftest import TINY, CommandLine, as_options
+from tests.integration.command_line import CommandLine
+from tests.integration.conftest import TINY, as_options
 
 
 def _config(**changes: object) -> Config:

@@ -1,18 +1,25 @@
-"""A few rooms prepared for training, and a config small enough to train on them in seconds.
+"""A few rooms prepared for training, a config small enough to train on them in seconds, and the command line in this process.
 
 Not here: data in NYU's layout that is made up (tests/conftest.py).
 """
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+import ray
 import torch
 
 from jointseg.config import Config
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
+from jointseg.data.views import make_views
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
+from jointseg.training import train
+from pipeline.cli import run_command_line
+from tests.trainings import ALONE, InterruptedRunError
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +40,65 @@ def small() -> Config:
     pace = {"log_every": 1, "checkpoint_every": 2, "validate_every": 100, "cpus_per_worker": 1}
     changes |= {f"training.{name}": value for name, value in pace.items()}
     return with_overrides(demo(), changes | {"crf.num_iterations": 2, "crf_train_iterations": 2})
+
+
+@pytest.fixture(scope="session")
+def views(rooms, small):
+    return make_views(rooms.train, small.data)
+
+
+@pytest.fixture
+def fit(rooms, views):
+    """Trains a run to its end and returns its reports; stops at a step, or leaves checkpoints in a folder, where asked."""
+
+    def fit(run, *, stop_at=None, save_to=None, validation=()):
+        reports = []
+
+        def report(one):
+            reports.append(one)
+            if save_to is not None and one.save is not None:
+                one.save(save_to / str(one.step))
+            if one.step == stop_at:
+                raise InterruptedRunError
+
+        train(run, rooms, views, place=ALONE, report=report, validation=validation)
+        return reports
+
+    return fit
+
+
+@pytest.fixture
+def jointseg(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process and in an empty folder: its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["jointseg", *map(str, words)])
+        try:
+            code = run_command_line()
+        except SystemExit as left:
+            code = left.code
+        assert not ray.is_initialized()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def mistake(jointseg):
+    """Runs a command that must be refused, in one line; returns the line."""
+
+    def run(*words):
+        code, out, err = jointseg(*words)
+        assert (code, out) == (2, ""), f"{code}: {out}{err}"
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
 
 
 @pytest.fixture(autouse=True)

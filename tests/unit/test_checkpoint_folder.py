@@ -1,6 +1,7 @@
 """Laws of a stage's checkpoints together: the newest good one is found, none is half, a full disk harms none of those there.
 
-Not here: a single checkpoint (test_checkpoint.py), training that is killed and goes on (test_killed_training.py).
+Not here: a single checkpoint (test_checkpoint.py), those written in the background (test_checkpoint_writer.py), training
+that is killed and goes on (test_killed_training.py).
 """
 
 from __future__ import annotations
@@ -12,30 +13,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from jointseg.checkpoint import Checkpoint, DamagedCheckpointError, load_checkpoint, save_checkpoint
+from jointseg.checkpoint import DamagedCheckpointError, load_checkpoint
 from jointseg.checkpoint_folder import CheckpointFolder, CheckpointWriter, Found
-from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
+from tests.checkpoints import CONFIG, newest, saving
 
-CONFIG = Config()
 FILES = ("checkpoint.json", "weights.safetensors", "optimizer.pt", "random.pt")
 FORK = multiprocessing.get_context("fork")
-
-
-def saving(step: int) -> Callable[[Path], None]:
-    weights = {"weight": torch.full((40, 10), float(step))}
-    optimizer = {"state": {0: {"momentum_buffer": torch.full((40, 10), -float(step))}}}
-    checkpoint = Checkpoint("stage1", step, CONFIG, weights, optimizer, [{"cpu": torch.get_rng_state(), "cuda": None}])
-    return lambda folder: save_checkpoint(folder, checkpoint)
 
 
 @pytest.fixture
@@ -45,10 +34,6 @@ def folder(tmp_path: Path) -> CheckpointFolder:
     for step in (10, 20, 30):
         folder.write(step, saving(step), keep=3)
     return folder
-
-
-def newest(folder: CheckpointFolder, config: Config = CONFIG) -> Found | None:
-    return folder.newest(config=config, stage="stage1")
 
 
 def damage(path: Path, how: str) -> None:
@@ -258,84 +243,3 @@ def test_a_disk_that_has_no_space_left_keeps_its_last_good_checkpoint(tmp_path):
     assert said == f"{failed}: cannot be written: No space left on device"
     assert int(step) > 5
     assert (found, last) == (f"goes on from step {int(step) - 1}", f"step_{int(step) - 1:08d}")
-
-
-# In the background
-
-
-def test_training_goes_on_while_one_is_written_and_the_end_waits_for_it(tmp_path):
-    folder, go_on = CheckpointFolder(tmp_path / "stage1"), threading.Event()
-
-    def save(path: Path) -> None:
-        assert go_on.wait(30)
-        saving(10)(path)
-
-    with CheckpointWriter(folder, keep=2, in_background=True) as writer:
-        writer.write(10, save)
-        writer.check()
-        assert folder.steps() == []
-        go_on.set()
-    assert newest(folder).step == 10
-
-
-def test_checkpoints_are_written_one_after_another(tmp_path):
-    folder, at_once, most = CheckpointFolder(tmp_path / "stage1"), [], []
-
-    def save(path: Path) -> None:
-        at_once.append(path)
-        most.append(len(at_once))
-        saving(int(path.name[-2:]))(path)
-        at_once.remove(path)
-
-    with CheckpointWriter(folder, keep=2, in_background=True) as writer:
-        for step in range(10, 20):
-            writer.write(step, save)
-    assert max(most) == 1
-    assert folder.steps() == [18, 19]
-
-
-def failing(path: Path) -> None:
-    raise InputError(f"{path}: mine")
-
-
-def look_on(writer: CheckpointWriter) -> None:
-    for _ in range(1000):
-        writer.check()
-        time.sleep(0.01)
-
-
-def test_what_failed_in_the_background_is_raised_at_the_next_look(tmp_path):
-    with CheckpointWriter(CheckpointFolder(tmp_path), keep=2, in_background=True) as writer:
-        writer.write(10, failing)
-        with pytest.raises(InputError, match="step_00000010: mine"):
-            look_on(writer)
-
-
-def test_what_failed_in_the_background_is_raised_instead_of_writing_the_next(tmp_path):
-    with CheckpointWriter(CheckpointFolder(tmp_path), keep=2, in_background=True) as writer:
-        writer.write(10, failing)
-        with pytest.raises(InputError, match="step_00000010: mine"):
-            writer.write(20, saving(20))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_failed_in_the_background_is_raised_at_the_end(tmp_path):
-    with (
-        pytest.raises(InputError, match="step_00000010: mine"),
-        CheckpointWriter(CheckpointFolder(tmp_path), keep=2, in_background=True) as writer,
-    ):
-        writer.write(10, failing)
-
-
-def divide_by_zero(folder: CheckpointFolder, in_background: bool) -> None:
-    with CheckpointWriter(folder, keep=2, in_background=in_background) as writer:
-        writer.write(10, saving(10))
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("in_background", [False, True])
-def test_an_error_of_trainings_own_comes_first_and_the_last_checkpoint_is_whole(tmp_path, in_background):
-    folder = CheckpointFolder(tmp_path / "stage1")
-    with pytest.raises(ZeroDivisionError):
-        divide_by_zero(folder, in_background)
-    assert newest(folder).step == 10

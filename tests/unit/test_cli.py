@@ -1,4 +1,6 @@
-"""Laws of the command line: exit codes, one line for each mistake, help. Not here: runs that start Ray (integration tests)."""
+"""Laws of the command line: help, exit codes, what reaches the pipeline. Not here: what it refuses (test_cli_refusals.py), runs
+that start Ray (integration tests).
+"""
 
 from __future__ import annotations
 
@@ -8,63 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
-import typer.main
 
 import pipeline.run
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline.cli import app, run_command_line
 from pipeline.failures import LostWorkerError
 from pipeline.workspace import Workspace
+from tests.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def commands(group, *words):
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, *words, name)
-        else:
-            yield (*words, name), command
-
-
-COMMANDS = dict(commands(typer.main.get_command(app)))
-CONFIGURABLE = [words for words, command in COMMANDS.items() if any("--set" in option.opts for option in command.params)]
-
-
-@pytest.fixture
-def jointseg(monkeypatch, capsys, tmp_path):
-    """Runs the command in this process and in an empty folder: its exit code and what it printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["jointseg", *map(str, words)])
-        try:
-            code = run_command_line()
-        except SystemExit as left:
-            code = left.code
-        assert not ray.is_initialized()
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def mistake(jointseg):
-    """Runs a command that must be refused, in one line; returns the line."""
-
-    def run(*words):
-        code, out, err = jointseg(*words)
-        assert (code, out) == (2, ""), f"{code}: {out}{err}"
-        assert err.count("\n") == 1
-        assert err.startswith("error: ")
-        return err.removeprefix("error: ").rstrip("\n")
-
-    return run
 
 
 # Help
@@ -111,216 +65,6 @@ def test_a_command_that_cannot_be_read_exits_2_and_names_the_word(jointseg, word
     code, _, err = jointseg(*words)
     assert code == 2
     assert named.lower() in err.lower()
-
-
-# Settings
-
-
-def test_an_unknown_preset_lists_the_known_ones(mistake):
-    assert (
-        mistake("run", "--out", "x", "--preset", "huge")
-        == "--preset: 'huge' is not a preset; allowed: demo, small, modern, paper"
-    )
-
-
-@pytest.mark.parametrize("words", CONFIGURABLE, ids=" ".join)
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("crf.theta_bta=4", "crf.theta_bta: unknown setting; known under crf: theta_alpha, theta_beta,"),
-        ("colour=4", "colour: unknown setting; known at the top: preset, seed,"),
-        ("crf=4", "crf: names a group, not a setting; its settings: theta_alpha,"),
-        ("crf.theta_beta=-4", "crf.theta_beta: -4 is not allowed; allowed: greater than 0"),
-        ("crf.theta_beta=wide", "crf.theta_beta: 'wide' is not allowed; allowed: number"),
-        ("crf.theta_beta", "crf.theta_beta: not an override; write PATH=VALUE, such as crf.theta_beta=4"),
-        ("=4", "=4: not an override; write PATH=VALUE"),
-        ("network.input_size=66", "network.input_size: 66 is not allowed; allowed: 8k + 1"),
-        ("data.crop_scale_min=0.95", "data: crop_scale_min is 0.95; allowed: up to crop_scale_max = 0.9"),
-    ],
-)
-def test_a_bad_override_is_named_by_every_command_that_takes_them(mistake, words, override, said):
-    stage = ("--stage", "1") if words == ("train",) else ()
-    assert mistake(*words, "--out", "x", *stage, "--set", override).startswith(said)
-    assert not Path("x").exists()
-
-
-def test_the_last_of_two_overrides_of_one_path_stands(mistake):
-    assert "-2 is not allowed" in mistake("run", "--out", "x", "--set", "crf.w_depth=4", "--set", "crf.w_depth=-2")
-
-
-# Data
-
-
-def test_data_that_is_no_folder_is_named(mistake, tmp_path):
-    assert mistake("run", "--out", "x", "--data", "nowhere") == "--data: nowhere is not a folder"
-    (tmp_path / "file").touch()
-    assert mistake("run", "--out", "x", "--data", "file") == "--data: file is not a folder"
-
-
-def test_a_folder_without_the_files_is_named_before_anything_is_made(mistake, tmp_path):
-    (tmp_path / "empty").mkdir()
-    message = mistake("run", "--out", "x", "--data", "empty")
-    assert message.startswith(f"{tmp_path / 'empty'}: no nyu_depth_v2_labeled.mat in it; needed: ")
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_source_named_by_its_setting_is_looked_at_too(mistake, tmp_path):
-    assert mistake("run", "--out", "x", "--set", "data.source=nowhere").startswith(f"{tmp_path / 'nowhere'}: no such folder")
-
-
-@pytest.mark.parametrize("data", [[], ["--data"]], ids=["rooms", "real"])
-def test_more_validation_frames_than_frames_are_refused_before_anything_is_made(mistake, tmp_path, small_nyu, data):
-    words = [*data, small_nyu] if data else ["--set", "data.rooms_train=4"]
-    message = mistake("run", "--out", "x", *words, "--set", "data.validation_frames=4", "--set", "search.folds=2")
-    assert message.startswith("data.validation_frames: 4 is not allowed; allowed: up to 3 of the 4 train frames")
-    assert ("data.rooms_train" in message) == (not data)
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, "cannot be read (No such file or directory); allowed: a .caffemodel; "),
-        (b"<!DOCTYPE html>", "is no file of weights, it begins with b'<!DOCTYP'; allowed: a .caffemodel; "),
-        (b"\x0a\x03VGG\xa2\x06\xff\x7flayer", "not a .caffemodel, or a damaged one: field 100 is 16383 bytes long, but "),
-    ],
-)
-def test_starting_weights_that_cannot_be_read_are_refused_before_anything_is_made(mistake, tmp_path, content, reason):
-    if content is not None:
-        (tmp_path / "vgg").write_bytes(content)
-    message = mistake("run", "--out", "x", "--set", "network.weights=vgg")
-    assert message.startswith(f"network.weights: {tmp_path / 'vgg'}: {reason}")
-    assert not (tmp_path / "x").exists()
-
-
-def test_layers_that_would_stay_random_are_refused_before_anything_is_made(mistake, tmp_path):
-    message = mistake("run", "--preset", "small", "--out", "x")
-    assert message.startswith(
-        "network.weights: none is given, and network.frozen_until keeps layers up to conv4_3 as they begin"
-    )
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("command", ["check", "prepare"])
-def test_a_folder_that_is_not_nyus_is_refused(mistake, tmp_path, command):
-    out = ["--out", "store"] if command == "prepare" else []
-    assert mistake("data", command, "nowhere", *out).startswith("nowhere: no such folder; needed: nyu_depth_v2_labeled.mat")
-    (tmp_path / "nyu").mkdir()
-    for name in ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"):
-        (tmp_path / "nyu" / name).write_text("not HDF5")
-    assert mistake("data", command, "nyu", *out).startswith("nyu/nyu_depth_v2_labeled.mat: cannot be opened: not an HDF5")
-
-
-def test_data_is_checked_and_prepared(jointseg, mistake, small_nyu, tmp_path):
-    code, out, err = jointseg("data", "check", small_nyu)
-    assert (code, err) == (0, "")
-    assert "6: 4 train, 2 test" in out
-    code, out, _ = jointseg("data", "prepare", small_nyu, "--out", "store")
-    assert code == 0
-    assert "6 frames" in out
-    assert mistake("data", "prepare", small_nyu, "--out", "store").startswith("store: exists already")
-
-
-def test_rooms_are_never_written_over(mistake, small_nyu):
-    message = mistake("data", "rooms", "--out", small_nyu, "--frames", "2")
-    assert message.startswith(str(small_nyu))
-    assert "already" in message
-
-
-def test_rooms_are_written_where_asked(jointseg, tmp_path):
-    code, out, _ = jointseg("data", "rooms", "--out", "rooms", "--frames", "2")
-    assert (code, out) == (0, "rooms: 1 train and 1 test rooms\n")
-    assert sorted(path.name for path in (tmp_path / "rooms").iterdir()) == [
-        "classMapping40.mat", "nyu_depth_v2_labeled.mat", "splits.mat",
-    ]  # fmt: skip
-
-
-# The folder
-
-
-@pytest.mark.parametrize("words", CONFIGURABLE, ids=" ".join)
-def test_a_folder_with_files_of_its_own_is_refused(mistake, tmp_path, words):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.tex").touch()
-    stage = ("--stage", "1") if words == ("train",) else ()
-    message = mistake(*words, "--out", "thesis", *stage)
-    assert message.startswith(f"{tmp_path / 'thesis'}: holds files but no config.json; ")
-
-
-def test_a_file_is_no_folder(mistake, tmp_path):
-    (tmp_path / "file").touch()
-    assert mistake("search", "--out", "file").startswith(f"{tmp_path / 'file'}: ")
-
-
-def test_another_config_is_refused_by_field(mistake, tmp_path):
-    Workspace(tmp_path / "run").adopt_config(demo())
-    message = mistake("run", "--out", "run", "--set", "crf.theta_beta=4")
-    assert message == f"{tmp_path / 'run'}: was made with another config: crf.theta_beta is 3.0 there and 4.0 here"
-    assert "preset is 'demo' there and 'paper' here; network.width is 0.25" in mistake(
-        "run", "--out", "run", "--preset", "paper"
-    )
-
-
-def test_a_damaged_config_is_named(mistake, tmp_path):
-    Workspace(tmp_path / "run").adopt_config(demo())
-    (tmp_path / "run" / "config.json").write_text("{")
-    assert mistake("run", "--out", "run").startswith(f"{tmp_path / 'run' / 'config.json'}: not a config (")
-
-
-@pytest.mark.parametrize("stage", ["7", "", "stage7", "3_crf", "stage"])
-def test_an_unknown_stage_lists_the_known_ones(mistake, stage):
-    assert mistake("train", "--out", "x", "--stage", stage) == (
-        f"--stage: {stage!r} is not a stage; allowed: 1, 2, 3_sem_crf, 3, one_stage"
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["train", "--stage", "2"], "stage2 needs stage1"),
-        (["train", "--stage", "3"], "stage3 needs search"),
-        (["train", "--stage", "3_sem_crf"], "stage3_sem_crf needs search"),
-        (["search"], "search needs stage2"),
-        (["evaluate"], "evaluate needs stage1"),
-    ],
-)
-def test_a_missing_earlier_phase_is_named_and_leaves_no_folder(mistake, tmp_path, words, said):
-    message = mistake(*words, "--out", "x")
-    assert message == f"{tmp_path / 'x'}: {said}, which has not finished there; finished: nothing"
-    assert not (tmp_path / "x").exists()
-
-
-def test_an_unknown_search_space_is_named_before_anything_is_made(mistake, tmp_path):
-    message = mistake("run", "--out", "x", "--set", "search.space=all")
-    assert message.startswith("search.space: 'all' is not in tune_spaces/; allowed: crf, crf_bandwidths, crf_weights")
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_finished_phase_is_said_to_be_finished(jointseg, tmp_path):
-    place = Workspace(tmp_path / "run")
-    place.adopt_config(demo())
-    for phase in ("data", "stage1"):
-        place.finish(phase, seconds=1)
-    code, out, _ = jointseg("train", "--out", "run", "--stage", "1")
-    assert (code, out) == (0, f"{place.out}: data, stage1 finished already; nothing to do\n")
-
-
-def test_more_folds_than_frames_are_refused_before_anything_is_made(mistake, tmp_path):
-    message = mistake("run", "--out", "x", "--set", "data.validation_frames=4")
-    assert message == "search.folds: 5 folds of 4 frames (data.validation_frames); allowed: 2..4"
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("out", ["nowhere", "."])
-def test_the_store_of_what_is_no_run_is_neither_shown_nor_made(mistake, tmp_path, out):
-    folder = (tmp_path / out).resolve()
-    assert mistake("ui", "--out", out) == f"{folder / 'config.json'}: not found; {folder} is not the folder of a run"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_job_needs_an_absolute_folder(mistake, monkeypatch):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert mistake("run", "--out", "x").startswith("--out: x is relative, and a job's working directory is a copy")
 
 
 # What reaches the pipeline

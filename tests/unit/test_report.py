@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -19,12 +18,11 @@ from rich.console import Console
 
 from jointseg.batches import Place
 from jointseg.checkpoint import save_checkpoint, save_final
-from jointseg.crf.settings import CrfSettings
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
-from jointseg.evaluation import Prediction, Sums, score
-from jointseg.labels import CLASS_NAMES, VOID
-from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics, segmentation_metrics
+from jointseg.evaluation import Prediction
+from jointseg.labels import CLASS_NAMES
+from jointseg.metrics import DepthSums, SegmentationSums
 from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from jointseg.settings import flatten, with_overrides
@@ -32,6 +30,7 @@ from jointseg.stages import STAGES
 from jointseg.training import begin
 from pipeline import report
 from pipeline.workspace import Workspace
+from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total
 
 # Share of pixels that each row gets wrong: the full CRF below the rows before it.
 WRONG = {"unary_sem": 0.6, "unary_sem_depth": 0.5, "sem_crf": 0.4, "sem_crf_plus": 0.55}
@@ -77,65 +76,6 @@ def written(evaluated: Workspace, store: Store, tmp_path_factory: pytest.TempPat
     place = Workspace(shutil.copytree(evaluated.out, tmp_path_factory.mktemp("written") / "small"))
     report.write(demo(), place, store)
     return place
-
-
-def guesses(store: Store, wrong: float, *, depth: bool) -> dict[int, Prediction]:
-    generator = np.random.default_rng(int(100 * wrong))
-    drawn = {}
-    for number in store.test:
-        frame = store.frame(number)
-        labels = np.where(frame.labels == VOID, 0, frame.labels)
-        missed = generator.random(labels.shape) < wrong
-        guessed = np.where(missed, (labels + 1) % len(CLASS_NAMES), labels).astype(np.uint8)
-        drawn[number] = Prediction(guessed, (frame.filled_depth * np.float32(1 + wrong / 4)) if depth else None)
-    return drawn
-
-
-def floor_guesses(store: Store) -> dict[int, Prediction]:
-    shape = store.frame(1).labels.shape
-    return {number: Prediction(np.zeros(shape, np.uint8), np.full(shape, 2.534, np.float32)) for number in store.test}
-
-
-def total(store: Store, drawn: dict[int, Prediction]) -> Sums:
-    first, *rest = (score(store.frame(number), prediction, demo().evaluation) for number, prediction in drawn.items())
-    for one in rest:
-        first = first.plus(one)
-    return first
-
-
-def metrics(sums: Sums) -> dict[str, float]:
-    return {**segmentation_metrics(sums.segmentation), **(depth_metrics(sums.depth) if sums.depth else {})}
-
-
-def save_search(place: Workspace, scores: list[float | None]) -> None:
-    """A search's result as the report reads it: two folds, the second as good as the first; a gain of 1 to 2 points."""
-    finished = [one for one in scores if one is not None]
-    best = scores.index(max(finished))
-    rows = [
-        {"trial": trial, "state": "failed" if one is None else "finished", "mean_iou": one, "crf.theta_beta": 3.0 + trial}
-        for trial, one in enumerate(scores)
-    ]
-    folds = {"mean": 0.11, "standard_error": 0.005, "scores": [0.115, 0.105]}
-    result = {
-        "settings": {f"crf.{name}": value for name, value in flatten(CrfSettings(theta_beta=3.0 + best)).items()},
-        "score": scores[best],
-        "paper_score": scores[0],
-        "trials": len(scores),
-        "failed": scores.count(None),
-        "stopped": 0,
-        "searched": ["crf.theta_beta"],
-        "study": "own-tpe-0",
-        "search": flatten(demo().search),
-        "balanced_by": "scene type",
-        "folds": folds,
-        "paper_folds": folds if scores[0] is not None else None,
-        "nested": {"score": 0.108, "optimism": 0.012, "folds": [0.1, 0.116], "chosen": [0, 1]},
-        "gain": {"difference": 0.015, "low": 0.01, "high": 0.02, "within_noise": False} if scores[0] is not None else None,
-    }
-    place.out.mkdir(parents=True, exist_ok=True)
-    place.crf_settings.write_text(json.dumps(result))
-    place.study().mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), place.trials())
 
 
 def edit_metrics(place: Workspace, change: dict[str, Any], *, row: str) -> None:

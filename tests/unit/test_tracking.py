@@ -1,11 +1,10 @@
-"""Laws of what goes to MLflow, on a real SQLite store. Not here: the tree a whole run leaves (integration tests)."""
+"""Laws of what goes to MLflow, on a real SQLite store. Not here: the store itself (test_tracking_store.py), the tree a whole
+run leaves (integration tests).
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -13,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
-from pipeline.tracking import DISK_ERRORS, KEY_TAG, PARENT_TAG, RETRIES, TRIAL_RECORD, Tracker, experiment_name, tracking_uri
+from pipeline.tracking import KEY_TAG, PARENT_TAG, TRIAL_RECORD, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -45,60 +44,12 @@ def history(tracker, run_id, metric):
     return [(point.step, point.value) for point in tracker.client.get_metric_history(run_id, metric)]
 
 
-# The store
-
-
-def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    opened = Tracker.open(tmp_path)
-    assert opened.uri == tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert (tmp_path / "mlflow.db").is_file()
-    (tmp_path / "page.md").write_text("report")
-    with opened.run("pipeline") as run:
-        opened.log_artifact(run, tmp_path / "page.md")
-    assert list((tmp_path / "mlartifacts").rglob("page.md"))
+# Runs
 
 
 def test_a_folder_keeps_its_experiment_and_two_folders_have_two(out, tracker):
     assert Tracker.open(out).experiment_id == tracker.experiment_id
     assert Tracker.open(out.parent / "other").experiment_id != tracker.experiment_id
-
-
-def test_folders_of_one_name_in_two_places_have_two_experiments(tmp_path):
-    assert experiment_name(tmp_path / "a" / "run") != experiment_name(tmp_path / "b" / "run")
-    assert experiment_name(tmp_path / "a" / "run").startswith("run-")
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "nonsense://somewhere",
-        "file:///tmp/mlruns",
-        "sqlite:////proc/nowhere/mlflow.db",
-        "http://127.0.0.1:9",
-        "http://no such host",
-        "postgresql://user@127.0.0.1:9/mlflow",
-    ],
-)
-def test_a_store_that_cannot_be_used_is_named_in_one_line(monkeypatch, tmp_path, uri):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv(RETRIES, "0")
-    with pytest.raises(InputError) as caught:
-        Tracker.open(tmp_path)
-    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: {uri} cannot be used: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_store_in_the_folder_is_named_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlflow.db").write_text("not a database, though it is long enough to be one. " * 100)
-    with pytest.raises(InputError) as caught:
-        Tracker.open(tmp_path)
-    assert str(caught.value).startswith(f"MLflow's store: sqlite:///{tmp_path / 'mlflow.db'} cannot be used: ")
-    assert "\n" not in str(caught.value)
-
-
-# Runs
 
 
 def test_a_run_is_found_again_after_reopening(out, tracker):
@@ -167,14 +118,6 @@ def test_closing_finishes_a_run_that_a_kill_left_open_and_makes_none(tracker):
     with tracker.run("run", key="pipeline") as run:
         tracker.close("pipeline")
         assert status(tracker, run) == "FINISHED"
-
-
-def test_a_store_that_was_killed_while_being_made_is_made_again(monkeypatch, tmp_path):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / ".mlflow.db.partial").write_bytes(b"half a store")
-    with Tracker.open(tmp_path).run("pipeline"):
-        pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
 
 
 # Parameters, metrics, inputs, artifacts
@@ -321,36 +264,3 @@ def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tra
         (after,) = trials_of(tracker, parent).values()
     assert (after.info.run_id, after.info.status) == (before.info.run_id, before.info.status)
     assert history(tracker, after.info.run_id, "seconds") == [(0, 1.5)]
-
-
-# Full disks
-
-
-FILL_THE_STORE = """
-import os, resource, sys
-from pathlib import Path
-from jointseg.errors import InputError
-from pipeline.tracking import Tracker
-
-out = Path(sys.argv[1])
-tracker = Tracker.open(out)
-try:
-    with tracker.run("stage1") as run:
-        size = (out / "mlflow.db").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        for step in range(10_000):
-            tracker.log_metrics(run, {f"loss/{number}": 1.0 for number in range(100)}, step=step)
-except InputError as error:
-    print(error)
-"""
-
-
-def test_a_full_disk_is_one_line_and_no_traceback_of_mlflows(tmp_path):
-    """The kernel lets the process write no file longer than the store is."""
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-c", FILL_THE_STORE, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert done.returncode == 0, done.stderr
-    assert done.stdout in {f"{uri}: cannot be written: {said}\n" for said in DISK_ERRORS}
-    assert "Traceback" not in done.stderr

@@ -1,0 +1,98 @@
+"""Laws of MLflow's store: where it lies, one that cannot be used, a kill while it is made, a full disk.
+
+Not here: what goes to it (test_tracking.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jointseg.errors import InputError
+from pipeline.tracking import DISK_ERRORS, RETRIES, Tracker, experiment_name, tracking_uri
+
+
+def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    opened = Tracker.open(tmp_path)
+    assert opened.uri == tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert (tmp_path / "mlflow.db").is_file()
+    (tmp_path / "page.md").write_text("report")
+    with opened.run("pipeline") as run:
+        opened.log_artifact(run, tmp_path / "page.md")
+    assert list((tmp_path / "mlartifacts").rglob("page.md"))
+
+
+def test_folders_of_one_name_in_two_places_have_two_experiments(tmp_path):
+    assert experiment_name(tmp_path / "a" / "run") != experiment_name(tmp_path / "b" / "run")
+    assert experiment_name(tmp_path / "a" / "run").startswith("run-")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "nonsense://somewhere",
+        "file:///tmp/mlruns",
+        "sqlite:////proc/nowhere/mlflow.db",
+        "http://127.0.0.1:9",
+        "http://no such host",
+        "postgresql://user@127.0.0.1:9/mlflow",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_in_one_line(monkeypatch, tmp_path, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv(RETRIES, "0")
+    with pytest.raises(InputError) as caught:
+        Tracker.open(tmp_path)
+    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: {uri} cannot be used: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_store_in_the_folder_is_named_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_text("not a database, though it is long enough to be one. " * 100)
+    with pytest.raises(InputError) as caught:
+        Tracker.open(tmp_path)
+    assert str(caught.value).startswith(f"MLflow's store: sqlite:///{tmp_path / 'mlflow.db'} cannot be used: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_was_killed_while_being_made_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / ".mlflow.db.partial").write_bytes(b"half a store")
+    with Tracker.open(tmp_path).run("pipeline"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
+
+
+FILL_THE_STORE = """
+import os, resource, sys
+from pathlib import Path
+from jointseg.errors import InputError
+from pipeline.tracking import Tracker
+
+out = Path(sys.argv[1])
+tracker = Tracker.open(out)
+try:
+    with tracker.run("stage1") as run:
+        size = (out / "mlflow.db").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        for step in range(10_000):
+            tracker.log_metrics(run, {f"loss/{number}": 1.0 for number in range(100)}, step=step)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_no_traceback_of_mlflows(tmp_path):
+    """The kernel lets the process write no file longer than the store is."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-c", FILL_THE_STORE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in {f"{uri}: cannot be written: {said}\n" for said in DISK_ERRORS}
+    assert "Traceback" not in done.stderr

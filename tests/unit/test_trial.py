@@ -1,0 +1,199 @@
+"""Laws of one trial without Ray: what it scores and what is kept of it. Not here: which trials are run (test_study.py)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from jointseg.boundary import BoundarySums
+from jointseg.errors import InputError
+from jointseg.evaluation import compute_unaries, refined_labels, score_labels
+from jointseg.metrics import SegmentationSums
+from jointseg.model import build_crf, build_model
+from jointseg.settings import with_overrides
+from pipeline.trial import CrfTrial, TrialJob, TrialRunner
+from pipeline.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
+from pipeline.unaries import ARRAYS, UnaryCache, row_of
+
+# What is kept of a trial
+
+
+def sums_at(*matrices, boundary=None):
+    return [FrameSums(SegmentationSums(np.pad(np.array(own), (0, 38))), boundary) for own in matrices]
+
+
+RIGHT, HALF = [[4, 0], [0, 4]], [[2, 2], [0, 4]]
+
+
+def test_scores_are_of_pooled_matrices_over_all_frames_and_over_each_fold(small):
+    found = scores_of(sums_at(RIGHT, HALF, HALF), (0, 1, 1), small.evaluation)
+    assert found["mean_iou"] == pytest.approx((8 / 12 + 12 / 16) / 2)
+    assert found["fold_scores"] == pytest.approx([1, 7 / 12])
+    assert found["boundary_f1"] is None
+
+
+def test_boundaries_are_pooled_too(small):
+    found = scores_of(sums_at(RIGHT, RIGHT, boundary=BoundarySums(8, 4, 8, 8)), (0, 1), small.evaluation)
+    assert found["boundary_f1"] == 2 * 0.5 * 1 / 1.5
+
+
+def test_confusion_matrices_come_back_whole(tmp_path):
+    path, kept = confusion_file(tmp_path, 7), sums_at(RIGHT, [[0, 0], [0, 0]], HALF)
+    write_confusions(path, 7, (3, 1, 2), (0, 1, 0), kept)
+    rows, confusion_NCC = read_confusions(path)
+    assert [(row["trial"], row["frame"], row["fold"]) for row in rows] == [(7, 3, 0), (7, 1, 1), (7, 2, 0)]
+    assert (confusion_NCC == np.stack([own.segmentation.confusion for own in kept])).all()
+    assert [row["pixel_accuracy"] for row in rows if row["frame"] != 1] == [1, 0.75]
+    assert [path.name for path in path.parent.iterdir()] == ["trial-0007.parquet"]
+
+
+def test_a_damaged_file_of_matrices_is_named(tmp_path):
+    path = tmp_path / "trial-0000.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=f"{path}: missing or damaged: "):
+        read_confusions(path)
+
+
+def test_a_digest_is_of_the_values_alone():
+    one = np.arange(9).reshape(3, 3)
+    assert digest_of(one) == digest_of(np.asfortranarray(one.astype(np.int32)))
+    assert digest_of(one) != digest_of(one.T)
+
+
+# One trial
+
+
+@pytest.fixture(scope="module")
+def job(rooms, small, tmp_path_factory):
+    """Two frames' unaries as the pipeline keeps them."""
+    folder, frames, model = tmp_path_factory.mktemp("unaries"), rooms.train[:2], build_model(small)
+    unaries = [compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu")) for number in frames]
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", np.stack([getattr(frame, name).numpy() for frame in unaries]))
+    study, run = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("run")
+    return TrialJob(small, rooms.path, UnaryCache(folder, frames), (0, 1), study, run)
+
+
+def with_search(job, **search):
+    config = with_overrides(job.config, {f"search.{name}": value for name, value in search.items()})
+    return replace(job, config=config)
+
+
+def outcome(line):
+    """What a trial comes to, whenever and however fast."""
+    return {name: value for name, value in line.items() if name not in {"seconds", "started"}}
+
+
+POINT = {"crf.theta_beta": 20.0, "crf.w_appearance": 9.0}
+OTHER = {"crf.theta_beta": 3.0, "crf.w_appearance": 0.5, "crf.num_iterations": 0}
+
+
+def test_a_trial_scores_the_crf_on_the_cached_unaries(job, rooms, small):
+    line = TrialRunner(job).run(3, POINT)
+    model, config = build_model(small), with_overrides(small, POINT)
+    frames = [rooms.frame(number) for number in job.cache.frames]
+    unaries = [compute_unaries(model, frame, small, device=torch.device("cpu")) for frame in frames]
+    labels = [refined_labels(own, build_crf(config)) for own in unaries]
+    sums = [score_labels(own, frame.labels, config.evaluation) for own, frame in zip(labels, frames, strict=True)]
+    assert (line["trial"], line["state"], line["error"], line["point"]) == (3, "finished", None, POINT)
+    assert line["mean_iou"] == pytest.approx((sums[0] + sums[1]).mean_iou(), rel=1e-12)
+    assert line["fold_scores"] == pytest.approx([own.mean_iou() for own in sums])
+    rows, confusion_NCC = read_confusions(confusion_file(job.folder, 3))
+    assert (confusion_NCC == np.stack([own.confusion for own in sums])).all()
+    assert [(row["frame"], row["fold"]) for row in rows] == list(zip(job.cache.frames, job.folds, strict=True))
+
+
+@pytest.mark.parametrize("mib", [0, 1, 1024])
+def test_a_process_that_serves_many_trials_scores_as_a_new_one_with_and_without_kept_filters(job, mib):
+    runner = TrialRunner(with_search(job, filter_cache=mib))
+    points = [POINT, OTHER, {**POINT, "crf.w_depth": 1.0}, {**POINT, "crf.theta_zeta": 0.5}, POINT]
+    served = [outcome(runner.run(number, point)) for number, point in enumerate(points)]
+    assert served == [outcome(TrialRunner(job).run(number, point)) for number, point in enumerate(points)]
+
+
+@pytest.fixture
+def two_folds(job):
+    """Six frames in two folds: enough to tell good settings from bad ones on the first."""
+    arrays = {name: np.resize(own, (6, *own.shape[1:])) for name, own in job.cache.arrays().items()}
+    folder = job.folder.with_name("six")
+    folder.mkdir(exist_ok=True)
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    kept = job.cache.frames * 3
+    return replace(job, cache=UnaryCache(folder, kept), folds=(0, 1) * 3, folder=folder)
+
+
+def test_a_trial_that_is_behind_after_a_fold_stops_there(two_folds):
+    """Trials of labels that are all right and all wrong, beside one that is right."""
+    runner = TrialRunner(two_folds)
+    truth = list(runner.labels)
+    guess = labels_of(runner)
+    runner.labels = guess
+    best = runner.run(0, POINT)
+    assert (best["state"], best["mean_iou"]) == ("finished", 1.0)
+    equal = runner.run(1, POINT, rival=0)
+    assert outcome({**equal, "trial": 0}) == outcome(best)
+    runner.labels = truth
+    behind = runner.run(2, POINT, rival=0)
+    assert (behind["state"], behind["mean_iou"], behind["error"]) == ("stopped", None, None)
+    full = runner.run(3, POINT)
+    assert behind["fold_scores"] == full["fold_scores"][:1]
+    assert behind["partial_mean_iou"] == full["fold_scores"][0]
+    rows, confusion_NCC = read_confusions(confusion_file(two_folds.folder, 2))
+    of_all = read_confusions(confusion_file(two_folds.folder, 3))
+    assert [row["fold"] for row in rows] == [0] * 3
+    assert rows == [{**row, "trial": 2} for row in of_all[0] if row["fold"] == 0]
+    assert (confusion_NCC == of_all[1][::2]).all()
+
+
+def labels_of(runner):
+    """What the CRF finds at POINT."""
+    crf = build_crf(with_overrides(runner.job.config, POINT)).eval()
+    sizes = [own.shape for own in runner.labels]
+    return [refined_labels(row_of(runner.arrays, place), crf, size=size) for place, size in enumerate(sizes)]
+
+
+def test_boundaries_are_counted_where_they_are_sought(job):
+    assert TrialRunner(job).run(0, POINT)["boundary_f1"] is None
+    assert 0 <= TrialRunner(with_search(job, objective="miou,boundary_f1")).run(0, POINT)["boundary_f1"] < 1
+
+
+def test_settings_that_the_crf_refuses_fail_the_trial_and_not_the_study(job):
+    line = TrialRunner(job).run(0, {"crf.w_appearance": 3e38, "crf.w_depth": 3e38})
+    assert (line["state"], line["mean_iou"], line["fold_scores"]) == ("failed", None, None)
+    assert line["error"] == "the CRF's logits are NaN or infinite; its weights are too large"
+
+
+def test_a_score_that_is_no_number_fails_the_trial(job):
+    runner = TrialRunner(job)
+    runner.labels = [np.full_like(own, 255) for own in runner.labels]
+    line = runner.run(0, POINT)
+    assert (line["state"], line["mean_iou"]) == ("failed", None)
+    assert line["error"] == "mean_iou is not a number: no labelled pixel was scored"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_share_of_a_gpu_that_is_not_there_is_one_line(job):
+    with pytest.raises(InputError, match=r"search.gpus_per_trial: 0.5 is asked for; this process has no GPU"):
+        TrialRunner(with_search(job, gpus_per_trial=0.5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_a_trial_scores_nearly_the_same(job):
+    on_gpu = TrialRunner(with_search(job, gpus_per_trial=0.5)).run(0, POINT)
+    assert on_gpu["mean_iou"] == pytest.approx(TrialRunner(job).run(0, POINT)["mean_iou"], abs=0.02)
+
+
+def test_ray_hands_a_trial_its_number_and_point_and_the_next_ones_to_the_same_process(job):
+    trial = CrfTrial.__new__(CrfTrial)  # Ray's own constructor wants a cluster
+    trial.setup({"trial": 0, "point": POINT, "rival": None}, job=job)
+    first = trial.step()
+    assert trial.reset_config({"trial": 1, "point": OTHER, "rival": None})
+    second = trial.step()
+    assert [json.loads(told["line"])["trial"] for told in (first, second)] == [0, 1]
+    assert first["done"]
+    assert outcome(json.loads(second["line"])) == outcome(TrialRunner(job).run(1, OTHER))
