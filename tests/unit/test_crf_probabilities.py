@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.cpu.fused import empty_like, to_rows
+from jointseg.crf.cpu.fused import as_rows, empty_like
 from jointseg.crf.cpu.transpose import from_rows
 from jointseg.crf.filters import structured
 
@@ -65,9 +65,9 @@ def test_probabilities_without_recording_gradients_are_the_same():
 def test_rows_of_any_width_and_back(C, threads):
     for P in (1, 7, 64, 133):
         values = torch.rand(C, P, generator=torch.Generator().manual_seed(P))
-        rows_PC = to_rows(values, -5.0, threads)
-        assert (rows_PC[:, :C] == values.T.numpy()).all()
-        assert (rows_PC[:, C:] == -5).all()
         back = empty_like(values)
-        from_rows(rows_PC, back.numpy(), threads)
+        with as_rows(values, -5.0, threads) as rows_PC:
+            assert (rows_PC[:, :C] == values.T.numpy()).all()
+            assert (rows_PC[:, C:] == -5).all()
+            from_rows(rows_PC, back.numpy(), threads)
         assert torch.equal(back, values)
