@@ -26,7 +26,7 @@ def structured(features: Features) -> StructuredFilter:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("size", [(64, 129), (5, 200), (1, 300), (129, 3), (96, 97)])
+@pytest.mark.parametrize("size", [(64, 129), (5, 200), (1, 300), (129, 3), (96, 97), (3, 1301)])
 def test_several_kernels_of_a_kind_match_the_exact_sums(size: tuple[int, int], threads: int) -> None:
     torch.set_num_threads(threads)
     draw = torch.Generator().manual_seed(0)

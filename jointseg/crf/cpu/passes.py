@@ -21,8 +21,9 @@ from jointseg.crf.cpu.team import wait
 READ, SOFTMAX, SOFTMAX_BACKWARD = 0, 1, 2
 """What becomes of the messages a pixel has read: nothing; the next q; the gradient by the logits before."""
 
-TILE = 96
-"""Columns of an image row that go through a pass's steps together, an even number: their values stay in the innermost cache."""
+TILE = 640
+"""Columns of an image row that go through a pass's steps together, an even number. A whole row is fastest while a core's own
+caches hold it."""
 AHEAD = 4
 """How many pixels ahead rows of large tables are asked for: they come from the outer caches."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 intrinsic: Callable[[Any], Any] = _numba_intrinsic
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_LN2 = Fraction("0.693147180559945309417232121458176568")
 
 
 LANES = 8
@@ -257,16 +255,14 @@ def exp(_typing: Any, x: Any) -> Any:
     """
     single = x.dtype == types.float32
     lowest, mantissa, bits = (-64.0, 23, _INT32) if single else (-600.0, 52, _INT64)
-    coefficients = _exp_coefficients(7 if single else 13)
-    high = float(np.float32(np.log(2.0)) if single else np.log(2.0))
-    low = float(_LN2 - Fraction(high))
+    coefficients = _power_coefficients(6 if single else 11)
 
     def one(builder: Any, value: Any) -> Any:
         kind = value.type
         clamped = _greater(builder, value, constant(kind, lowest))
-        whole = call_elementwise(builder, "rint", [builder.fmul(clamped, constant(kind, 1 / np.log(2.0)))])
-        rest = call_elementwise(builder, "fma", [whole, constant(kind, -high), clamped])  # Cody & Waite: ln 2 in two parts
-        rest = call_elementwise(builder, "fma", [whole, constant(kind, -low), rest])
+        to_base_2 = constant(kind, 1 / np.log(2.0))
+        whole = call_elementwise(builder, "rint", [builder.fmul(clamped, to_base_2)])
+        rest = call_elementwise(builder, "fma", [clamped, to_base_2, builder.fneg(whole)])
         power = constant(kind, coefficients[-1])
         for coefficient in coefficients[-2::-1]:
             power = call_elementwise(builder, "fma", [power, rest, constant(kind, coefficient)])
@@ -282,10 +278,9 @@ def exp(_typing: Any, x: Any) -> Any:
     return x(x), generate
 
 
-def _exp_coefficients(degree: int) -> list[float]:
-    """e^r on [-ln 2 / 2, ln 2 / 2] as a polynomial, lowest power first: good to a rounding (7: float32, 13: float64)."""
-    bound = float(np.log(2.0)) / 2
-    fit = Chebyshev.interpolate(np.exp, degree, domain=[-bound, bound])
+def _power_coefficients(degree: int) -> list[float]:
+    """2^r on [-1/2, 1/2] as a polynomial, lowest power first: good to a rounding (6: float32, 11: float64)."""
+    fit = Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
     return [float(c) for c in fit.convert(kind=Polynomial).coef]
 
 
