@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf.cpu.scratch import release
 from jointseg.crf.filters import ExactFilter, FilterName
 from jointseg.crf.kernels import kernel_features, paper_kernels
 
@@ -159,6 +160,7 @@ def peak_rise(size: tuple[int, int], C: int, frame: Frame | None, *, name: str, 
         torch.cuda.reset_peak_memory_stats()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    release()
     before_mib = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again from here
     run()

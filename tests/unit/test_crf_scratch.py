@@ -55,6 +55,13 @@ def test_what_is_kept_is_bounded(monkeypatch):
     assert 0 < kept() <= 10_000
 
 
+def test_what_is_kept_can_be_released():
+    with borrowed(1000, dtype=np.float32):
+        pass
+    scratch.release()
+    assert kept() == 0
+
+
 def test_memory_comes_back_from_a_call_that_failed():
     with pytest.raises(RuntimeError), borrowed(1000, dtype=np.float32):
         raise RuntimeError

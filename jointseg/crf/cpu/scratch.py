@@ -32,6 +32,12 @@ def borrowed(*counts: int, dtype: Any) -> Iterator[list[NDArray[Any]]]:
         _give_back(taken)
 
 
+def release() -> None:
+    """Give back what is kept."""
+    with _lock:
+        _free.clear()
+
+
 def _take(size: int) -> NDArray[np.uint8]:
     with _lock:
         fitting = [i for i, raw in enumerate(_free) if size <= raw.nbytes <= 2 * size]
