@@ -16,7 +16,7 @@ from jointseg.crf.cpu import simd
 from jointseg.crf.cpu.compiled import inner
 
 
-class Lines(NamedTuple):
+class TwoRows(NamedTuple):
     """A thread's own memory for two rows of the image: the coarse points of each, (A, 2, widest * C)."""
 
     read: NDArray[Any]

@@ -19,7 +19,7 @@ from jointseg.crf.cpu.layout import Structure, lay_out
 from jointseg.crf.cpu.parts import Part, Separable
 from jointseg.crf.cpu.passes import READ, SOFTMAX, SOFTMAX_BACKWARD
 from jointseg.crf.cpu.program import Team, Values
-from jointseg.crf.cpu.row_sums import interpolated_sums, separable_sums
+from jointseg.crf.cpu.row_sums import lattice_and_grid_sums, separable_sums
 from jointseg.crf.cpu.scratch import borrowed
 from jointseg.crf.cpu.simd import row_type
 from jointseg.crf.cpu.team import run_team
@@ -143,7 +143,7 @@ class Engine:
         counts = (max(self.structure.num_rows, 1), coarse.num_read, coarse.num_written)
         table, points, slabs = (np.zeros(count, self.dtype) for count in counts)
         run_team(
-            lambda thread, arrivals: interpolated_sums(
+            lambda thread, arrivals: lattice_and_grid_sums(
                 self.structure, self._mask_PK, Team(thread, self.num_threads, arrivals), table, points, slabs, sums_PK
             ),
             self.num_threads,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jointseg.crf.cpu import simd
 from jointseg.crf.cpu.compiled import compiled, inner
-from jointseg.crf.cpu.parts import Interpolated, Lines, renumber
+from jointseg.crf.cpu.parts import Lattice, Lines, renumber
 from jointseg.crf.cpu.simplex import LANES, locate, place_in_key, scale_factors
 from jointseg.crf.cpu.team import pixels_of, run_team, wait
 
@@ -205,9 +205,7 @@ def empty_table(num_pixels: int) -> NDArray[np.uint64]:
     return np.zeros(1 << max(10, num_pixels.bit_length()), np.uint64)
 
 
-def build_lattice(
-    features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, size: tuple[int, int], num_threads: int
-) -> Interpolated:
+def build_lattice(features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, size: tuple[int, int], num_threads: int) -> Lattice:
     """The lattice of these features, in units of the bandwidths. Each thread places its pixels; one merges what they found."""
     P, F = features_PF.shape
     features_FP, factors_F = np.ascontiguousarray(features_PF.T), scale_factors(F, features_PF.dtype)
@@ -237,4 +235,4 @@ def build_lattice(
             lines[axis] = chains(table, keys, key_step(F, axis))
 
     run_team(work, num_threads)
-    return Interpolated(offsets_PV, weights_PV, len(merged[1]), tuple(map(Lines, lines)))
+    return Lattice(offsets_PV, weights_PV, len(merged[1]), tuple(map(Lines, lines)))

@@ -1,9 +1,9 @@
-"""Where all kernels' rows lie in one table, which thread owns which, and how rows that several threads write are shared.
+"""Where all lattices' rows lie in one table, which thread owns which, and how rows that several threads write are shared.
 
-Not here: what is done with them (passes.py, tables.py, program.py).
+Not here: the coarse points of other kernels (coarse.py), what is done with them (passes.py, tables.py, program.py).
 """
 
-# P pixels, V rows a pixel reads and writes over all kernels, R rows, K kernels, I of them interpolated, T threads
+# P pixels, V rows a pixel reads and writes over all lattices, R rows, K kernels, I of them lattices, T threads
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jointseg.crf.cpu.coarse import Bands, Cells, Coarse, lay_out_coarse
 from jointseg.crf.cpu.compiled import compiled
-from jointseg.crf.cpu.parts import Grid, GridAxis, Interpolated, Lines, Part, Separable, renumber
+from jointseg.crf.cpu.parts import Grid, GridAxis, Lattice, Lines, Part, Separable, renumber
 from jointseg.crf.cpu.team import run_team, share, wait
 
 Array = NDArray[Any]
@@ -112,15 +112,15 @@ def lay_out(
         dtype: of weights and values.
     """
     H, W = size
-    interpolated = [(k, part) for k, part in enumerate(parts) if isinstance(part, Interpolated)]
+    lattices = [(k, part) for k, part in enumerate(parts) if isinstance(part, Lattice)]
     separable = [(k, part) for k, part in enumerate(parts) if isinstance(part, Separable)]
     grids = [(k, part) for k, part in enumerate(parts) if isinstance(part, Grid)]
     lines_T2 = np.array([share(H, thread, num_threads) for thread in range(num_threads)], np.int64)
-    offsets_PV, weights_PV, runs_I4, rows_I3 = _concatenated(interpolated, lines_T2 * W, dtype)
+    offsets_PV, weights_PV, runs_I4, rows_I3 = _concatenated(lattices, lines_T2 * W, dtype)
     owned = int(rows_I3[:, 1].sum())
     pairs, pairs_T2 = _shared(offsets_PV, lines_T2 * W, owned)
     blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
-    blurs = [(part.blurs, int(row)) for (_, part), row in zip(interpolated, rows_I3[:, 0], strict=True)]
+    blurs = [(part.blurs, int(row)) for (_, part), row in zip(lattices, rows_I3[:, 0], strict=True)]
     coarse, bands, cells = lay_out_coarse(separable, grids, lines_T2, size, dtype)
     begins = coarse.read_begin[len(separable) :]
     grid_blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
@@ -135,14 +135,14 @@ def lay_out(
 
 
 def _concatenated(
-    interpolated: list[tuple[int, Interpolated]], pixels_T2: NDArray[np.int64], dtype: np.dtype[Any]
+    lattices: list[tuple[int, Lattice]], pixels_T2: NDArray[np.int64], dtype: np.dtype[Any]
 ) -> tuple[NDArray[np.int32], Array, NDArray[np.int64], NDArray[np.int64]]:
-    P, V = int(pixels_T2[-1, 1]), sum(part.offsets_PV.shape[1] for _, part in interpolated)
+    P, V = int(pixels_T2[-1, 1]), sum(part.offsets_PV.shape[1] for _, part in lattices)
     offsets_PV, weights_PV = np.empty((P, V), np.int32), np.empty((P, V), dtype)
-    runs_I4, rows_I3 = np.empty((len(interpolated), 4), np.int64), np.empty((len(interpolated), 3), np.int64)
+    runs_I4, rows_I3 = np.empty((len(lattices), 4), np.int64), np.empty((len(lattices), 3), np.int64)
     first_row = at = 0
     copies: list[tuple[Any, ...]] = []
-    for i, (k, part) in enumerate(interpolated):
+    for i, (k, part) in enumerate(lattices):
         copies.append(((part.offsets_PV, part.weights_PV), np.int32(first_row), (offsets_PV, weights_PV), at))
         end = at + part.offsets_PV.shape[1]
         runs_I4[i] = k, at, end, part.num_rows > _NEAR_ROWS

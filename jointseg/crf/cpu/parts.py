@@ -32,7 +32,7 @@ class GridAxis:
 
 
 @dataclass(frozen=True, eq=False)
-class Interpolated:
+class Lattice:
     """A kernel as K = S B S^T: pixels spread over V rows of a table (S^T), the table is blurred (B), pixels read it (S)."""
 
     offsets_PV: NDArray[np.int32]
@@ -98,7 +98,7 @@ class Separable:
         return Separable(self.write_x, self.read_x, self.write_y, self.read_y)
 
 
-Part = Interpolated | Grid | Separable
+Part = Lattice | Grid | Separable
 
 
 @compiled

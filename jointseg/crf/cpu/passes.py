@@ -1,9 +1,9 @@
 """One pass over the pixels: messages are read, the next values made, and written. Compiled; a call is one thread's share.
 
-Not here: what is done to the tables between passes (tables.py), where rows lie (layout.py), the order of it all (program.py).
+Not here: the tables between passes (tables.py), where rows lie (layout.py, coarse.py), the order of it all (program.py).
 """
 
-# P pixels, V rows a pixel reads and writes, K kernels, S of them separable, C channels padded to whole vectors
+# P pixels, V rows a pixel reads and writes, K kernels, C channels padded to whole vectors
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import simd
-from jointseg.crf.cpu.band_steps import Lines, blend_bands, gather_bands, read_bands, scatter_bands
+from jointseg.crf.cpu.band_steps import TwoRows, blend_bands, gather_bands, read_bands, scatter_bands
 from jointseg.crf.cpu.cell_steps import Column, read_cells, write_cells
 from jointseg.crf.cpu.compiled import compiled, inner
 from jointseg.crf.cpu.team import wait
@@ -177,7 +177,7 @@ def pixel_pass(
         phase = wait(team.arrivals, phase, team.num_threads)
     W, A, G = structure.W, len(structure.bands.read_x.start), len(structure.cells.depth)
     line_A2N, deepest = (A, 2, structure.bands.widest * C), structure.cells.deepest
-    lines = Lines(np.empty(line_A2N, given.dtype), np.empty(line_A2N, given.dtype))
+    lines = TwoRows(np.empty(line_A2N, given.dtype), np.empty(line_A2N, given.dtype))
     column = Column(np.empty(2 * deepest * C, given.dtype), np.zeros(deepest + 1, np.int64), np.empty(deepest, np.int64))
     tile, gathered_A = np.empty(TILE * C, given.dtype), np.empty(A, np.int64)
     first_y, last_y = structure.lines_T2[team.thread]

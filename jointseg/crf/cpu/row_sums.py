@@ -152,7 +152,7 @@ def _gather(coarse: Any, thread: int, num_threads: int, slabs: NDArray[Any], poi
 
 
 @compiled
-def interpolated_sums(
+def lattice_and_grid_sums(
     structure: Any, mask_PK: NDArray[Any], team: Any, table: NDArray[Any], points: NDArray[Any], slabs: NDArray[Any],
     sums_PK: NDArray[Any],
 ) -> None:  # fmt: skip
