@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 
 
 def _stamp() -> str:
@@ -24,14 +25,22 @@ _STAMP = _stamp()
 
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
     dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
-    # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed.
-    dispatcher._cache._cache_file._source_stamp = _STAMP
+    # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed. Each
+    # version of this folder has files of its own: another's may name classes that are no more.
+    cache = dispatcher._cache
+    cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{_STAMP[:12]}", _STAMP)
     return dispatcher
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls."""
     return _kept(function)
+
+
+def resolved(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """The version of a compiled function for arguments of these types: to look at them again takes half a millisecond."""
+    entry: Callable[..., Any] = function.compile(tuple(map(numba.typeof, arguments)))
+    return entry
 
 
 def inner(function: Callable[..., Any]) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.crf.cpu import passes, program
+from jointseg.crf.cpu.compiled import resolved
 from jointseg.crf.cpu.layout import Structure, lay_out
 from jointseg.crf.cpu.parts import Part, Separable
 from jointseg.crf.cpu.passes import READ, SOFTMAX, SOFTMAX_BACKWARD
@@ -187,14 +188,23 @@ class _Weighing(NamedTuple):
 class _Member:
     """One thread of a team: steps in the same order on every thread."""
 
-    def __init__(self, team: Team, structure: Structure, values: Values, rows: Any, phase: list[int] | None = None) -> None:
+    def __init__(self, team: Team, structure: Structure, values: Values, rows: Any) -> None:
         self.team, self.structure, self.values, self.rows = team, structure, values, rows
         self._flip = True  # the first pass writes into the second table
-        self._phase = [0] if phase is None else phase
+        self._phase = [0]
+        self._versions: dict[Any, Callable[..., int]] = {}
 
     def beside(self, structure: Structure, values: Values) -> _Member:
         """The same thread with other tables."""
-        return _Member(self.team, structure, values, self.rows, self._phase)
+        other = _Member(self.team, structure, values, self.rows)
+        other._phase, other._versions = self._phase, self._versions
+        return other
+
+    def _do(self, function: Any, *arguments: Any) -> None:
+        """Call a compiled function that returns the barriers so far. The types of its arguments are always the same."""
+        if function not in self._versions:
+            self._versions[function] = resolved(function, *arguments)
+        self._phase[0] = self._versions[function](*arguments)
 
     def step(
         self, mode: int, weighing: _Weighing, given: Array, q: Array, out: Array, *,
@@ -203,20 +213,20 @@ class _Member:
         """A pass over this thread's pixels (passes.pixel_pass)."""
         self._flip = not self._flip
         does = (reading, writing, keeping, storing, weighing.plain)
-        self._phase[0] = passes.pixel_pass(
-            mode, self.structure, self.values, self.team, self._phase[0], self._flip, weighing.norms, does,
+        self._do(
+            passes.pixel_pass, mode, self.structure, self.values, self.team, self._phase[0], self._flip, weighing.norms, does,
             given, q, out, self.rows,
         )  # fmt: skip
 
     def settle(self, *, gathering: bool = True, blurring: bool = True, mixing: bool = True) -> None:
         """Make what was written readable."""
-        self._phase[0] = program.settle(
-            self.structure, self.values, self.team, self._phase[0], self._flip, self.rows, (gathering, blurring, mixing)
-        )
+        does = (gathering, blurring, mixing)
+        self._do(program.settle, self.structure, self.values, self.team, self._phase[0], self._flip, self.rows, does)
 
     def outer_products(self, other: _Member, sums_TKCC: Array) -> None:
         """Sums over rows, kernel by kernel, of a row here x the same row there."""
         mine = sums_TKCC[self.team.thread]
-        self._phase[0] = program.outer_products(
-            self.structure, self.values, other.values, self.team, self._phase[0], self._flip, mine, self.rows
-        )
+        self._do(
+            program.outer_products, self.structure, self.values, other.values, self.team, self._phase[0], self._flip, mine,
+            self.rows,
+        )  # fmt: skip
