@@ -94,6 +94,17 @@ def test_transposed_is_the_transpose(name, threads, C):
 
 
 @NAMES
+def test_a_thread_may_have_no_pixel_that_takes_part(name):
+    torch.set_num_threads(2)
+    parts = scene()
+    valid = torch.arange(19 * 26)[None] < 100
+    gaussian, values = FILTERS[name](features_for(name, parts, valid=valid)), values_for(parts)
+    torch.set_num_threads(1)
+    alone = FILTERS[name](features_for(name, parts, valid=valid))
+    torch.testing.assert_close(gaussian.apply(values), alone.apply(values), rtol=1e-9, atol=1e-12)
+
+
+@NAMES
 def test_a_pixel_left_out_sends_and_receives_nothing(name):
     parts = scene()
     valid = torch.ones(1, 19 * 26, dtype=torch.bool)
