@@ -77,12 +77,24 @@ class Cells(NamedTuple):
     """(P, G)."""
 
 
-def lay_out_coarse(
-    separable: Sequence[tuple[int, Separable]], grids: Sequence[tuple[int, Grid]], lines_T2: NDArray[np.int64],
-    size: tuple[int, int], dtype: np.dtype[Any],
-) -> tuple[Coarse, Bands, Cells]:  # fmt: skip
-    """The structure of these kernels, each with its number, for threads that have these image rows."""
+def lay_out_cells(grids: Sequence[tuple[int, Grid]], size: tuple[int, int], dtype: np.dtype[Any]) -> Cells:
+    """Where pixels lie in these grids, for both directions."""
     H, W = size
+    depths = [part.shape[2] for _, part in grids]
+    return Cells(
+        np.array(depths, np.int64), max(depths, default=0),
+        *_axis([part.x_place for _, part in grids], W, dtype),
+        *_axis([part.y_place for _, part in grids], H, dtype),
+        _beside([part.d_cell for _, part in grids], H * W, np.int32),
+        _beside([part.d_above for _, part in grids], H * W, dtype),
+    )  # fmt: skip
+
+
+def lay_out_coarse(
+    separable: Sequence[tuple[int, Separable]], grids: Sequence[tuple[int, Grid]], cells: Cells,
+    lines_T2: NDArray[np.int64], dtype: np.dtype[Any],
+) -> tuple[Coarse, Bands]:  # fmt: skip
+    """Tables and bands of these kernels, each with its number, for threads that have these image rows."""
     read_x, write_x = (
         _pairs(found, 2, dtype)
         for found in ([part.read_x for _, part in separable], [part.write_x.transposed() for _, part in separable])
@@ -92,14 +104,6 @@ def lay_out_coarse(
     )
     widest = max((part.read_x.num_columns for _, part in separable), default=0) + 1
     bands = Bands(widest, read_x, read_y, write_x, write_y)
-    depths = [part.shape[2] for _, part in grids]
-    cells = Cells(
-        np.array(depths, np.int64), max(depths, default=0),
-        *_axis([part.x_place for _, part in grids], W, dtype),
-        *_axis([part.y_place for _, part in grids], H, dtype),
-        _beside([part.d_cell for _, part in grids], H * W, np.int32),
-        _beside([part.d_above for _, part in grids], H * W, dtype),
-    )  # fmt: skip
     shapes = [(part.read_y.num_columns, part.read_x.num_columns) for _, part in separable]
     shapes += [(part.shape[0], part.shape[1] * part.shape[2]) for _, part in grids]
     firsts = [*write_y.start, *cells.y_cell]
@@ -116,8 +120,7 @@ def lay_out_coarse(
     cols = np.array([columns for _, columns in shapes], np.int64)
     read_begin = np.cumsum([0, *(lines * columns for lines, columns in shapes)])
     kernels = np.array([k for k, _ in [*separable, *grids]], np.int64)
-    coarse = Coarse(kernels, cols, read_begin, slab_TS2, slab_begin_TS, int(read_begin[-1]) + 1, at + 1)
-    return coarse, bands, cells
+    return Coarse(kernels, cols, read_begin, slab_TS2, slab_begin_TS, int(read_begin[-1]) + 1, at + 1), bands
 
 
 def _pairs(bands: list[Band], every: int, dtype: np.dtype[Any]) -> Pairs:

@@ -20,9 +20,9 @@ from jointseg.crf.cpu.team import run_team, share
 _RADIUS = 3.5
 
 
-def grid_shape(low_F: NDArray[Any], high_F: NDArray[Any], cells_per_sigma: float) -> tuple[int, ...]:
-    """Points along each axis of the grid over features between these bounds."""
-    return tuple(int(extent) + 2 for extent in (high_F.astype(np.float64) - low_F) * cells_per_sigma)
+def num_points(extent: float) -> int:
+    """Points along an axis of so many cells: one on each side of whatever lies on it."""
+    return int(extent) + 2
 
 
 def blur_taps(cells_per_sigma: float, length: int, dtype: Any) -> NDArray[Any]:
@@ -73,7 +73,7 @@ def build_grid(
         cells_per_sigma * (along - along[0]).astype(np.float64) for along in (features_PF[::W, 1], features_PF[:W, 0])
     )
     low, high = _bounds(features_PF, valid_P) if F > 2 else (0.0, 0.0)
-    shape = (int(y_place[-1]) + 2, int(x_place[-1]) + 2, int(cells_per_sigma * (high - low)) + 2)
+    shape = num_points(y_place[-1]), num_points(x_place[-1]), num_points(cells_per_sigma * (high - low))
     cell_P, above_P = np.zeros(P, np.int32), np.zeros(P, dtype)
 
     def work(thread: int, arrivals: NDArray[np.int64]) -> None:

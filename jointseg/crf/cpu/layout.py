@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jointseg.crf.cpu.coarse import Bands, Cells, Coarse, lay_out_coarse
+from jointseg.crf.cpu.coarse import Bands, Cells, Coarse, lay_out_cells, lay_out_coarse
 from jointseg.crf.cpu.compiled import compiled
 from jointseg.crf.cpu.parts import Grid, GridAxis, Lattice, Lines, Part, Separable, renumber
 from jointseg.crf.cpu.team import run_team, share, wait
@@ -121,7 +121,8 @@ def lay_out(
     pairs, pairs_T2 = _shared(offsets_PV, lines_T2 * W, owned)
     blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
     blurs = [(part.blurs, int(row)) for (_, part), row in zip(lattices, rows_I3[:, 0], strict=True)]
-    coarse, bands, cells = lay_out_coarse(separable, grids, lines_T2, size, dtype)
+    cells = lay_out_cells(grids, size, dtype)
+    coarse, bands = lay_out_coarse(separable, grids, cells, lines_T2, dtype)
     begins = coarse.read_begin[len(separable) :]
     grid_blurs: list[tuple[tuple[Lines | GridAxis, ...], int]]
     grid_blurs = [(part.blurs, int(begin)) for (_, part), begin in zip(grids, begins, strict=False)]
@@ -130,8 +131,8 @@ def lay_out(
         *_blurs(blurs + grid_blurs, num_threads, dtype), coarse, bands, cells,
     )  # fmt: skip
     reverse = _blurs([(axes[::-1], row) for axes, row in blurs] + grid_blurs, num_threads, dtype)
-    turned = lay_out_coarse([(k, part.transposed()) for k, part in separable], grids, lines_T2, size, dtype)
-    return forward, Structure(*forward[:9], *reverse, *turned)
+    turned = lay_out_coarse([(k, part.transposed()) for k, part in separable], grids, cells, lines_T2, dtype)
+    return forward, Structure(*forward[:9], *reverse, *turned, cells)
 
 
 def _concatenated(

@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from jointseg.crf.cpu.grid import blur_taps, grid_shape
+from jointseg.crf.cpu.grid import blur_taps, num_points
 from jointseg.crf.filters.features import Features
 
 
@@ -73,9 +73,9 @@ class _Grid:
         taken = values_PF[valid_P] if bool(valid_P.any()) else values_PF[:1]
         low_F, high_F = taken.aminmax(dim=0)
         values_PF = torch.where(valid_P[:, None], values_PF, low_F)  # others lie in the grid too; their values are masked
-        self.shape = grid_shape(low_F.cpu().numpy(), high_F.cpu().numpy(), cells)
+        self.shape = [num_points(extent) for extent in ((high_F.double() - low_F) * cells).tolist()]
         places_PF = (values_PF - low_F) * cells
-        floors_PF = places_PF.floor()
+        floors_PF = places_PF.floor().minimum(low_F.new_tensor(self.shape) - 2)  # a place may be rounded up to the last point
         above_PF = places_PF - floors_PF
         P, F = values_PF.shape
         corners_PV = torch.zeros(P, 1, dtype=torch.int64, device=values_PF.device)
