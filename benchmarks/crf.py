@@ -19,6 +19,7 @@ import importlib.util
 import json
 import multiprocessing
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -202,9 +203,18 @@ def versions() -> str:
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in installed)
 
 
+def a_size(text: str) -> str:
+    """A size as the command line takes it."""
+    if re.fullmatch(r"[1-9]\d*x[1-9]\d*", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 257x513")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time, memory and error of the dense CRF.")
-    parser.add_argument("--sizes", nargs="+", default=["65x65", "257x257", "513x513"], help="HEIGHTxWIDTH in pixels")
+    parser.add_argument(
+        "--sizes", nargs="+", type=a_size, default=["65x65", "257x257", "513x513"], metavar="HEIGHTxWIDTH", help="pixels"
+    )
     parser.add_argument("--classes", type=int, nargs="+", default=[40])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
