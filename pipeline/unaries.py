@@ -39,12 +39,13 @@ class UnaryCache:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The memory maps: image (n, 3, h, w) uint8, logits (n, C, h, w) float32, depth (n, h, w) float32 metres."""
-        return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        # "c": what is written to them stays in the process. Nothing is; PyTorch takes no array that is read alone.
+        return {name: np.load(self.folder / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
 
 
 def row_of(arrays: dict[str, NDArray[Any]], row: int) -> Unaries:
-    """One frame's unaries as tensors of its own."""
-    return Unaries(*(torch.from_numpy(np.array(arrays[name][row])) for name in ARRAYS))
+    """One frame's unaries: tensors in the memory map."""
+    return Unaries(*(torch.from_numpy(arrays[name][row]) for name in ARRAYS))
 
 
 def cached_unaries(
