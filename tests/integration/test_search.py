@@ -1,15 +1,20 @@
-"""A study on a real Ray: the same trials at any concurrency, lost processes and all. A study within a run: test_pipeline.py."""
+"""A study on a real Ray: the same trials at any concurrency, lost processes, lost nodes and all.
+
+A study within a run: test_pipeline.py.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from jointseg.checkpoint import Checkpoint, save_checkpoint, save_final
 from jointseg.config import Config
@@ -34,11 +39,13 @@ TRIALS = 7
 
 
 @pytest.fixture(scope="module")
-def four_cpus() -> Iterator[None]:
-    """A Ray that may run four trials at once, however many cores there are."""
-    ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False)
-    yield
+def four_cpus() -> Iterator[Cluster]:
+    """A Ray that may run four trials at once, however many cores there are, and that nodes can join."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def made(four_cpus: None, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, UnaryCache]:
+def made(four_cpus: Cluster, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, UnaryCache]:
     """Unaries of two frames, by a network with random weights, in the folder of a run that has come to stage 2."""
     place = Workspace(tmp_path_factory.mktemp("made"))
     write_rooms(place.rooms, num_train=3, num_test=1, seed=3)
@@ -109,12 +116,12 @@ def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
 def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_trained(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
-    """Trainings of two workers each, three asked for at once, on four CPUs."""
-    settings = {"fidelity": "finetune", "finetune_iterations": 2, "trials": 3, "concurrent": 3, "batch": 3}
-    training = {"training.num_workers": 2, "training.cpus_per_worker": 1, "stage3.batch_size": 1, "stage3.lr": 0.01}
+    """Two trainings asked for at once, of two workers each that take all four CPUs."""
+    settings = {"fidelity": "finetune", "finetune_iterations": 2, "trials": 2, "concurrent": 2, "batch": 2}
+    training = {"training.num_workers": 2, "training.cpus_per_worker": 2, "stage3.batch_size": 1, "stage3.lr": 0.01}
     trains = with_overrides(config, {**training, **{f"search.{name}": value for name, value in settings.items()}})
     lines = _study(trains, made, tmp_path / "study")
-    assert [(line["state"], line["error"]) for line in lines] == [("finished", None)] * 3
+    assert [(line["state"], line["error"]) for line in lines] == [("finished", None)] * 2
     assert lines[0]["point"] == one_at_a_time[0]["point"]
     assert lines[0]["fold_scores"] != one_at_a_time[0]["fold_scores"], "training changed nothing"
     assert not list((tmp_path / "study" / "finetune").iterdir()), "checkpoints were left"
@@ -123,32 +130,63 @@ def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_train
 def test_a_trial_whose_process_is_killed_is_run_again_and_none_that_ended_is(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
-    folder, killed = tmp_path / "study", threading.Event()
+    folder = tmp_path / "study"
 
-    def kill_one() -> None:
-        while not killed.wait(0.01):
-            workers = _own_trials()
-            if len(read_trials(folder / "log.jsonl")) >= 2 and workers:
-                os.kill(workers[0], signal.SIGKILL)
-                killed.set()
+    def kill_one() -> bool:
+        trials = _own_trials()
+        if trials:
+            os.kill(trials[0], signal.SIGKILL)
+        return bool(trials)
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    try:
+    with _after_two_trials(folder, kill_one):
         lines = _study(with_overrides(config, {"search.concurrent": 2, "crf.num_iterations": 1}), made, folder)
-    finally:
-        found = killed.is_set()
-        killed.set()
-        killer.join()
-    assert found, "no process was killed, so equality would say nothing"
     assert _outcomes(lines) == _outcomes(one_at_a_time)
     logged = (folder / "log.jsonl").read_bytes()
     assert _outcomes(_study(with_overrides(config, {"search.concurrent": 2}), made, folder)) == _outcomes(lines)
     assert (folder / "log.jsonl").read_bytes() == logged, "trials that had ended were run again"
 
 
-def _own_trials() -> list[int]:
-    """The trial processes of this test's own Ray: this process's descendants, not those of another Ray on the machine."""
+def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
+    four_cpus: Cluster, config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+) -> None:
+    folder, node = tmp_path / "study", four_cpus.add_node(num_cpus=2)
+    raylet = node.all_processes["raylet"][0].process.pid
+
+    def kill_node() -> bool:
+        """With the trials it has."""
+        ready = bool(_own_trials(of=raylet))
+        if ready:
+            four_cpus.remove_node(node, allow_graceful=False)
+        return ready
+
+    with _after_two_trials(folder, kill_node):
+        lines = _study(with_overrides(config, {"search.concurrent": 6}), made, folder)
+    assert _outcomes(lines) == _outcomes(one_at_a_time)
+
+
+@contextmanager
+def _after_two_trials(folder: Path, strike: Callable[[], bool]) -> Iterator[None]:
+    """Try `strike` from when the study in `folder` has two trials, until it succeeds; by the end of the block it must have."""
+    ended, struck = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            if len(read_trials(folder / "log.jsonl")) >= 2 and strike():
+                struck.set()
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert struck.is_set(), "nothing was killed, so equality would say nothing"
+
+
+def _own_trials(*, of: int | None = None) -> list[int]:
+    """The trial processes that descend from `of`, None: this process. Another Ray on the machine has trials too."""
     parents: dict[int, int] = {}
     trials = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -158,7 +196,7 @@ def _own_trials() -> list[int]:
                 trials.append(int(entry.name))
         except OSError:  # it has ended meanwhile
             continue
-    return [pid for pid in trials if os.getpid() in _ancestors(pid, parents)]
+    return [pid for pid in trials if (of or os.getpid()) in _ancestors(pid, parents)]
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
