@@ -20,7 +20,8 @@ nyu: $(READY)
 		|| { echo "make nyu: DATA and WEIGHTS are needed: make nyu DATA=FOLDER WEIGHTS=FILE [PRESET=small] [OUT=FOLDER]"; exit 2; }
 	$(BIN)/jointseg run --preset $(PRESET) --data $(DATA) --out $(OUT) --set network.weights=$(abspath $(WEIGHTS))
 
-test: lint types unit integration
+test: lint types
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

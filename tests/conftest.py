@@ -13,6 +13,13 @@ import pytest
 from scipy.io import savemat
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of Ray go to one process, one after the other, while other processes run the rest (xdist's `--dist loadgroup`)."""
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     folder = Path(__file__).resolve().parents[1].parent / "shared"

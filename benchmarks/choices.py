@@ -1,0 +1,109 @@
+"""What each choice of a preset is worth: the preset, and the preset with one setting changed at a time, on validation frames.
+
+    python benchmarks/choices.py --data FOLDER --set network.weights=FILE [--preset small] [--stage one_stage] [--steps 120]
+                                 [--choices PATH=VALUE...] [--seeds 0 1] [--json FILE]
+
+Frames are those of the train split: the preset's validation subset is scored, the others are trained on; the test split is
+never read. Every row trains from the starting weights in plain torch, without kept features, for --steps steps; the preset's
+own row once for each seed, whose spread says which differences mean nothing. --json is written after each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jointseg.batches import Place
+from jointseg.config import Config
+from jointseg.data.store import Store, prepare
+from jointseg.data.views import draw_validation, make_views
+from jointseg.errors import InputError
+from jointseg.presets import PRESETS
+from jointseg.settings import parse_override, with_overrides
+from jointseg.stages import TRAININGS
+from jointseg.training import Report, begin, train
+
+CHOICES = [
+    "loss.class_balance=0",
+    "loss.depth_invariance=1",
+    "{stage}.ema=0",
+    "{stage}.schedule=constant",
+    "{stage}.trunk_lr_multiplier=1",
+    "{stage}.head_lr_multiplier=10",
+    "network.unit_features=false",
+    "network.dropout=0.5",
+    "data.num_crops=0",
+    "training.precision=float32",
+]
+SHOWN = {"mean_iou": 100.0, "mean_accuracy": 100.0, "pixel_accuracy": 100.0, "delta1": 100.0, "rmse": 1.0}
+
+
+def scores(config: Config, args: argparse.Namespace, store: Store) -> dict[str, float]:
+    """Metrics of the validation frames after the stage, and the seconds that training took."""
+    stage, place, found = TRAININGS[args.stage], Place(), dict[str, float]()
+    pace = {"log_every": args.steps, "checkpoint_every": 10 * args.steps, "validate_every": 10 * args.steps}
+    changes = {f"{args.stage}.iterations": args.steps, **{f"training.{name}": value for name, value in pace.items()}}
+    config = with_overrides(config, changes)
+    validation = draw_validation(store.train, config.data)
+    views = make_views([number for number in store.train if number not in set(validation)], config.data)
+    torch.set_num_threads(config.training.cpus_per_worker)
+
+    def keep(report: Report) -> None:
+        found.update(report.metrics)
+
+    started = time.perf_counter()
+    run = begin(config, stage, place=place, start=None)
+    train(run, store, views, place=place, report=keep, validation=validation)
+    return {"seconds": time.perf_counter() - started, **found}
+
+
+def main() -> None:
+    try:
+        compare()
+    except InputError as refused:
+        sys.stderr.write(f"error: {refused}\n")
+        sys.exit(2)
+
+
+def compare() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="NYU's folder, or a store that was prepared from it")
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE")
+    parser.add_argument("--stage", choices=["stage1", "one_stage"], default="one_stage")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--choices", nargs="+", default=CHOICES, metavar="PATH=VALUE")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    base = {"data.cache_features": False, **dict(parse_override(text) for text in args.overrides)}
+    ways = [(f"the preset, seed {seed}", {"seed": seed}) for seed in args.seeds]
+    ways += [(text, dict([parse_override(text)])) for text in (choice.format(stage=args.stage) for choice in args.choices)]
+    configs = [(name, with_overrides(PRESETS[args.preset](), {**base, **changes})) for name, changes in ways]
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {args.steps} steps"
+    )
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = (args.data / "store.json").is_file()
+        store = Store.open(args.data.absolute()) if prepared else prepare(args.data, Path(folder) / "store")
+        for name, config in configs:
+            rows.append({"what": name, **scores(config, args, store)})
+            shown = {short: rows[-1].get(f"validation/{short}") for short in SHOWN}
+            numbers = [f"{short} {value * SHOWN[short]:.2f}" for short, value in shown.items() if value is not None]
+            print(f"{name:<40}", *numbers, f"{rows[-1]['seconds']:.0f} s", flush=True)
+            if args.json is not None:
+                args.json.write_text(json.dumps({"steps": args.steps, "preset": args.preset, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
