@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -232,7 +231,8 @@ def ui(
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    sys.stdout.flush()
+    os.execv(command[0], command)  # signals go to MLflow, which ends its own processes
 
 
 def _run(
@@ -295,11 +295,17 @@ def _config(
     return with_overrides(config, {name: str(path) for name, path in absolute.items()})
 
 
+def _interrupt(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's script starts its background jobs deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 def run_command_line() -> int:
     """Run the command: 0 is success, 2 what is the user's to mend in one line, 1 a worker that was lost, in one line too, or
     (with a traceback) a mistake of ours, 130 an interruption.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # `ray job stop` ends a run as Ctrl-C does
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
     try:
         app()
     except (InputError, LostWorkerError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -79,6 +80,13 @@ def kill(process: ForkServerProcess) -> None:
             os.kill(worker, signal.SIGKILL)
     process.kill()
     process.join()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def training_workers(driver: int) -> list[int]:

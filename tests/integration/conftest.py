@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from pipeline.cluster import connected
-from tests.integration.command_line import CommandLine
+from tests.integration.command_line import CommandLine, free_port
 
 # A whole pipeline in about a minute: six rooms to train on, a handful of steps a stage, four trials.
 TINY = {
@@ -71,13 +70,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return prepare(folder / "nyu", folder / "store")
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @dataclass(frozen=True)
 class Head:
     """A head node that was started for the tests: where its job server listens, and what its clients need."""
@@ -103,7 +95,7 @@ class Head:
 @pytest.fixture(scope="session")
 def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node with token authentication, as Ray has it wherever a token is found; it ends with the tests."""
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     token = tmp_path_factory.mktemp("token") / "token"
     token.touch(mode=0o600)
     token.write_text(uuid4().hex)
@@ -113,7 +105,7 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tempfile.mkdtemp(prefix="ray-")
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     # A port of its own for the agent that starts jobs: it is not asked for another where a second head has the usual one.
-    command += [f"--temp-dir={folder}", f"--dashboard-agent-listen-port={_free_port()}"]
+    command += [f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"]
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -6,6 +6,7 @@ Not here: frozen layers (test_frozen.py), the loop itself (test_training.py), mo
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -264,3 +265,19 @@ def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run.step == 6
+
+
+# Compilation
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() and shutil.which("g++") is None, reason="torch.compile needs g++ on CPUs")
+def test_a_compiled_network_learns_the_same(rooms, views, small):
+    changes = {"stage2.iterations": 3, "stage2.accumulate": 2, "stage2.ema": 0.9, "stage2.optimizer": "sgd", "stage2.lr": 3e-4}
+    eager = with_overrides(small, {**changes, "network.dropout": 0, "training.channels_last": True})
+    (one, losses), (two, others) = (
+        fit(with_overrides(eager, {"training.compile": compiled}), rooms, views, stage="stage2") for compiled in (False, True)
+    )
+    assert two.model.network._compiled_call_impl is not None and one.model.network._compiled_call_impl is None
+    assert [row["loss/total"] for row in others] == pytest.approx([row["loss/total"] for row in losses], rel=1e-4)
+    assert largest_difference(one, begin(eager, STAGES["stage2"], place=ALONE, start=None)) > 1e-4
+    assert largest_difference(one, two) <= 1e-5
