@@ -21,7 +21,7 @@ nyu: $(READY)
 	$(BIN)/jointseg run --preset $(PRESET) --data $(DATA) --out $(OUT) --set network.weights=$(abspath $(WEIGHTS))
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n 2
 
 integration: $(READY)
-	$(BIN)/pytest tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

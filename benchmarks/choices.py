@@ -3,9 +3,10 @@
     python benchmarks/choices.py --data FOLDER --set network.weights=FILE [--preset small] [--stage one_stage] [--steps 120]
                                  [--choices PATH=VALUE...] [--seeds 0 1] [--json FILE]
 
-Frames are those of the train split: the preset's validation subset is scored, the others are trained on; the test split is
-never read. Every row trains from the starting weights in plain torch, without kept features, for --steps steps; the preset's
-own row once for each seed, whose spread says which differences mean nothing. --json is written after each row.
+Frames are those of the train split: the preset's validation subset is scored, the others are trained on. Every row trains from
+the starting weights in plain torch, without kept features, for --steps steps, and is then scored; seconds are of both. The
+preset's own row comes once for each seed, whose spread says which differences mean nothing; the others have the first seed.
+A choice that the preset has already has no row. --json is written after each row.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SHOWN = {"mean_iou": 100.0, "mean_accuracy": 100.0, "pixel_accuracy": 100.0, "de
 
 
 def scores(config: Config, args: argparse.Namespace, store: Store) -> dict[str, float]:
-    """Metrics of the validation frames after the stage, and the seconds that training took."""
+    """Metrics of the validation frames after the stage, and the seconds that both took."""
     stage, place, found = TRAININGS[args.stage], Place(), dict[str, float]()
     pace = {"log_every": args.steps, "checkpoint_every": 10 * args.steps, "validate_every": 10 * args.steps}
     changes = {f"{args.stage}.iterations": args.steps, **{f"training.{name}": value for name, value in pace.items()}}
@@ -87,11 +88,18 @@ def compare() -> None:
     args = parser.parse_args()
     base = {"data.cache_features": False, **dict(parse_override(text) for text in args.overrides)}
     ways = [(f"the preset, seed {seed}", {"seed": seed}) for seed in args.seeds]
-    ways += [(text, dict([parse_override(text)])) for text in (choice.format(stage=args.stage) for choice in args.choices)]
-    configs = [(name, with_overrides(PRESETS[args.preset](), {**base, **changes})) for name, changes in ways]
+    for choice in args.choices:
+        text = choice.format(stage=args.stage)
+        ways.append((text, {"seed": args.seeds[0], **dict([parse_override(text)])}))
+    every = [(name, with_overrides(PRESETS[args.preset](), {**base, **changes})) for name, changes in ways]
+    configs = [(name, config) for place, (name, config) in enumerate(every) if not place or config != every[0][1]]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {args.steps} steps"
     )
+    given = {name: str(value) for name, value in vars(args).items()} | {
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         prepared = (args.data / "store.json").is_file()
@@ -102,7 +110,7 @@ def compare() -> None:
             numbers = [f"{short} {value * SHOWN[short]:.2f}" for short, value in shown.items() if value is not None]
             print(f"{name:<40}", *numbers, f"{rows[-1]['seconds']:.0f} s", flush=True)
             if args.json is not None:
-                args.json.write_text(json.dumps({"steps": args.steps, "preset": args.preset, "rows": rows}, indent=1))
+                args.json.write_text(json.dumps({**given, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

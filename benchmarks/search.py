@@ -166,7 +166,7 @@ def trial_processes() -> list[Path]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"CrfTrial" in (folder / "cmdline").read_bytes():
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ResourceTrainable"):  # Tune's name for any trial
                 found.append(folder)
         except OSError:
             continue

@@ -230,9 +230,21 @@ def ui(
         )
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    sys.stdout.flush()
-    os.execv(command[0], command)  # signals go to MLflow, which ends its own processes
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    os.execv(command[0], command)  # a process between would be ended by SIGTERM alone, and leave MLflow's behind
 
 
 def _run(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         # A job's code travels with it; elsewhere we send it, so that nodes need the dependencies alone.
         modules = [str(Path(package.__file__).parent) for package in (jointseg, pipeline, tune_spaces) if package.__file__]
         runtime_env = {"py_modules": modules}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env)
     except (ConnectionError, ValueError) as error:
@@ -44,6 +47,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
             raise
         raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would exit at once, with another code and nothing said
         yield
     finally:
         ray.shutdown()

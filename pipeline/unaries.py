@@ -39,7 +39,7 @@ class UnaryCache:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The memory maps: image (n, 3, h, w) uint8, logits (n, C, h, w) float32, depth (n, h, w) float32 metres."""
-        # "c": what is written to them stays in the process. Nothing is; PyTorch takes no array that is read alone.
+        # "c", not "r": PyTorch warns of arrays that it must not write. Nothing here writes; what did would not reach the file.
         return {name: np.load(self.folder / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
 
 

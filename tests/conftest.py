@@ -6,6 +6,7 @@ Not here: what only one file of tests needs.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 from scipy.io import savemat
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of Ray go to one process, one after the other, while other processes run the rest (xdist's `--dist loadgroup`)."""
-    for item in items:
-        if "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of Ray go to one process, one after the other, while the other processes run the rest."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+
+    class RayInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith("tests/integration/") else nodeid
+
+    return RayInOneProcess(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -64,6 +65,24 @@ class CommandLine:
                 time.sleep(0.02)
         finally:
             kill(process)
+
+    @contextmanager
+    def in_background(self, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+        """The command as a shell's script starts it with &, deaf to Ctrl-C, with what it prints; killed at the end."""
+        handle, name = tempfile.mkstemp(dir=self.folder)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            command = [sys.executable, "-m", "pipeline", *words]
+            process = subprocess.Popen(command, env=self.environment, start_new_session=True, stdout=handle, stderr=handle)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            os.close(handle)
+        try:
+            yield process, Path(name)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def _started(self, words: tuple[str, ...]) -> tuple[ForkServerProcess, Path]:
         handle, name = tempfile.mkstemp(dir=self.folder)

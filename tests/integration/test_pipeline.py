@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -222,13 +223,34 @@ def test_the_winner_a_trial_and_the_four_rows_come_out_again_to_the_last_digit(
 def test_with_other_instructions_the_winner_comes_out_within_the_tolerance_stated(
     killed: Workspace, jointseg: CommandLine
 ) -> None:
-    """As on another machine: without AVX, PyTorch and the CRF's compiled steps add up in another order."""
-    without_avx = {"NUMBA_CPU_NAME": "generic", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    """As on another machine: with the least of vector instructions, PyTorch and the CRF's compiled steps add up otherwise."""
+    least = {"NUMBA_CPU_NAME": "generic", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     command = [sys.executable, "-m", "pipeline", "reproduce", str(killed.crf_settings), "--tolerance", "0.001"]
-    environment = {**jointseg.environment, **without_avx}
+    environment = {**jointseg.environment, **least}
+    asked = [sys.executable, "-c", "import torch, numba; print(torch.backends.cpu.get_cpu_capability(), numba.config.CPU_NAME)"]
+    assert subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout == "DEFAULT generic\n"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "within 0.001" in done.stdout
+
+
+def test_a_search_in_the_background_ends_on_sigterm_as_on_ctrl_c(killed: Workspace, jointseg: CommandLine) -> None:
+    """As `ray job stop`, and the scripts of schedulers, end it."""
+    words = ("search", "--out", str(killed.out), "--space", "crf_weights", "--trials", "500")
+    with jointseg.in_background(*words) as (process, printed):
+        deadline = time.monotonic() + 120
+        while not any(len(read_lines(log)) >= 2 for log in killed.search.glob("crf_weights-*/log.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline, printed.read_text()
+            time.sleep(0.1)
+        process.terminate()
+        process.wait(timeout=60)
+        said = printed.read_text()
+    assert process.returncode == 130, said
+    assert "interrupted; the same command goes on" in said
+    (run,) = (
+        run for run in _all_runs(MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}"), killed) if run.info.status == "KILLED"
+    )
+    assert run.info.run_name is not None
 
 
 def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Workspace, jointseg: CommandLine) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,16 +43,18 @@ TRIALS = 7
 def four_cpus() -> Iterator[Cluster]:
     """A Ray that may run four trials at once, however many cores there are, and that nodes can join."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
     settings = {"trials": TRIALS, "startup_trials": 2, "batch": 2, "folds": 2, "space": "crf_weights"}
-    changes = {"network.width": 0.0625, "network.input_size": 65, "crf.num_iterations": 1}
+    changes = {"network.width": 0.0625, "network.input_size": 65, "crf.num_iterations": 4}
     return with_overrides(demo(), {**changes, **{f"search.{name}": value for name, value in settings.items()}})
 
 
@@ -130,73 +133,83 @@ def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_train
 def test_a_trial_whose_process_is_killed_is_run_again_and_none_that_ended_is(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "study"
-
-    def kill_one() -> bool:
-        trials = _own_trials()
-        if trials:
-            os.kill(trials[0], signal.SIGKILL)
-        return bool(trials)
-
-    with _after_two_trials(folder, kill_one):
-        lines = _study(with_overrides(config, {"search.concurrent": 2, "crf.num_iterations": 1}), made, folder)
+    folder, two_at_once = tmp_path / "study", with_overrides(config, {"search.concurrent": 2})
+    with _in_the_middle_of_a_trial(folder, os.getpid(), strike=lambda trial: os.kill(trial, signal.SIGKILL)):
+        lines = _study(two_at_once, made, folder)
     assert _outcomes(lines) == _outcomes(one_at_a_time)
     logged = (folder / "log.jsonl").read_bytes()
-    assert _outcomes(_study(with_overrides(config, {"search.concurrent": 2}), made, folder)) == _outcomes(lines)
+    assert _outcomes(_study(two_at_once, made, folder)) == _outcomes(lines)
     assert (folder / "log.jsonl").read_bytes() == logged, "trials that had ended were run again"
 
 
 def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
     four_cpus: Cluster, config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
-    folder, node = tmp_path / "study", four_cpus.add_node(num_cpus=2)
+    """At first there is room for trials on the second node alone."""
+    elsewhere = ray.remote(num_cpus=4)(Occupied).remote()
+    ray.get(elsewhere.ready.remote())
+    node = four_cpus.add_node(num_cpus=2)
+
+    def kill_node(trial: int) -> None:
+        four_cpus.remove_node(node, allow_graceful=False)
+        os.kill(trial, signal.SIGKILL)  # it is halted, and does not see that its node is gone
+        ray.kill(elsewhere)
+
     raylet = node.all_processes["raylet"][0].process.pid
-
-    def kill_node() -> bool:
-        """With the trials it has."""
-        ready = bool(_own_trials(of=raylet))
-        if ready:
-            four_cpus.remove_node(node, allow_graceful=False)
-        return ready
-
-    with _after_two_trials(folder, kill_node):
-        lines = _study(with_overrides(config, {"search.concurrent": 6}), made, folder)
+    with _in_the_middle_of_a_trial(tmp_path / "study", raylet, strike=kill_node):
+        lines = _study(config, made, tmp_path / "study")
     assert _outcomes(lines) == _outcomes(one_at_a_time)
 
 
+class Occupied:
+    """Holds CPUs."""
+
+    def ready(self) -> bool:
+        """Whether it has them."""
+        return True
+
+
 @contextmanager
-def _after_two_trials(folder: Path, strike: Callable[[], bool]) -> Iterator[None]:
-    """Try `strike` from when the study in `folder` has two trials, until it succeeds; by the end of the block it must have."""
-    ended, struck = threading.Event(), threading.Event()
+def _in_the_middle_of_a_trial(folder: Path, ancestor: int, *, strike: Callable[[int], None]) -> Iterator[None]:
+    """Once the study in `folder` has two trials, halt a process in the middle of another and strike, given its pid.
 
-    def watch() -> None:
-        while not ended.wait(0.01):
-            if len(read_trials(folder / "log.jsonl")) >= 2 and strike():
-                struck.set()
-                return
+    The process is one that descends from `ancestor`. By the end of the block it must have happened.
+    """
+    over = threading.Event()
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-    assert struck.is_set(), "nothing was killed, so equality would say nothing"
+    def watch() -> bool:
+        while not over.wait(0.002):
+            if len(read_trials(folder / "log.jsonl")) < 2:
+                continue
+            for trial in _running_trials(ancestor):
+                os.kill(trial, signal.SIGSTOP)  # it cannot end meanwhile
+                if trial in _running_trials(ancestor):
+                    strike(trial)
+                    return True
+                os.kill(trial, signal.SIGCONT)
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        struck = pool.submit(watch)
+        try:
+            yield
+        finally:
+            over.set()
+        assert struck.result(), "nothing was killed, so equality would say nothing"
 
 
-def _own_trials(*, of: int | None = None) -> list[int]:
-    """The trial processes that descend from `of`, None: this process. Another Ray on the machine has trials too."""
+def _running_trials(ancestor: int) -> list[int]:
+    """Processes in the middle of a trial that descend from `ancestor`. Another Ray on the machine has trials too."""
     parents: dict[int, int] = {}
     trials = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"CrfTrial" in (entry / "cmdline").read_bytes():
+            if (entry / "cmdline").read_bytes().startswith(b"ray::ResourceTrainable.train"):  # Tune's name for any trial
                 trials.append(int(entry.name))
         except OSError:  # it has ended meanwhile
             continue
-    return [pid for pid in trials if (of or os.getpid()) in _ancestors(pid, parents)]
+    return [pid for pid in trials if ancestor in _ancestors(pid, parents)]
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,7 +272,10 @@ def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
 # Compilation
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() and shutil.which("g++") is None, reason="torch.compile needs g++ on CPUs")
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    reason="torch.compile needs g++ and Python's headers on CPUs",
+)
 def test_a_compiled_network_learns_the_same(rooms, views, small):
     changes = {"stage2.iterations": 3, "stage2.accumulate": 2, "stage2.ema": 0.9, "stage2.optimizer": "sgd", "stage2.lr": 3e-4}
     eager = with_overrides(small, {**changes, "network.dropout": 0, "training.channels_last": True})

@@ -17,11 +17,12 @@ from jointseg.upsampling import argmax_upsampled
         ((65, 65), (480, 640)),
         ((49, 65), (480, 640)),
         ((61, 90), (40, 33)),
+        ((61, 90), (20, 33)),
         ((30, 40), (30, 40)),
         ((1, 1), (5, 7)),
         ((3, 1), (1, 4)),
     ],
-    ids=["stretched", "fit", "smaller", "same", "one pixel", "one row"],
+    ids=["stretched", "fit", "smaller", "a third", "same", "one pixel", "one column to one row"],
 )
 def test_labels_are_those_of_upsampling_and_argmax(map_size: tuple[int, int], frame_size: tuple[int, int]) -> None:
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(40, *map_size)).astype(np.float32))
