@@ -198,7 +198,8 @@ class TrainingConfig(Settings):
     channels_last: bool = False
     """Lay feature maps out with channels innermost: faster convolutions on CPUs, and on GPUs in half precision."""
     compile: bool = False
-    """Compile the network with torch.compile: a minute at the start, fewer and larger GPU kernels after."""
+    """Compile the network with torch.compile: a minute at the start, then fewer and larger GPU kernels; see docs/training.md
+    first."""
     recompute: bool = False
     """Compute the network's layers again in the backward pass instead of keeping what lies between: less memory, slower."""
     max_failures: int = Field(0, ge=0)

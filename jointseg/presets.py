@@ -76,7 +76,6 @@ def modern() -> Config:
             validate_every=1000,
             precision="bfloat16",
             channels_last=True,
-            compile=True,
         ),
     )
 
