@@ -26,7 +26,7 @@ from jointseg.labels import CLASS_NAMES
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
-from pipeline.failures import LostWorkerError
+from pipeline.failures import LostWorkerError, is_interruption
 from pipeline.terminal import Terminal
 from pipeline.workspace import PIPELINE, Workspace
 
@@ -271,9 +271,11 @@ def _workspace(out: Path) -> Workspace:
 def _interruptible(place: Workspace, screen: Terminal) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not is_interruption(error):
+            raise
         screen.say(f"interrupted; the same command goes on with {place.out} where it stopped")
-        raise
+        raise KeyboardInterrupt from None
 
 
 def _config(

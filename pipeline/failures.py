@@ -1,4 +1,4 @@
-"""What Ray Train's failures come to: something that is the user's to mend, a worker that was lost, or neither.
+"""What failures come to: something that is the user's to mend, a worker that was lost, an interruption, or none of these.
 
 Not here: what is printed and with which exit code (cli.py), going on after a loss (worker.py).
 """
@@ -16,6 +16,14 @@ _PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # g
 
 class LostWorkerError(Exception):
     """A worker went away in the middle of a stage: nobody's mistake, and the same command goes on. One line."""
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether this is Ctrl-C, or what came of it where it struck: a library's own tidying up may fail then, and say that."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 def explained(error: Exception, *, stage: str, max_failures: int, last_step: int | None) -> Exception | None:

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jointseg.errors import InputError
+from pipeline.failures import is_interruption
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -116,12 +117,9 @@ class Tracker:
         self.client.update_run(run_id, status="RUNNING")
         try:
             yield run_id
-        except KeyboardInterrupt:
-            self.client.set_terminated(run_id, status="KILLED")
-            raise
         except BaseException as error:
             with suppress(MlflowException, SQLAlchemyError):  # what happened says more than that MLflow's disk is full too
-                self.client.set_terminated(run_id, status="FAILED")
+                self.client.set_terminated(run_id, status="KILLED" if is_interruption(error) else "FAILED")
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
             if isinstance(error, MlflowException) and full:
                 raise InputError(f"{self.uri}: cannot be written: {full}") from None

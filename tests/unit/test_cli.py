@@ -125,13 +125,35 @@ def test_there_are_two_splits_to_score_on(mistake):
     assert mistake("score", "--out", "x", "--split", "train").startswith("--split: 'train' is not a split; allowed: test, ")
 
 
-def test_an_interruption_exits_130(jointseg, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.run, "run_phases", interrupted)
-    monkeypatch.setattr(pipeline.run, "run_study", interrupted)
-    assert jointseg("run", "--out", "x")[0] == jointseg("search", "--out", "x")[0] == 130
+
+def interrupted_in_a_library(*_, **__):
+    """As Optuna's lock of its journal is."""
+    lock = Path("lock")
+    lock.touch()
+    try:
+        lock.unlink()
+        raise KeyboardInterrupt
+    except BaseException:
+        lock.unlink()
+        raise
+
+
+@pytest.mark.parametrize("work", [interrupted, interrupted_in_a_library])
+def test_an_interruption_exits_130(jointseg, monkeypatch, tmp_path, work):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline.run, "run_phases", work)
+    monkeypatch.setattr(pipeline.run, "run_study", work)
+    said = f"interrupted; the same command goes on with {tmp_path / 'x'} where it stopped\n"
+    assert jointseg("run", "--out", "x") == jointseg("search", "--out", "x") == (130, said, "")
+
+
+def test_an_error_beside_no_interruption_is_none(jointseg, monkeypatch):
+    monkeypatch.setattr(pipeline.run, "run_phases", lambda *_, **__: Path("no/such/file").unlink())
+    with pytest.raises(FileNotFoundError):
+        jointseg("run", "--out", "x")
 
 
 def test_a_lost_worker_is_one_line_and_nobodys_mistake(jointseg, monkeypatch):

@@ -93,8 +93,18 @@ def test_a_run_is_running_inside_the_block_and_finished_after_it(tracker):
     assert status(tracker, run) == "FINISHED"
 
 
+TIDYING_UP = FileNotFoundError("a lock that is gone")
+TIDYING_UP.__context__ = KeyboardInterrupt()
+
+
 @pytest.mark.parametrize(
-    ("error", "left"), [(InputError("mistake"), "FAILED"), (SystemExit(1), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+    ("error", "left"),
+    [
+        (InputError("mistake"), "FAILED"),
+        (SystemExit(1), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (TIDYING_UP, "KILLED"),
+    ],
 )
 def test_a_run_that_ends_badly_says_how_and_lets_the_reason_through(tracker, error, left):
     def interrupted():
