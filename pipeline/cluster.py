@@ -40,8 +40,9 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         modules = [str(Path(package.__file__).parent) for package in (jointseg, pipeline, tune_spaces) if package.__file__]
         runtime_env = {"py_modules": modules}
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    own = {} if address else {"include_dashboard": False}  # it takes jobs from whoever reaches its port
     try:
-        ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env)
+        ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env, **own)
     except (ConnectionError, ValueError) as error:
         if not address:
             raise

@@ -251,11 +251,15 @@ def _module(layer: Layer, *, in_channels: int, width: float, dropout: float) -> 
             return nn.Dropout(dropout)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sum_at_full_size(scores: Sequence[tuple[int, Tensor]]) -> Tensor:
     """Sum of score maps, each upsampled by the factor beside it.
 
     Goes from the coarsest to the finest and upsamples the sum so far. On grids that share corners and divide each other,
     bilinear steps make up the whole bilinear step, so this is the sum of the upsampled maps with one large map in memory.
+
+    torch.compile leaves it as it is: with the network's layers in one graph, Inductor (2.13, CPU) makes its gradient by all
+    maps of a fourth of the size and less 0, at some widths.
     """
     (factor, total), *others = sorted(scores, key=lambda pair: pair[0], reverse=True)
     for finer, score in others:

@@ -20,6 +20,7 @@ from pipeline.__main__ import RAY_ENVIRONMENT
 
 for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
     os.environ.setdefault(name, value)
+os.environ.setdefault("RAY_worker_niceness", "0")  # workers are nice by default, and the other tests would go first
 
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare

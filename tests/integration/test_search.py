@@ -119,9 +119,9 @@ def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
 def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_trained(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
-    """Two trainings asked for at once, of two workers each that take all four CPUs."""
+    """Two trainings asked for at once, each of a worker that takes all four CPUs."""
     settings = {"fidelity": "finetune", "finetune_iterations": 2, "trials": 2, "concurrent": 2, "batch": 2}
-    training = {"training.num_workers": 2, "training.cpus_per_worker": 2, "stage3.batch_size": 1, "stage3.lr": 0.01}
+    training = {"training.cpus_per_worker": 4, "stage3.batch_size": 1, "stage3.lr": 0.01}
     trains = with_overrides(config, {**training, **{f"search.{name}": value for name, value in settings.items()}})
     lines = _study(trains, made, tmp_path / "study")
     assert [(line["state"], line["error"]) for line in lines] == [("finished", None)] * 2

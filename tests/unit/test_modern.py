@@ -20,6 +20,7 @@ from jointseg.data.augment import Colour, coloured, view_of_visit
 from jointseg.data.views import make_views
 from jointseg.losses import balancing_weights, semantic_loss
 from jointseg.model import build_model
+from jointseg.network.network import build_network
 from jointseg.optimizer import build_optimizer, set_rate
 from jointseg.settings import with_overrides
 from jointseg.stages import ONE_STAGE, STAGES
@@ -272,17 +273,35 @@ def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
 # Compilation
 
 
+def test_a_network_is_compiled_where_that_is_asked_for(small):
+    for asked in (False, True):
+        run = begin(with_overrides(small, {"training.compile": asked}), STAGES["stage1"], place=ALONE, start=None)
+        assert (run.model.network._compiled_call_impl is not None) == asked
+
+
 @pytest.mark.skipif(
     shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
     reason="torch.compile needs g++ and Python's headers on CPUs",
 )
-def test_a_compiled_network_learns_the_same(rooms, views, small):
-    changes = {"stage2.iterations": 3, "stage2.accumulate": 2, "stage2.ema": 0.9, "stage2.optimizer": "sgd", "stage2.lr": 3e-4}
-    eager = with_overrides(small, {**changes, "network.dropout": 0, "network.width": 0.25, "training.channels_last": True})
-    (one, losses), (two, others) = (
-        fit(with_overrides(eager, {"training.compile": compiled}), rooms, views, stage="stage2") for compiled in (False, True)
-    )
-    assert two.model.network._compiled_call_impl is not None and one.model.network._compiled_call_impl is None
-    assert [row["loss/total"] for row in others] == pytest.approx([row["loss/total"] for row in losses], rel=1e-4)
-    assert largest_difference(one, begin(eager, STAGES["stage2"], place=ALONE, start=None)) > 1e-4
-    assert largest_difference(one, two) <= 1e-5
+def test_every_part_of_a_compiled_network_has_the_same_gradient(small):
+    """At a width at which Inductor loses some of them when it compiles the upsampling too; few layers, as it takes long."""
+    changes = {"network.width": 0.0625, "network.dropout": 0, "network.frozen_until": "fc7"}
+    network = build_network(with_overrides(small, changes).network, seed=0)
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 33, 33), generator=draw, dtype=torch.uint8)
+    features = network.frozen_features(image)
+
+    def gradients():
+        network.zero_grad()
+        draw.manual_seed(1)
+        parts = [(scores * torch.randn(scores.shape, generator=draw)).sum() for scores in network(image, features=features)]
+        torch.stack(parts).sum().backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    eager = gradients()
+    network.compile()
+    compiled = gradients()
+    assert compiled.keys() == eager.keys() >= {f"heads.{branch.name}.segmentation.weight" for branch in network.branches}
+    assert all(gradient.any() for gradient in eager.values())
+    for name, gradient in eager.items():
+        assert float((compiled[name] - gradient).abs().max() / gradient.abs().max()) < 1e-5, name
