@@ -25,7 +25,7 @@ class NetworkConfig(Settings):
 
     variant: Literal["table1_literal", "vgg16_msc", "deeplab_msc"] = "vgg16_msc"
     """Which table the network is built from; the paper leaves it open."""
-    width: float = Field(1.0, gt=0)
+    width: float = Field(1.0, gt=0, le=8)
     """Multiplies every hidden layer's number of channels; 1 is the paper's."""
     input_size: int = Field(513, ge=65)
     """Side of the square input, pixels; 8k + 1, so that every pooled map has whole steps. 513 is the paper's."""
@@ -95,7 +95,8 @@ class DataConfig(Settings):
     """Largest crop, as a share of the frame's side. The paper does not say."""
     views: Literal["offline", "online"] = "offline"
     """`offline` is the paper's: crops, frame and mirror listed once, shuffled once, walked round and round. `online`: each
-    visit of a frame cuts, mirrors and colours it anew, in a new order each round; `num_crops` has no part in it."""
+    visit of a frame cuts, mirrors and colours it anew, in a new order each round; `num_crops` and `crop_scale_max` have no
+    part in it: crops go up to the whole frame."""
     color_jitter: float = Field(0.0, ge=0, lt=1)
     """Online views' brightness, contrast and saturation are each multiplied by 1 - this .. 1 + this."""
     cache_features: bool = False
@@ -122,7 +123,7 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _ordered_scales(self) -> Self:
-        if self.crop_scale_min > self.crop_scale_max:
+        if self.views == "offline" and self.crop_scale_min > self.crop_scale_max:
             raise ValueError(f"crop_scale_min is {self.crop_scale_min}; allowed: up to crop_scale_max = {self.crop_scale_max}")
         return self
 
@@ -171,7 +172,8 @@ class StageConfig(Settings):
     trunk_lr_multiplier: float = Field(1.0, gt=0)
     """Rate of VGG-16's convolutions (conv1_1 .. conv5_3) over `lr`: below 1 it spares what starting weights know."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the running mean of the weights, which is validated and kept at the end; 0: the weights themselves are."""
+    """Decay of the running mean of the weights, which is validated and kept at the end; 0: the weights themselves are. After n
+    steps it is at most (1 + n) / (10 + n): a short stage keeps little of the weights that it began with."""
 
 
 class TrainingConfig(Settings):
@@ -194,7 +196,8 @@ class TrainingConfig(Settings):
     loader_workers: int = Field(0, ge=0)
     """Processes that cut views for each worker; 0 cuts them in the training process."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's passes in training (autocast). Weights, losses, the CRF and all evaluation stay in float32."""
+    """Of the network's passes in training (autocast). Weights, losses, the CRF and all evaluation stay in float32; in float32
+    PyTorch's convolutions on GPUs round their factors to TF32 unless `torch.backends.cudnn.allow_tf32` is off."""
     channels_last: bool = False
     """Lay feature maps out with channels innermost: faster convolutions on CPUs, and on GPUs in half precision."""
     compile: bool = False

@@ -9,3 +9,7 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2.
     """
+
+
+class DiskError(InputError):
+    """A disk is full, failing or read-only: what was being done may succeed later."""

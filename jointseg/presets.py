@@ -66,7 +66,7 @@ def modern() -> Config:
         loss=LossConfig(lambda_semantic=1 / size**2, depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
         stage2=stage.model_copy(update={"iterations": 2000}),
-        stage3=stage.model_copy(update={"iterations": 300, "batch_size": 4, "accumulate": 2, "lr": 2e-5}),
+        stage3=stage.model_copy(update={"iterations": 300, "batch_size": 4, "accumulate": 2, "lr": 2e-5, "warmup": 20}),
         one_stage=stage.model_copy(update={"iterations": 8000}),
         training=TrainingConfig(
             cpus_per_worker=4,

@@ -64,6 +64,8 @@ class SettingsError(InputError):
             return cls(".".join(filter(None, [path, inner.path])), inner.problem)
         if isinstance(inner, ValueError):
             return cls(path, str(inner))
+        if first["type"] == "path_type":
+            return cls(path, f"{first['input']!r} is not allowed; allowed: a path, such as ./{first['input']}")
         allowed = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
         return cls(path, f"{first['input']!r} is not allowed; allowed: {allowed}")
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from jointseg.averaging import RunningMean
 from jointseg.batches import Batch, Place, ViewDataset, batches
 from jointseg.checkpoint import Checkpoint, load_checkpoint, load_final, save_checkpoint
 from jointseg.config import Config
@@ -52,7 +51,7 @@ class Run:
     stage: Stage
     model: JointModel
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None = None
+    average: RunningMean | None = None
     """The running mean of the weights, where the stage has one (`ema`)."""
     step: int = 0
     loaded: LoadReport | None = None
@@ -61,7 +60,7 @@ class Run:
     @property
     def best_model(self) -> JointModel:
         """The model to validate and to keep: with the mean of the weights where there is one."""
-        return self.model if self.average is None else cast(JointModel, self.average.module)
+        return self.model if self.average is None else self.average.model
 
     def checkpoint(
         self, random_states: list[dict[str, Tensor | None]], *, metrics: Mapping[str, float] | None = None
@@ -73,7 +72,7 @@ class Run:
         """
         optimizer = self.optimizer.state_dict()
         if self.average is not None:
-            optimizer = {**optimizer, IN_TRAINING: self.model.state_dict(), NUM_AVERAGED: self.average.n_averaged}
+            optimizer = {**optimizer, IN_TRAINING: self.model.state_dict(), NUM_AVERAGED: torch.tensor(self.average.count)}
         weights = self.best_model.state_dict()
         return Checkpoint(self.stage.name, self.step, self.config, weights, optimizer, random_states, dict(metrics or {}))
 
@@ -117,7 +116,7 @@ def _run(config: Config, stage: Stage, model: JointModel, place: Place) -> Run:
     freeze_for(stage, model)
     run = Run(config, stage, model, build_optimizer(model, settings))
     if settings.ema:
-        run.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))  # type: ignore[no-untyped-call]
+        run.average = RunningMean(model, settings.ema)
     if pace.compile:
         model.network.compile()
     return run
@@ -138,7 +137,7 @@ def resume(config: Config, stage: Stage, folder: Path, *, place: Place) -> Run:
     optimizer = dict(checkpoint.optimizer)
     if run.average is not None:  # it was copied from the model, which has the mean so far
         model.load_state_dict(optimizer.pop(IN_TRAINING))
-        run.average.n_averaged.copy_(optimizer.pop(NUM_AVERAGED))
+        run.average.count = int(optimizer.pop(NUM_AVERAGED))
     run.optimizer.load_state_dict(optimizer)
     run.step = checkpoint.step
     states = checkpoint.random_states[place.rank]
@@ -193,9 +192,10 @@ def train(
                 loss = _loss_of(model, batch, run, weights)
                 (loss.total / settings.accumulate).backward()  # type: ignore[no-untyped-call]
             losses.append(torch.stack([loss.total, loss.semantic, loss.depth]).detach())
+            del loss  # it holds the CRF of this pass, which would stay through the next
         run.optimizer.step()
         if run.average is not None:
-            run.average.update_parameters(run.model)
+            run.average.update(run.model)
         run.step = step + 1
         last = run.step == settings.iterations
         due = last or run.step % pace.checkpoint_every == 0

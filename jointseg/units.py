@@ -1,6 +1,6 @@
 """The units a loss is quoted in, and the one conversion of learning rate and weight decay between them.
 
-Not here: the loss itself (losses.py) and the optimiser (training.py).
+Not here: the loss itself (losses.py) and the optimiser (optimizer.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 
 # Full, over quota, too large, failing, read-only.
 _DISK_ERRORS = {
@@ -31,14 +31,14 @@ def disk_errors_named(path: Path) -> Iterator[None]:
     """Name `path` in what a full, failing or read-only disk does to the block: a failed `write` does not say of which file.
 
     Raises:
-        InputError: in place of such an OSError.
+        DiskError: in place of such an OSError.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise DiskError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager

@@ -189,7 +189,7 @@ def score(
     config = _config(place, None, None, None)
     from pipeline.score import score_settings, score_table
 
-    with _interruptible(place, screen):
+    with _interruptible(place, screen, then="nothing is kept of it"):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
     screen.console.print(score_table(scores, split=split))
 
@@ -268,13 +268,13 @@ def _workspace(out: Path) -> Workspace:
 
 
 @contextmanager
-def _interruptible(place: Workspace, screen: Terminal) -> Iterator[None]:
+def _interruptible(place: Workspace, screen: Terminal, *, then: str | None = None) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
         if not is_interruption(error):
             raise
-        screen.say(f"interrupted; the same command goes on with {place.out} where it stopped")
+        screen.say(f"interrupted; {then or f'the same command goes on with {place.out} where it stopped'}")
         raise KeyboardInterrupt from None
 
 
@@ -303,9 +303,10 @@ def _config(
         "search.start": config.search.start,
     }
     absolute = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
-    file, colon, function = config.search.space.rpartition(".py")
-    if colon:
-        absolute["search.space"] = Path(f"{Path(f'{file}.py').expanduser().absolute()}{function}")
+    where, colon, function = config.search.space.rpartition(":")
+    file = where if colon else function
+    if file.endswith(".py"):
+        absolute["search.space"] = Path(f"{Path(file).expanduser().absolute()}{f':{function}' if colon else ''}")
     return with_overrides(config, {name: str(path) for name, path in absolute.items()})
 
 

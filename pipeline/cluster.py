@@ -56,10 +56,15 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
 
 
 def uses_gpu(config: Config) -> bool:
-    """Whether workers get a GPU each: as `training.device` says, `auto` where the cluster has them."""
-    if config.training.device == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= config.training.num_workers)
-    return config.training.device == "cuda"
+    """Whether workers get a GPU each: as `training.device` says, `auto` where the cluster has them.
+
+    Raises:
+        InputError: it says `cuda`, and the cluster has none. Ray itself would wait for ever.
+    """
+    device, gpus = config.training.device, ray.cluster_resources().get("GPU", 0)
+    if device == "cuda" and not gpus:
+        raise InputError("training.device: cuda is asked for, and no node of Ray has a GPU; allowed: auto, cpu")
+    return device == "cuda" or (device == "auto" and bool(gpus >= config.training.num_workers))
 
 
 def result_of(task: ray.ObjectRef) -> Any:
@@ -79,8 +84,8 @@ def require_resources(config: Config) -> int:
         InputError: not for one. Ray itself would wait for ever.
     """
     training = config.training
-    gpu = uses_gpu(config)
-    each = {"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu or training.device == "cuda" else {})}
+    gpu = training.device == "cuda" or uses_gpu(config)
+    each = {"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu else {})}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     places = sum(min(int(node.get(resource, 0) // amount) for resource, amount in each.items()) for node in nodes)
     if places < training.num_workers:

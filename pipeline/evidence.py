@@ -83,7 +83,6 @@ def _downloaded(tracker: Tracker, place: Workspace) -> Workspace:
     """The parts of a run that MLflow has, laid out as in a run's folder."""
     for stage in STAGES.values():
         tracker.download(stage.name, "checkpoint", place.final(stage))
-    tracker.download("evaluation", "evaluation", place.evaluation)
     return place
 
 

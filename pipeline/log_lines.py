@@ -46,17 +46,24 @@ def read_lines(path: Path) -> list[Line]:
 
 @contextmanager
 def following(read: Callable[[], list[Line]], tell: Callable[[Line], None], *, every: float = 0.5) -> Iterator[None]:
-    """Call `tell` with each new line that `read` gives, from a thread, until the block ends and the last is told."""
+    """Call `tell` with each new line that `read` gives, from a thread, until the block ends and the last is told.
+
+    Where telling goes wrong, the same line is told again at the next look: a server may come back. What goes wrong at the last
+    look is raised.
+    """
     ended = threading.Event()
 
     def follow() -> None:
         told = 0
         while True:
             last_look = ended.wait(every)
-            lines = read()
-            for line in lines[told:]:
-                tell(line)
-            told = len(lines)
+            try:
+                for line in read()[told:]:
+                    tell(line)
+                    told += 1
+            except Exception:
+                if last_look:
+                    raise
             if last_look:
                 return
 

@@ -28,7 +28,7 @@ from jointseg.evaluation import Prediction, Sums
 from jointseg.figures import qualitative, save_png, search_history, with_and_without_crf
 from jointseg.labels import CLASS_NAMES
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
-from jointseg.settings import flatten
+from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
@@ -124,7 +124,7 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         "paper": {"table2": TABLE2, "table3": TABLE3} if data["real"] else None,
         "search": _search(config, place),
         "data": data,
-        "provenance": provenance(config, place.out),
+        "provenance": provenance(_as_searched(config, place), place.out),
         # The report's own time is known only after it is written.
         "seconds": {phase: seconds for phase, seconds in place.seconds().items() if phase != "report"},
     }
@@ -148,6 +148,12 @@ def _data(place: Workspace, store: Store) -> dict[str, Any]:
             "digest": validation["digest"],
         },
     }
+
+
+def _as_searched(config: Config, place: Workspace) -> Config:
+    """The config with the search that stage 3 started from, which may have had settings of its own."""
+    searched = _read(place.crf_settings)["search"]
+    return with_overrides(config, {f"search.{name}": value for name, value in searched.items()})
 
 
 def _search(config: Config, place: Workspace) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Not here: the search's pictures (search_figures.py), the page (report_page.py).
 
 from __future__ import annotations
 
+from jointseg.crf.settings import CrfSettings
+from jointseg.settings import flatten
 from pipeline.report_tables import Finding, Report, Table, percent
 
 CRF_SYMBOLS = {
@@ -17,6 +19,8 @@ CRF_SYMBOLS = {
     "crf.theta_zeta": ("θζ", "m"),
     "crf.theta_tau": ("θτ", "px"),
 }
+
+PAPERS = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
 
 FIGURES = {
     "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
@@ -39,7 +43,8 @@ def crf_table(report: Report) -> Table:
             symbol,
             unit,
             f"{best['settings'][path]:.4g}" + ("" if path in search["searched"] else " (held)"),
-            f"{papers['settings'][path]:.4g}",
+            f"{PAPERS[path]:.4g}"
+            + ("" if papers["settings"][path] == PAPERS[path] else f" (held at {papers['settings'][path]:.4g})"),
         )
         for path, (symbol, unit) in CRF_SYMBOLS.items()
     ]

@@ -5,7 +5,6 @@ Not here: finding what it was made from (evidence.py).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,10 +115,10 @@ def compare_trials(record: Mapping[str, Any], again: Mapping[str, Any], *, toler
 
 
 def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Screen) -> Comparison:
-    place, config = evidence.place, evidence.config
-    if place is None or not (place.evaluation / "metrics.json").is_file():
+    place, config, record = evidence.place, evidence.config, evidence.record
+    if place is None or not all(place.final(stage).is_dir() for stage in STAGES.values()):
         raise InputError(f"{evidence.name}: its run's folder, with the stages' weights, is not found; give it as --out")
-    found = with_overrides(config, evidence.record["search"]["best"]["settings"])
+    found = with_overrides(config, record["search"]["best"]["settings"])
 
     def own(settings: str) -> Config:
         return found if settings == "stage3" else config
@@ -128,7 +127,7 @@ def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Scr
     numbers = Store.open(store).test
     with screen.bar("evaluate", len(jobs) * len(numbers)) as progress:
         sums, _ = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress)
-    then = json.loads((place.evaluation / "metrics.json").read_text())["rows"]
+    then = {row: {**metrics, **record["table2"].get(row, {})} for row, metrics in record["table3"].items()}
     now = {row: evaluate.metrics_of(total, config) for row, total in sums.items()}
     return compare_rows(then, now, tolerance=tolerance)
 
@@ -140,7 +139,7 @@ def compare_rows(
     lines: list[str] = []
     for row, metrics in then.items():
         for name, value in metrics.items():
-            lines += _differs(f"{row}, {name}", value, now[row][name], tolerance)
+            lines += _differs(f"{row}, {name}", value, now[row].get(name), tolerance)
     return Comparison(sum(map(len, then.values())), tuple(lines))
 
 

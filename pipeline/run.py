@@ -239,7 +239,10 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
     study = search.open_study(config, place)
     result = search.finished_result(study)
     if result is not None:
-        screen.say(f"{study.folder}: finished already; {search.said(result)}")
+        with place.locked():
+            search.take_over(result, study, place, screen)
+            if not place.finished("search"):
+                place.finish("search", seconds=0.0)
         return
     with connected(verbose=verbose), place.locked():
         tracker = Tracker.open(place.out)

@@ -40,7 +40,7 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
     """The sampler that `search.sampler` names.
 
     Raises:
-        InputError: it does not go with the objective or the space, or a package is missing.
+        InputError: it does not go with the objective or the space.
     """
     name, seed, objectives = settings.sampler, settings.seed, len(OBJECTIVES[settings.objective])
     allowed = {"cmaes": 1, "nsga2": 2}.get(name, objectives)

@@ -115,18 +115,31 @@ def open_study(config: Config, place: Workspace) -> Study:
 
 
 def finished_result(study: Study) -> dict[str, Any] | None:
-    """The result of a study that has all the trials that are asked for now, with the same settings; else None."""
+    """The result of a study that has all the trials that are asked for now, or more, with the same settings; else None."""
     path = study.folder / search_result.SETTINGS
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
-    kept = {"trials": study.config.search.trials, "resamples": study.config.search.resamples}
-    return result if all(result["search"][name] == value for name, value in kept.items()) else None
+    then, now = result["search"], study.config.search
+    return result if then["trials"] >= now.trials and then["resamples"] == now.resamples else None
+
+
+def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Screen) -> None:
+    """Say what a study that has finished already found, and make it the one that stage 3 starts from, where it can be."""
+    screen.say(f"{study.folder}: finished already; {said(result)}")
+    _hand_over(place, study, screen)
 
 
 def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Screen, verbose: bool) -> None:
-    """Run the study to its end, or go on with it, and write and log its result. Needs Ray."""
+    """Run the study to its end, or go on with it, and write and log its result. Needs Ray.
+
+    Its crf_settings.json comes last: a study that has it has all else.
+    """
     study = open_study(config, place)
+    there = finished_result(study)
+    if there is not None:
+        take_over(there, study, place, screen)
+        return
     _require_room(config)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
@@ -146,9 +159,11 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         for line, best in zip(lines, search_result.best_so_far(lines), strict=True):
             tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
         tracker.log_metrics(run, _summary(result), step=result["trials"])
-        for name in (search_result.SETTINGS, search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
+        tracker.log_text(run, json.dumps(result, indent=1), search_result.SETTINGS)
+        for name in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
             path = study.folder / name
             tracker.log_artifact(run, path, name if path.is_dir() else None)
+    write_atomically(study.folder / search_result.SETTINGS, json.dumps(result, indent=1))
     screen.say(said(result))
     _hand_over(place, study, screen)
 
@@ -160,11 +175,11 @@ def _run_trials(
     with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
 
         def tell(line: Line) -> None:
-            ended.append(line)
             record = None
             if line["state"] == FINISHED:
                 record = search_result.trial_record(line, study.config, study.folder, identity=study.identity)
             tracker.log_trial(run, line, record=record)
+            ended.append(line)
             best = max((score for score in search_result.scores(ended) if score is not None), default=math.nan)
             progress(len(ended), note=f"best {best:.4f}")
 

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
 from jointseg.cross_validation import fold_sums, nested, over_folds, paired_bootstrap
 from jointseg.errors import InputError
@@ -69,7 +68,7 @@ def pareto_front(lines: Sequence[Line], objective: str) -> list[Line]:
 
 
 def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the study's trials.parquet and crf_settings.json; returns the latter.
+    """Write the study's trials.parquet; returns what is to be its crf_settings.json.
 
     Args:
         lines: of all trials, in the order asked.
@@ -99,7 +98,6 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
     if len(OBJECTIVES[config.search.objective]) > 1:
         kept = ("trial", *OBJECTIVES[config.search.objective], "point")
         result["front"] = [{name: line[name] for name in kept} for line in pareto_front(lines, config.search.objective)]
-    write_atomically(folder / SETTINGS, json.dumps(result, indent=1))
     return result
 
 

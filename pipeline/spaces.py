@@ -12,8 +12,9 @@ import inspect
 import json
 import pkgutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,9 @@ class Space:
     switches: Callable[[Point], dict[str, Any]]
     """Values of the parameters that are no setting, at a point."""
     digest: str
-    """SHA-256 of what it draws from."""
+    """SHA-256 of what it draws from; of a function that draws by itself, of its file and of what it draws from at the paper's
+    point.
+    """
 
     def draw(self, trial: optuna.trial.BaseTrial) -> Point:
         """The point that a trial draws.
@@ -64,18 +67,12 @@ class Space:
             InputError: the space's function names something that is no setting of the CRF, or has its bounds reversed.
         """
         if self.distributions is not None:
-            return _point(trial.params if isinstance(trial, optuna.Trial) else self._suggested(trial))
+            return _point(trial.params)
         assert self.function is not None
-        try:
+        with _mistakes_named(self.name):
             drawn = dict(self.function(trial))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{self.name}: {_one_line(error)}") from None
         refuse_unknown(drawn, self.name)
         return _point(drawn)
-
-    def _suggested(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        assert self.distributions is not None
-        return {name: trial._suggest(name, own) for name, own in self.distributions.items()}  # type: ignore[attr-defined]
 
     def at(self, point: Point) -> tuple[Point, dict[str, Any], bool]:
         """What the space makes of a point: the settings it searches there, Optuna's parameters, and whether it could draw them.
@@ -83,13 +80,29 @@ class Space:
         Raises:
             InputError: the point has not all that the space draws.
         """
-        params = {path.replace(".", "/"): value for path, value in point.items()} | self.switches(point)
-        fixed = optuna.trial.FixedTrial(params)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a value is out of range is part of the answer
-            drawn = self.draw(fixed)
-        inside = all(own._contains(own.to_internal_repr(params[name])) for name, own in fixed.distributions.items())
-        return drawn, {name: params[name] for name in fixed.distributions}, inside
+        with _mistakes_named(self.name):
+            params = {path.replace(".", "/"): value for path, value in point.items()} | self.switches(point)
+        if self.distributions is not None:
+            distributions = self.distributions
+            drawn = _point({name: params[name] for name in distributions})
+        else:
+            fixed = optuna.trial.FixedTrial(params)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a value is out of range is part of the answer
+                drawn, distributions = self.draw(fixed), fixed.distributions
+        inside = all(_holds(own, params[name]) for name, own in distributions.items())
+        return drawn, {name: params[name] for name in distributions}, inside
+
+    def drawn_from(self, point: Point) -> str:
+        """The distributions at a point, as JSON."""
+        distributions = self.distributions
+        if distributions is None:
+            fixed = optuna.trial.FixedTrial(self.at(point)[1])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.draw(fixed)
+            distributions = fixed.distributions
+        return json.dumps({path: distribution_to_json(own) for path, own in distributions.items()}, sort_keys=True)
 
     def searched(self, point: Point) -> list[str]:
         """The config paths that the space draws at a point."""
@@ -108,26 +121,41 @@ def load_space(config: Config) -> Space:
         raise InputError(f"{name}: has no function {function_name}()")
     takes_trial = bool(inspect.signature(function).parameters)
     switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})
+    space = Space(name, None, function, switches, "") if takes_trial else _fixed(name, function)
+    described = space.drawn_from(papers_values()).encode()
     if takes_trial:
-        text = Path(inspect.getfile(function)).read_bytes()
-        space = Space(name, None, function, switches, hashlib.sha256(text).hexdigest())
-    else:
-        space = _fixed(name, function)
-    space.at(papers_values())
-    return space
+        described += Path(inspect.getfile(function)).read_bytes()
+    return replace(space, digest=hashlib.sha256(described).hexdigest())
 
 
 def _fixed(name: str, function: Callable[[], Mapping[str, BaseDistribution]]) -> Space:
-    try:
+    with _mistakes_named(name):
         distributions = dict(function())
-    except (ValueError, TypeError) as error:  # Optuna's own, such as reversed bounds
-        raise InputError(f"{name}: {_one_line(error)}") from None
     refuse_unknown(distributions, name)
     for path, own in distributions.items():
         if not isinstance(own, BaseDistribution):
             raise InputError(f"{name}: {path!r} is {own!r}; allowed: an Optuna distribution")
-    described = json.dumps({path: distribution_to_json(own) for path, own in distributions.items()}, sort_keys=True)
-    return Space(name, distributions, None, lambda _: {}, hashlib.sha256(described.encode()).hexdigest())
+    return Space(name, distributions, None, lambda _: {}, "")
+
+
+@contextmanager
+def _mistakes_named(name: str) -> Iterator[None]:
+    """Raise InputError in place of what goes wrong in a user's own code, such as Optuna's refusal of reversed bounds."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, NameError, AttributeError, LookupError, ArithmeticError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"{name}: {kind}{_one_line(error)}") from None
+
+
+def _holds(own: BaseDistribution, value: Any) -> bool:
+    """Whether a value could be drawn."""
+    try:
+        return own._contains(own.to_internal_repr(value))
+    except ValueError:  # no choice of a categorical one
+        return False
 
 
 def refuse_unknown(paths: Mapping[str, Any], name: str) -> None:
@@ -156,7 +184,7 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
         return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
     try:
         return wanted, importlib.import_module(where), function
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # the last two: no name, or a relative one
         raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
 
 
@@ -168,7 +196,7 @@ def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError) as error:
+    except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise InputError(f"search.space: {path} cannot be imported: {_one_line(error)}") from None
     return f"{path.name}:{function}", module, function
 
@@ -191,9 +219,9 @@ def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, An
     if config.search.start is None:
         return points
     path = config.search.start
-    given = {**papers_values(), **_read_settings(path)}
+    given = _read_settings(path)
     held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
-    point, params, inside = space.at(given)
+    point, params, inside = space.at({**papers_values(), **given})
     for name, value in given.items():
         if name not in point and value != held[name]:
             raise InputError(
@@ -235,6 +263,9 @@ def _levels(own: BaseDistribution, levels: int) -> Sequence[Any]:
         return own.choices
     assert isinstance(own, FloatDistribution | IntDistribution)
     spaced = (np.geomspace if own.log else np.linspace)(own.low, own.high, levels)
+    if own.step is not None and not own.log:
+        steps = sorted({round((value - own.low) / own.step) for value in spaced.tolist()})
+        return [own.low + step * own.step for step in steps]
     if isinstance(own, IntDistribution):
         return sorted({round(value) for value in spaced.tolist()})
     inner: list[float] = spaced[1:-1].tolist()

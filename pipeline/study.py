@@ -19,14 +19,15 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from jointseg.errors import InputError
+from jointseg.checkpoint import write_atomically
+from jointseg.errors import DiskError, InputError
 from pipeline.cluster import require_resources
 from pipeline.finetune import FinetuneTrial
 from pipeline.log_lines import Line, append_line, following
 from pipeline.samplers import Asker
 from pipeline.spaces import Point
 from pipeline.trial import CrfTrial, TrialJob
-from pipeline.trial_record import FAILED, FINISHED, confusion_file, read_trials
+from pipeline.trial_record import FAILED, FINISHED, UNSAVED, confusion_file, read_trials
 
 NO_CPU = {"memory": 1.0}
 """Of a process that waits for a training: a CPU of its own would be one that the training may wait for. Tune allows no
@@ -74,9 +75,13 @@ class Batches(Searcher):  # type: ignore[misc]
         self.waiting: deque[tuple[int, Point, int | None]] = deque()
         self.running: dict[str, tuple[int, Point, int | None]] = {}
         self.losses: Counter[int] = Counter()
+        self.unsaved: str | None = None
+        """What a disk said that has no room for a trial: no more are begun."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next point; None, so that Tune asks again later, while it hangs on trials that are running."""
+        if self.unsaved is not None:
+            return None if self.running else str(Searcher.FINISHED)
         if len(self.running) >= self.concurrent:
             return None
         if not self.advance():
@@ -112,7 +117,7 @@ class Batches(Searcher):  # type: ignore[misc]
         elif before["point"] != point:
             raise InputError(
                 f"trial {number} was run at {before['point']} and is now asked for at {point}: this study was begun with "
-                "another version of Optuna, and cannot go on; remove its folder to begin anew"
+                "another version of Optuna or of the space, and cannot go on; remove its folder to begin anew"
             )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -124,8 +129,14 @@ class Batches(Searcher):  # type: ignore[misc]
             self.waiting.appendleft((number, point, rival))
             return
         line = _lost(number, point) if result is None or error else json.loads(result["line"])
+        if line["state"] == UNSAVED:
+            self.unsaved = line["error"]
+            return
+        try:
+            self.log(line)
+        except DiskError as full:  # Tune would make a traceback of it
+            self.unsaved = str(full)
         self.ended[number] = line
-        self.log(line)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a study that is interrupted is begun again, and its ended trials are answered from its log."""
@@ -154,12 +165,15 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
         verbose: Ray Tune's own tables on the screen.
 
     Raises:
-        InputError: the log is of other points.
+        InputError: the log is of other points, or the disk is full.
     """
     settings, folder = job.config.search, job.folder
     log = folder / "log.jsonl"
     total = asker.limit(settings.trials)
-    before = {number: line for number, line in read_trials(log).items() if _is_whole(line, job)}
+    logged = read_trials(log)
+    before = {number: line for number, line in logged.items() if _is_whole(line, job)}
+    if len(before) < len(logged):
+        write_atomically(log, "".join(f"{json.dumps(line)}\n" for line in before.values()))
     batches = Batches(
         asker,
         size=settings.batch,
@@ -174,6 +188,8 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
     with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell):
         if batches.advance():
             _tune(job, batches, total - len(before), verbose=verbose)
+    if batches.unsaved is not None:
+        raise DiskError(batches.unsaved)
     batches.tell(total)
     lines = [batches.ended[number] for number in range(total)]
     shutil.rmtree(folder / "ray_tune", ignore_errors=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 
@@ -101,6 +102,9 @@ class Tracker:
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             problem = str(error).strip().splitlines()[0]
             raise InputError(f"{named}: {uri} cannot be used: {problem}") from None
+        if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
+            again = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise InputError(f"{named}: {uri}: experiment {name!r} was deleted; this brings it back: {again}")
         return cls(client, uri, experiment.experiment_id)
 
     @contextmanager
@@ -145,13 +149,16 @@ class Tracker:
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Parameters under their config paths; those already there with the same value are left alone."""
+        """Parameters under their config paths; those already there with the same value are left alone.
+
+        MLflow lets none change: where a run goes on under another of `config.OPERATIONAL`, that is a tag, `now/PATH`.
+        """
         there = self.client.get_run(run_id).data.params
-        new = [
-            entities.Param(name, str(value)[:MAX_PARAM_LENGTH])
-            for name, value in params.items()
-            if there.get(name) != str(value)[:MAX_PARAM_LENGTH]
-        ]
+        given = {name: str(value)[:MAX_PARAM_LENGTH] for name, value in params.items()}
+        changed = {name: value for name, value in given.items() if name in OPERATIONAL and there.get(name, value) != value}
+        for name, value in changed.items():
+            self.client.set_tag(run_id, f"now/{name}", value)
+        new = [entities.Param(name, value) for name, value in given.items() if there.get(name) != value and name not in changed]
         for first in range(0, len(new), 100):
             self.client.log_batch(run_id, params=new[first : first + 100])
 
@@ -177,6 +184,10 @@ class Tracker:
         else:
             self.client.log_artifact(run_id, str(path), folder)
 
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """A file with this text."""
+        self.client.log_text(run_id, text, name)
+
     def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, context: str) -> None:
         """The data as an input of the run. MLflow's digests hold 36 characters: the first of ours."""
         if self.client.get_run(run_id).inputs.dataset_inputs:
@@ -192,13 +203,13 @@ class Tracker:
         Raises:
             InputError: neither is given, or there is no such run.
         """
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or None
         if uri is None and out is None:
             raise InputError(f"mlflow:{run_id}: in which store? Set MLFLOW_TRACKING_URI, or give the run's folder as --out")
         if uri is None and out is not None and not (out / "mlflow.db").is_file():
             raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
-        client = MlflowClient(tracking_uri=uri or tracking_uri(out.resolve() if out else Path()))
         try:
+            client = MlflowClient(tracking_uri=uri or tracking_uri(out.resolve() if out else Path()))
             with _few_retries():
                 experiment: str = client.get_run(run_id).info.experiment_id
         except (MlflowException, SQLAlchemyError) as error:

@@ -23,7 +23,7 @@ from jointseg.boundary import BoundarySums
 from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import Unaries, refined_labels, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
@@ -35,6 +35,7 @@ from pipeline.trial_record import (
     FAILED,
     FINISHED,
     STOPPED,
+    UNSAVED,
     FrameSums,
     confusion_file,
     read_confusions,
@@ -72,7 +73,8 @@ class Counted(NamedTuple):
 def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Counted]) -> Line:
     """Score a point, leave its confusion matrices in the study's folder, and return its line of the log.
 
-    A point that is refused, or whose score is no number, has failed: `state` and `error` say so.
+    A point that is refused, or whose score is no number, has failed: `state` and `error` say so. A disk that is full says
+    nothing about the point: the trial is unsaved.
 
     Args:
         job: of all trials.
@@ -93,6 +95,8 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
         write_confusions(confusion_file(job.folder, number), number, frames, folds, sums)
         state = FINISHED if len(places) == len(job.cache.frames) else STOPPED
         scores = found if state == FINISHED else {**found, "mean_iou": None, "partial_mean_iou": found["mean_iou"]}
+    except DiskError as full:
+        state, error = UNSAVED, str(full)
     except InputError as refused:
         error = str(refused)
     return {

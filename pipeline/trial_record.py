@@ -23,9 +23,12 @@ from jointseg.cross_validation import fold_sums, mean_iou
 from jointseg.errors import InputError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import SegmentationSums
+from jointseg.whole import disk_errors_named
 from pipeline.log_lines import Line, read_lines
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+UNSAVED = "unsaved"
+"""Of a trial that a full or failing disk kept from ending: it is in no log, and the study ends there."""
 SCHEMA = pa.schema(
     {
         "trial": pa.int32(),
@@ -54,7 +57,11 @@ def confusion_file(folder: Path, number: int) -> Path:
 
 
 def write_confusions(path: Path, number: int, frames: Sequence[int], folds: Sequence[int], sums: Sequence[FrameSums]) -> None:
-    """Write a row a frame, all or nothing."""
+    """Write a row a frame, all or nothing.
+
+    Raises:
+        DiskError: the disk is full.
+    """
     rows = []
     for frame, fold, own in zip(frames, folds, sums, strict=True):
         flat = own.segmentation.confusion.ravel()
@@ -62,10 +69,11 @@ def write_confusions(path: Path, number: int, frames: Sequence[int], folds: Sequ
         scores = {"mean_iou": own.segmentation.mean_iou(), "pixel_accuracy": own.segmentation.pixel_accuracy}
         counts = {"cells": cells.tolist(), "pixels": flat[cells].tolist(), "boundary": own.boundary and list(own.boundary)}
         rows.append({"trial": number, "frame": frame, "fold": fold, **scores, **counts})
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
-    partial.replace(path)
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
+        partial.replace(path)
 
 
 def read_confusions(path: Path) -> tuple[list[Line], NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """A fully connected CRF as a layer, usable on any network's logits: `from jointseg.crf import CrfSettings, DenseCRF`.
 
-Not here: anything but these names; it needs torch and numba alone and knows nothing of the network or of the data.
+Not here: anything but these names; it knows nothing of the network or of the data.
 """
 
 from jointseg.crf.dense_crf import DenseCRF

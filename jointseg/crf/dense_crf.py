@@ -53,7 +53,8 @@ class DenseCRF(nn.Module):
             learn_bandwidths: also learn the bandwidths, as `log_bandwidths`: for each kernel the natural logarithms of
                 `Kernel.bandwidths`. Only `exact` and `block_sparse` have this derivative.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
-                this waits for the device at each call; turn it off once the pipeline is trusted.
+                this waits for the device at each call; turn it off once the pipeline is trusted. Building filters waits too:
+                `prepare` images once where they recur.
 
         Raises:
             InputError: `num_classes` is below 1, `filter` is unknown, or two kernels have one name.

@@ -36,6 +36,8 @@ class Guides:
         if image is not None:
             channels["image"] = image
         if depth is not None:
+            if depth.ndim == 0:
+                raise InputError("depth: shape () is not allowed; allowed: (B, H, W)")
             channels["depth"] = depth[:, None]
         return Guides(channels=channels, mask=mask)
 

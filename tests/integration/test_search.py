@@ -109,8 +109,8 @@ def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
 ) -> None:
     stopping = with_overrides(config, {"search.early_stop": True})
     one = _study(with_overrides(stopping, {"search.concurrent": 1}), made, tmp_path / "one")
-    four = _study(with_overrides(stopping, {"search.concurrent": 4}), made, tmp_path / "four")
-    assert _outcomes(four) == _outcomes(one)
+    two = _study(with_overrides(stopping, {"search.concurrent": 2}), made, tmp_path / "two")
+    assert _outcomes(two) == _outcomes(one)
     states = [line["state"] for line in one]
     assert states[:4] == ["finished"] * 4, "no trial had been told when these were asked"
     assert set(states) == {"finished", "stopped"}
@@ -157,7 +157,7 @@ def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
 
     raylet = node.all_processes["raylet"][0].process.pid
     with _in_the_middle_of_a_trial(tmp_path / "study", raylet, strike=kill_node):
-        lines = _study(config, made, tmp_path / "study")
+        lines = _study(with_overrides(config, {"search.concurrent": 2}), made, tmp_path / "study")
     assert _outcomes(lines) == _outcomes(one_at_a_time)
 
 

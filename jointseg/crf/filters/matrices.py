@@ -107,7 +107,7 @@ def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
 
 
 def _columns(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
-    """Its transpose (G, P), by its own rows: so that sums have one order, and every run gives the same bits."""
+    """Its transpose (G, P), by its own rows: so that sums have one order. On CUDA that is as far as cuSPARSE keeps it."""
     P, V = corners_PV.shape
     order = corners_PV.flatten().argsort(stable=True)
     counts = torch.bincount(corners_PV.flatten(), minlength=num_cells)
