@@ -37,7 +37,7 @@ class Guides:
             channels["image"] = image
         if depth is not None:
             if depth.ndim == 0:
-                raise InputError("depth: shape () is not allowed; allowed: (B, H, W)")
+                raise InputError("depth has shape (); allowed: (B, H, W)")
             channels["depth"] = depth[:, None]
         return Guides(channels=channels, mask=mask)
 

@@ -39,6 +39,7 @@ def test_crops_grow_from_the_smallest_to_the_largest():
     with pytest.raises(SettingsError, match=r"crop_scale_min is 0\.95; allowed: up to crop_scale_max = 0\.9"):
         with_overrides(Config(), {"data.crop_scale_min": 0.95})
     assert DataConfig(crop_scale_min=0.9).crop_scale_max == 0.9
+    assert DataConfig(crop_scale_min=0.95, views="online").views == "online", "online crops go up to the whole frame"
 
 
 def test_a_rule_between_two_settings_names_their_group():
@@ -51,6 +52,7 @@ def test_a_rule_between_two_settings_names_their_group():
     ("path", "value"),
     [
         ("network.width", 0),
+        ("network.width", 1e18),
         ("network.dropout", 1),
         ("network.num_depth_bins", 1),
         ("network.variant", "resnet"),

@@ -44,6 +44,7 @@ BAD = {
     "int64 image": (inputs(image=torch.zeros(2, 3, H, W).long()), "image is torch.int64"),
     "image elsewhere": (inputs(image=torch.zeros(2, 3, H, W, device="meta")), "image is on meta"),
     "depth with a channel": (inputs(depth=torch.ones(2, 1, H, W)), "depth has shape"),
+    "one depth": (inputs(depth=torch.tensor(1.0)), r"depth has shape \(\)"),
     "depth of another size": (inputs(depth=torch.ones(2, W, H)), "depth has shape"),
     "depth in millimetres as integers": (inputs(depth=torch.ones(2, H, W, dtype=torch.int32)), "depth is torch.int32"),
     "depth elsewhere": (inputs(depth=torch.ones(2, H, W, device="meta")), "depth is on meta"),

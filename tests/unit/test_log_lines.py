@@ -87,6 +87,25 @@ def test_what_goes_wrong_in_telling_comes_out(log):
         pass
 
 
+def test_a_line_whose_telling_went_wrong_is_told_at_a_later_look(log):
+    """As to a server that was away for a while."""
+    told, heard = [], threading.Event()
+    away = [ConnectionError("away")] * 3
+
+    def tell(line):
+        if away and told:
+            raise away.pop()
+        told.append(line)
+        if line == LINES[2]:
+            heard.set()
+
+    write(log, LINES[:3])
+    with following(lambda: read_lines(log), tell, every=0.001):
+        assert heard.wait(timeout=30)
+        write(log, LINES[3:])
+    assert told == LINES
+
+
 def test_the_log_of_a_stage_that_was_resumed_has_each_step_once_and_in_order(log):
     write(log, [{"step": step, "loss/total": value} for step, value in ((2, 0.5), (4, 0.25), (2, 0.5), (4, 0.25), (6, 0.125))])
     assert [(row["step"], row["loss/total"]) for row in read_log(log)] == [(2, 0.5), (4, 0.25), (6, 0.125)]

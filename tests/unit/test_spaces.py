@@ -173,6 +173,9 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
         ),
         (DRAWS.format(path="crf/w_dept", low=1, high=9), "mine.py:space: "),
         ("def space(trial): return {'crf/w_dept': 1}", "mine.py:space: 'crf/w_dept' is not a setting of the CRF; allowed: "),
+        ("def space(): return nothing", "mine.py:space: NameError: name 'nothing' is not defined"),
+        ("def space(trial): return trial.sugest_float('crf/w_depth', 1, 2)", "mine.py:space: AttributeError: "),
+        ("def switches(settings): return settings['no']\ndef space(trial): return {}", "mine.py:space: KeyError: 'no'"),
         ("import nothing_of_the_kind", "search.space: /"),
         ("def space(:", "search.space: /"),
     ],
@@ -183,7 +186,21 @@ def test_what_is_wrong_with_a_file_of_ones_own_is_one_line(own_file, text, said)
 
 def test_a_file_or_module_that_is_not_there_is_named(tmp_path):
     assert refusal(space_named, tmp_path / "no.py") == f"search.space: {tmp_path / 'no.py'} is not a file"
-    assert refusal(space_named, "no_such_module:space").startswith("search.space: module 'no_such_module' cannot be imported")
+    for module in ("no_such_module", "", ".relative"):
+        said = f"search.space: module {module!r} cannot be imported"
+        assert refusal(space_named, f"{module}:space").startswith(said)
+
+
+def test_a_conditional_space_is_another_where_what_it_takes_from_another_file_changes(own_file, tmp_path):
+    (tmp_path / "ranges.py").write_text("HIGH = 9.0")
+    text = (
+        f"import runpy\nHIGH = runpy.run_path({str(tmp_path / 'ranges.py')!r})['HIGH']\n"
+        "def space(trial): return {'crf/w_depth': trial.suggest_float('crf/w_depth', 1, HIGH)}"
+    )
+    one = space_named(own_file(text)).digest
+    assert space_named(own_file(text)).digest == one
+    (tmp_path / "ranges.py").write_text("HIGH = 12.0")
+    assert space_named(own_file(text)).digest != one
 
 
 # The points tried first
@@ -206,6 +223,17 @@ def test_a_start_may_lie_outside_the_ranges(tmp_path):
     point, _, inside = points(space="crf_weights", start=str(tmp_path / "start.json"))[1]
     assert point["crf.w_depth"] == 400
     assert not inside
+
+
+def test_the_papers_value_need_not_be_among_the_choices(own_file):
+    text = fixed("{'crf/num_iterations': CategoricalDistribution([5, 15])}")
+    assert points(space=own_file(text)) == [({"crf.num_iterations": 10}, {"crf/num_iterations": 10}, False)]
+
+
+def test_a_start_says_nothing_of_what_it_does_not_hold(tmp_path):
+    (tmp_path / "start.json").write_text('{"crf.w_depth": 2.5}')
+    config = with_overrides(config_with(space="crf_weights", start=str(tmp_path / "start.json")), {"crf.num_iterations": 5})
+    assert start_points(load_space(config), config)[1][0] == WEIGHTS | {"crf.w_depth": 2.5}
 
 
 def test_a_start_without_depth_kernel_is_one_in_the_conditional_space(tmp_path):
@@ -253,6 +281,13 @@ def test_a_grid_takes_every_choice_and_no_whole_number_twice(own_file):
         "{'crf/num_iterations': IntDistribution(1, 2), 'crf/pairwise': CategoricalDistribution(['crfrnn', 'hadamard'])}"
     )
     assert len(grid(space_named(own_file(text)), levels=5, seed=0)) == 4
+
+
+def test_a_grid_keeps_to_the_steps(own_file):
+    text = fixed("{'crf/num_iterations': IntDistribution(5, 15, step=5), 'crf/w_depth': FloatDistribution(1, 2, step=0.5)}")
+    found = grid(space_named(own_file(text)), levels=4, seed=0)
+    assert {point["crf/num_iterations"] for point in found} == {5, 10, 15}
+    assert {point["crf/w_depth"] for point in found} == {1.0, 1.5, 2.0}
 
 
 def test_a_grids_order_is_the_seeds():

@@ -7,7 +7,7 @@ import json
 import pytest
 from ray.tune.search import Searcher
 
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from pipeline.log_lines import append_line
 from pipeline.study import Batches
 from pipeline.trial_record import read_trials
@@ -122,6 +122,35 @@ def test_the_last_trial_may_be_lost_and_is_run_again():
     assert batches.suggest("b")["trial"] == 0
     batches.on_trial_complete("b", done(0))
     assert batches.suggest("c") == Searcher.FINISHED
+
+
+def unsaved(number):
+    return {
+        "line": json.dumps({**line_of(number), "state": "unsaved", "error": "x: cannot be written: No space left on device"})
+    }
+
+
+def test_a_full_disk_begins_no_more_trials_and_keeps_none_that_it_did_not_take():
+    log = []
+    batches = batches_of(Counting(), size=4, total=8, log=log)
+    assert [batches.suggest(name)["trial"] for name in "ab"] == [0, 1]
+    batches.on_trial_complete("b", unsaved(1))
+    assert batches.suggest("c") is None
+    batches.on_trial_complete("a", done(0))
+    assert batches.suggest("c") == Searcher.FINISHED
+    assert batches.unsaved == "x: cannot be written: No space left on device"
+    assert [line["trial"] for line in log] == [0]
+
+
+def test_a_log_that_cannot_be_written_ends_the_study_too():
+    def full(line):
+        raise DiskError("log.jsonl: cannot be written: No space left on device")
+
+    batches = Batches(Counting(), size=2, total=4, ended={}, log=full)
+    assert batches.suggest("a")["trial"] == 0
+    batches.on_trial_complete("a", done(0))
+    assert batches.suggest("b") == Searcher.FINISHED
+    assert batches.unsaved == "log.jsonl: cannot be written: No space left on device"
 
 
 def test_no_more_run_at_once_than_are_allowed():

@@ -130,7 +130,25 @@ def test_closing_finishes_a_run_that_a_kill_left_open_and_makes_none(tracker):
         assert status(tracker, run) == "FINISHED"
 
 
+def test_an_experiment_that_was_deleted_is_one_line(out, tracker):
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(InputError, match=r"was deleted; this brings it back: mlflow experiments restore --experiment-id \d+$"):
+        Tracker.open(out)
+
+
 # Parameters, metrics, inputs, artifacts
+
+
+def test_a_setting_that_changes_no_number_may_change_and_others_may_not(tracker):
+    settings = flatten(demo())
+    with tracker.run("pipeline") as run:
+        tracker.log_params(run, settings)
+        tracker.log_params(run, {**settings, "training.max_failures": 9})
+        found = tracker.client.get_run(run).data
+        assert found.params["training.max_failures"] == "0"
+        assert found.tags["now/training.max_failures"] == "9"
+        with pytest.raises(MlflowException):
+            tracker.log_params(run, {**settings, "crf.theta_beta": 4.0})
 
 
 def test_parameters_go_under_their_config_paths_and_may_be_logged_again(tracker):
