@@ -20,6 +20,8 @@ from rich.table import Table
 from jointseg.config import Config
 from jointseg.data.nyu import FolderReport, check
 from jointseg.data.rooms import write_rooms
+from jointseg.data.store import INDEX_FILE as STORE_INDEX
+from jointseg.data.store import Store
 from jointseg.data.store import prepare as prepare_store
 from jointseg.errors import InputError
 from jointseg.labels import CLASS_NAMES
@@ -72,9 +74,15 @@ def data_rooms(
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files.")]) -> None:
-    """Open such a folder, check every frame, and print what is in it."""
+def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files, or a store.")]) -> None:
+    """Open such a folder, check every frame, and print what is in it; of a store, compare every frame with its digest."""
     terminal = Terminal()
+    if (folder / STORE_INDEX).is_file():
+        store = Store.open(folder)
+        with terminal.bar("check", store.num_frames) as progress:
+            store.verify(progress=progress)
+        terminal.say(f"{folder}: {store.num_frames} frames as they were written, digest {store.digest}")
+        return
     with terminal.bar("check", 1) as progress:
         report = check(folder, progress=progress)
     terminal.console.print(_data_table(folder, report))

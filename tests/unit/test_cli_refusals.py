@@ -5,10 +5,12 @@ Not here: words that cannot be read (test_cli.py).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from jointseg.data.store import Store
 from jointseg.presets import demo
 from pipeline.workspace import Workspace
 from tests.commands import CONFIGURABLE
@@ -119,6 +121,12 @@ def test_data_is_checked_and_prepared(jointseg, mistake, small_nyu, tmp_path):
     assert code == 0
     assert "6 frames" in out
     assert mistake("data", "prepare", small_nyu, "--out", "store").startswith("store: exists already")
+    code, out, _ = jointseg("data", "check", "store")
+    assert (code, out) == (0, f"store: 6 frames as they were written, digest {Store.open(Path('store')).digest}\n")
+    with Path("store/labels.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x07")
+    assert mistake("data", "check", "store").startswith("store: its contents were changed after it was made")
 
 
 def test_rooms_are_never_written_over(mistake, small_nyu):
