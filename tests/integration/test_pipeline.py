@@ -207,13 +207,10 @@ def test_another_study_has_a_folder_of_its_own_and_leaves_what_stage_3_began_fro
     assert "finished already" in jointseg("search", "--out", str(place.out), "--space", "crf_weights", "--trials", "2")
 
 
-def test_the_winner_a_trial_and_the_four_rows_come_out_again_to_the_last_digit(
-    killed: Workspace, jointseg: CommandLine
-) -> None:
-    assert "to the last digit" in jointseg("reproduce", str(killed.crf_settings))
+def test_the_winner_and_the_four_rows_come_out_again_to_the_last_digit(killed: Workspace, jointseg: CommandLine) -> None:
     client = MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}")
-    trial = next(run for run in _all_runs(client, killed) if run.data.tags[KEY_TAG] == "trial-0001")
-    said = jointseg("reproduce", f"mlflow:{trial.info.run_id}", "--out", str(killed.out))
+    search = next(run for run in _all_runs(client, killed) if run.data.tags[KEY_TAG] == f"search/{killed.study().name}")
+    said = jointseg("reproduce", f"mlflow:{search.info.run_id}", "--out", str(killed.out))
     assert "to the last digit" in said
     assert "to the last digit" in jointseg("reproduce", str(killed.out / "report.json"))
 
