@@ -7,8 +7,8 @@ Not here: the rows (table.py), starting weights (pretrained.py), the CRF behind 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ class JointNetwork(nn.Module):
         self.frozen = frozenset(layers_up_to(self.branches, frozen_until)) if frozen_until else frozenset()
         self.recompute = False
         self._tapped = {branch.reads for branch in self.branches}
+        self._summed: Callable[[Sequence[tuple[int, Tensor]]], Tensor] = _sum_at_full_size
         self.heads = nn.ModuleDict()
         self.mean_bgr: Tensor
         self.register_buffer("mean_bgr", torch.tensor(CAFFE_MEAN_BGR))
@@ -106,8 +107,18 @@ class JointNetwork(nn.Module):
             head = cast(nn.ModuleDict, self.heads[branch.name])
             for task in tasks:
                 scores[task].append((branch.upsample, head[task](x)))
-        depth_logits = _sum_at_full_size(scores["depth"]) if with_depth else None
-        return NetworkOutput(_sum_at_full_size(scores["segmentation"]), depth_logits)
+        depth_logits = self._summed(scores["depth"]) if with_depth else None
+        return NetworkOutput(self._summed(scores["segmentation"]), depth_logits)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile`, of the layers and the score layers alone.
+
+        With the sum of the upsampled maps in the graph too, Inductor (PyTorch 2.13, CPU) makes its gradient by all maps of a
+        fourth of the size and less 0, at some widths.
+        """
+        # Not a decorator: it imports all of the compiler.
+        self._summed = torch.compiler.disable(_sum_at_full_size)  # type: ignore[no-untyped-call]
+        super().compile(*args, **kwargs)
 
     @torch.no_grad()
     def frozen_features(self, image: Tensor) -> dict[str, Tensor]:
@@ -251,15 +262,11 @@ def _module(layer: Layer, *, in_channels: int, width: float, dropout: float) -> 
             return nn.Dropout(dropout)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sum_at_full_size(scores: Sequence[tuple[int, Tensor]]) -> Tensor:
     """Sum of score maps, each upsampled by the factor beside it.
 
     Goes from the coarsest to the finest and upsamples the sum so far. On grids that share corners and divide each other,
     bilinear steps make up the whole bilinear step, so this is the sum of the upsampled maps with one large map in memory.
-
-    torch.compile leaves it as it is: with the network's layers in one graph, Inductor (2.13, CPU) makes its gradient by all
-    maps of a fourth of the size and less 0, at some widths.
     """
     (factor, total), *others = sorted(scores, key=lambda pair: pair[0], reverse=True)
     for finer, score in others:

@@ -66,7 +66,7 @@ state = lambda: (torch.get_rng_state().tolist(), torch.get_default_dtype(), torc
 before = state()
 import jointseg, jointseg.training, jointseg.crf, jointseg.evaluation, jointseg.presets, jointseg.data.rooms
 assert state() == before
-assert not {PIPELINE_ONLY | {"pyarrow"}!r} & set(sys.modules)
+assert not {PIPELINE_ONLY | {"pyarrow", "triton"}!r} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
