@@ -1,6 +1,7 @@
 """The `jointseg` command: its commands, their options, and what is printed.
 
-Not here: the phases (run.py), how progress is shown (terminal.py), exit codes of Ray's own commands.
+Not here: `jointseg data` (cli_data.py), the phases (run.py), how progress is shown (terminal.py), exit codes of
+Ray's own commands.
 """
 
 from __future__ import annotations
@@ -15,19 +16,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from jointseg.config import Config
-from jointseg.data.nyu import FolderReport, check
-from jointseg.data.rooms import write_rooms
-from jointseg.data.store import INDEX_FILE as STORE_INDEX
-from jointseg.data.store import Store
-from jointseg.data.store import prepare as prepare_store
 from jointseg.errors import InputError
-from jointseg.labels import CLASS_NAMES
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
+from pipeline.cli_data import data_app
 from pipeline.failures import LostWorkerError, is_interruption
 from pipeline.terminal import Terminal
 from pipeline.workspace import PIPELINE, Workspace
@@ -41,7 +36,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; on a cluster, one that every node sees.")]
@@ -58,59 +52,6 @@ SetOption = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a setting by its path, such as crf.theta_beta=4. Repeatable."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's and Optuna's own logs too.")]
-
-
-@data_app.command("rooms")
-def data_rooms(
-    out: Annotated[Path, typer.Option("--out", help="New folder for the three files.")],
-    frames: Annotated[int, typer.Option("--frames", min=2, help="Rooms; three quarters go to the train split.")] = 80,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the rooms and of the split.")] = 0,
-) -> None:
-    """Write synthetic rooms in NYU's own layout: the .mat file, the splits and the class mapping."""
-    num_test = max(1, frames // 4)
-    with Terminal().bar("rooms", frames) as progress:
-        write_rooms(out, num_train=frames - num_test, num_test=num_test, seed=seed, progress=progress)
-    typer.echo(f"{out}: {frames - num_test} train and {num_test} test rooms")
-
-
-@data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files, or a store.")]) -> None:
-    """Open such a folder, check every frame, and print what is in it; of a store, compare every frame with its digest."""
-    terminal = Terminal()
-    if (folder / STORE_INDEX).is_file():
-        store = Store.open(folder)
-        with terminal.bar("check", store.num_frames) as progress:
-            store.verify(progress=progress)
-        terminal.say(f"{folder}: {store.num_frames} frames as they were written, digest {store.digest}")
-        return
-    with terminal.bar("check", 1) as progress:
-        report = check(folder, progress=progress)
-    terminal.console.print(_data_table(folder, report))
-
-
-@data_app.command("prepare")
-def data_prepare(
-    folder: Annotated[Path, typer.Argument(help="Folder with the three files.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the store.")],
-) -> None:
-    """Copy such a folder into the memory-mapped store that training reads, checking every frame on the way."""
-    terminal = Terminal()
-    with terminal.bar("prepare", 1) as progress:
-        store = prepare_store(folder, out, progress=progress)
-    terminal.say(f"{out}: {store.num_frames} frames, digest {store.digest}")
-
-
-def _data_table(folder: Path, report: FolderReport) -> Table:
-    table = Table(title=str(folder), show_header=False)
-    common = sorted(report.classes_present, key=lambda label: -report.class_pixels[label])[:3]
-    table.add_row("frames", f"{report.num_frames}: {report.num_train} train, {report.num_test} test")
-    table.add_row("kind", "NYU Depth v2" if report.real else "not NYU's own frames, going by classMapping40.mat")
-    table.add_row("classes", f"{len(report.classes_present)} of 40; most common: {', '.join(CLASS_NAMES[c] for c in common)}")
-    table.add_row("void", f"{report.void_share:.1%} of pixels")
-    table.add_row(
-        "depth", f"{report.min_depth:.2f} .. {report.max_depth:.2f} m filled in; {report.hole_share:.1%} of raw missing"
-    )
-    return table
 
 
 @app.command()
@@ -332,6 +273,6 @@ def run_command_line() -> int:
     try:
         app()
     except (InputError, LostWorkerError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return 2 if isinstance(error, InputError) else 1
     return 0

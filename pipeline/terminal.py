@@ -13,7 +13,7 @@ class Terminal:
     """Progress bars and lines on a terminal; lines alone where output is not one."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, emoji=False, soft_wrap=True)  # :abc: in a path is no picture
 
     def say(self, text: str) -> None:
         """Print one line."""

@@ -129,6 +129,11 @@ def test_data_is_checked_and_prepared(jointseg, mistake, small_nyu, tmp_path):
     assert mistake("data", "check", "store").startswith("store: its contents were changed after it was made")
 
 
+def test_a_name_with_colons_is_printed_as_it_is(mistake):
+    assert mistake("reproduce", "mlflow:abc", "--out", "x:abc:y") == "x:abc:y/mlflow.db: not found; x:abc:y has no MLflow store"
+    assert mistake("reproduce", "mlflow:abc").startswith("mlflow:abc: in which store? ")
+
+
 def test_rooms_are_never_written_over(mistake, small_nyu):
     message = mistake("data", "rooms", "--out", small_nyu, "--frames", "2")
     assert message.startswith(str(small_nyu))
