@@ -23,6 +23,9 @@ from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import result_of, uses_gpu
 
+FRAMES_A_TASK = 20
+"""A task begins with loading the weights."""
+
 
 @dataclass(frozen=True)
 class RowJob:
@@ -37,30 +40,29 @@ class RowJob:
 def evaluate_rows(
     jobs: dict[Stage, RowJob], numbers: tuple[int, ...], *, drawn: tuple[int, ...], progress: Callable[[int], None]
 ) -> tuple[dict[str, Sums], dict[str, dict[int, Prediction]]]:
-    """The sums of every row over the frames `numbers`, and its predictions for the frames in `drawn`."""
+    """The sums of every row over the frames `numbers`, and its predictions for the frames in `drawn`.
+
+    The frames are shared out, and the shares added, in the same way on any cluster: so are the sums the same.
+    """
     gpu = uses_gpu(next(iter(jobs.values())).config)
-    shards = max(1, min(int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)), len(numbers)))
     task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_evaluate)
-    pending: dict[ray.ObjectRef, tuple[Stage, int]] = {
-        task.remote(job, numbers[first::shards], drawn, "cuda" if gpu else "cpu"): (stage, first)
+    pending: dict[ray.ObjectRef, tuple[Stage, tuple[int, ...]]] = {
+        task.remote(job, share, drawn, "cuda" if gpu else "cpu"): (stage, share)
         for stage, job in jobs.items()
-        for first in range(shards)
+        for share in (numbers[first : first + FRAMES_A_TASK] for first in range(0, len(numbers), FRAMES_A_TASK))
     }
-    parts: dict[tuple[Stage, int], tuple[Sums, dict[int, Prediction]]] = {}
+    parts: dict[ray.ObjectRef, tuple[Sums, dict[int, Prediction]]] = {}
     waiting = list(pending)
     while waiting:
         ready, waiting = ray.wait(waiting)
-        parts[pending[ready[0]]] = result_of(ready[0])
-        progress(sum(len(numbers[first::shards]) for _, first in parts))
+        parts[ready[0]] = result_of(ready[0])
+        progress(sum(len(pending[done][1]) for done in parts))
     sums: dict[str, Sums] = {}
-    predictions: dict[str, dict[int, Prediction]] = {}
-    for stage in jobs:
-        own = [parts[stage, first] for first in range(shards)]
-        total = own[0][0]
-        for part, _ in own[1:]:
-            total = total.plus(part)
-        sums[stage.row] = total
-        predictions[stage.row] = {number: prediction for _, found in own for number, prediction in found.items()}
+    predictions: dict[str, dict[int, Prediction]] = {stage.row: {} for stage in jobs}
+    for part, (stage, _) in pending.items():
+        own, found = parts[part]
+        sums[stage.row] = sums[stage.row].plus(own) if stage.row in sums else own
+        predictions[stage.row] |= found
     return sums, predictions
 
 

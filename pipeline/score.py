@@ -7,6 +7,7 @@ Not here: the search that finds settings (search.py), the rows of the tables, wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +33,12 @@ from pipeline.provenance import provenance
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.spaces import papers_values
+from pipeline.tracking import Tracker
 from pipeline.unaries import FRAMES_A_TASK
 from pipeline.workspace import Workspace
 
 NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"
+SHORT = {NO_CRF: "no_crf", PAPER: "paper", PAPER_NO_DEPTH: "paper_no_depth"}
 Jobs = Mapping[str, Config | None]
 """Configs by name; None: without a CRF."""
 
@@ -52,7 +55,9 @@ class Score(NamedTuple):
 def score_settings(
     config: Config, place: Workspace, files: Sequence[Path], *, split: str, screen: Screen, verbose: bool
 ) -> dict[str, Score]:
-    """Score each file's settings, the paper's and none on a split; writes search/scores-SPLIT.json.
+    """Score each file's settings, the paper's and none on a split, once: asked again, what was found is read.
+
+    It is a run in MLflow, and a file in search/scores/, each of its own for other settings, weights or frames.
 
     Args:
         config: the run's.
@@ -73,8 +78,36 @@ def score_settings(
     jobs |= {str(path): load_settings(path, config) for path in files}
     store = Store.open(place.store)
     frames = store.test if split == "test" else tuple(json.loads(place.validation.read_text())["frames"])
-    with connected(verbose=verbose), screen.bar(f"score {split}", len(frames)) as progress:
-        confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
+    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    asked: dict[str, Any] = {
+        "split": split,
+        "frames": len(frames),
+        "data": store.digest,
+        "checkpoint": checkpoint,
+        "settings": {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()},
+    }
+    name = f"{split}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+    path = place.search / "scores" / f"{name}.json"
+    if not path.is_file():
+        with connected(verbose=verbose), place.locked():
+            tracker = Tracker.open(place.out)
+            with (
+                tracker.run(place.out.name, key="pipeline") as parent,
+                tracker.run(f"score {split}", parent=parent, key=f"score/{name}") as run,
+            ):
+                with screen.bar(f"score {split}", len(frames)) as progress:
+                    confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
+                scores = _scores(confusion_NCC, config)
+                _log(tracker, run, asked, scores)
+                record = {**asked, "scores": _plain(scores), "provenance": provenance(config, place.out)}
+                write_atomically(path, json.dumps(record, indent=1))
+                tracker.log_artifact(run, path)
+    screen.say(f"{path}: settings, scores and what they come from")
+    found = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return {name: Score(**{**score, "gain": Interval(**score["gain"])}) for name, score in found.items()}
+
+
+def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config) -> dict[str, Score]:
     absent, settings = config.evaluation.absent_classes, config.search
     scores = {}
     for name, own_NCC in confusion_NCC.items():
@@ -84,23 +117,31 @@ def score_settings(
         )
         accuracy = float(np.trace(pooled_CC) / max(int(pooled_CC.sum()), 1))
         scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), accuracy, gain)
-    _, checkpoint = load_final(place.final(STAGES["stage2"]))
-    record: dict[str, Any] = {
-        "split": split,
-        "frames": len(frames),
-        "data": store.digest,
-        "checkpoint": checkpoint,
-        "settings": {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()},
-        "scores": {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()},
-        "provenance": provenance(config, place.out),
-    }
-    write_atomically(place.search / f"scores-{split}.json", json.dumps(record, indent=1))
     return scores
+
+
+def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()}
+
+
+def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score]) -> None:
+    """To MLflow, whose names of metrics have no apostrophes: files are `settings_1` and on, which parameters name."""
+    given = [name for name in scores if name not in SHORT]
+    short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
+    tracker.log_params(
+        run, {**{name: value for name, value in asked.items() if name != "settings"}, **{short[name]: name for name in given}}
+    )
+    for name, score in scores.items():
+        values = {**score._asdict(), **{f"gain/{of}": value for of, value in score.gain._asdict().items()}}
+        tracker.log_metrics(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
 
 
 def score_table(scores: Mapping[str, Score], *, split: str) -> Table:
     """What `score_settings` found, in percent and points, for a terminal."""
-    table = Table("settings", "mean IoU, %", "pixel acc., %", "beside the paper's, points", title=f"{split} split")
+    table = Table(title=f"{split} split")
+    table.add_column("settings", overflow="fold")  # the end of a file's path tells it from another
+    for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
+        table.add_column(heading)
     for name, own in scores.items():
         gain = f"{100 * own.gain.difference:+.2f} [{100 * own.gain.low:+.2f}, {100 * own.gain.high:+.2f}]"
         table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)

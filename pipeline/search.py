@@ -115,13 +115,14 @@ def open_study(config: Config, place: Workspace) -> Study:
 
 
 def finished_result(study: Study) -> dict[str, Any] | None:
-    """The result of a study that has all the trials that are asked for now, or more, with the same settings; else None."""
+    """The result of a study that has the trials that are asked for now, by as many resamples, or more trials; else None."""
     path = study.folder / search_result.SETTINGS
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
     then, now = result["search"], study.config.search
-    return result if then["trials"] >= now.trials and then["resamples"] == now.resamples else None
+    same = then["trials"] == now.trials and then["resamples"] == now.resamples
+    return result if same or then["trials"] > now.trials else None
 
 
 def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Screen) -> None:

@@ -247,14 +247,23 @@ def test_a_search_in_the_background_ends_on_sigterm_as_on_ctrl_c(killed: Workspa
 
 
 def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Workspace, jointseg: CommandLine) -> None:
-    said = jointseg("score", "--out", str(killed.out), str(killed.crf_settings))
+    words = ("score", "--out", str(killed.out), str(killed.crf_settings))
+    said = jointseg(*words)
     found = json.loads(killed.crf_settings.read_text())
-    scores = json.loads((killed.search / "scores-validation.json").read_text())["scores"]
+    (path,) = (killed.search / "scores").glob("validation-*.json")
+    scores = json.loads(path.read_text())["scores"]
     assert scores[str(killed.crf_settings)]["mean_iou"] == found["score"]
     assert scores["the paper's settings"]["mean_iou"] == found["paper_score"]
     assert scores["the paper's settings"]["gain"] == {"difference": 0, "low": 0, "high": 0}
     assert scores[str(killed.crf_settings)]["gain"] == {name: found["gain"][name] for name in ("difference", "low", "high")}
     assert f"{100 * found['score']:.2f}" in said
+    written = path.stat().st_mtime_ns
+    assert f"{100 * found['score']:.2f}" in jointseg(*words)
+    assert path.stat().st_mtime_ns == written, "scored again"
+    runs = _all_runs(MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}"), killed)
+    (run,) = [run for run in runs if run.info.run_name == "score validation"]
+    assert run.data.metrics["settings_1/mean_iou"] == found["score"]
+    assert run.data.params["settings_1"] == str(killed.crf_settings)
 
 
 def _all_runs(client: MlflowClient, place: Workspace) -> list[Any]:

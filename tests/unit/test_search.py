@@ -45,6 +45,7 @@ def test_a_study_has_a_result_once_it_has_the_trials_asked_for_or_more(place):
     for trials, found in ((TRIALS, result), (2, result), (TRIALS + 1, None)):
         assert search.finished_result(study_of(place, trials=trials)) == found
     assert search.finished_result(study_of(place, resamples=99)) is None
+    assert search.finished_result(study_of(place, resamples=99, trials=1)) == result
 
 
 def test_a_finished_study_is_the_one_that_stage_3_starts_from_until_it_has(place, capsys):
