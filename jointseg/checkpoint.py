@@ -226,6 +226,19 @@ def save_final(folder: Path, source: Path) -> None:
         _write_description(unfinished, final)
 
 
+def describe_final(folder: Path) -> tuple[str, Config]:
+    """The stage and the config that a finished stage's `final/` was trained as and with.
+
+    Raises:
+        InputError: the stage has not finished, or the description is damaged or of another version.
+    """
+    description = _read_description(folder)
+    try:
+        return description["stage"], Config(**description["config"])
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {error}") from None
+
+
 def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:
     """The weights of a finished stage's `final/` and their digest.
 

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from jointseg.config import Config, EvaluationConfig
 from jointseg.crf import DenseCRF, PreparedImages
 from jointseg.data.frame import FRAME_SIZE, Frame
-from jointseg.data.views import render_input
+from jointseg.data.views import content_size, render_input
 from jointseg.errors import InputError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop
@@ -84,13 +84,22 @@ def predict(
     model: JointModel, frames: Iterable[Frame], config: Config, *, kernels: Kernels, with_depth: bool, device: torch.device
 ) -> Iterator[tuple[Frame, Prediction]]:
     """Each frame with the model's prediction for it, one at a time."""
-    model.eval()
-    h, w = model.content
     for frame in frames:
-        image = render_input(frame.image, network=config.network).to(device)
-        output = model(image[None], kernels=kernels, with_depth=with_depth)
-        depth = None if output.depth is None else depth_at_full_size(output.depth[0, :h, :w])
-        yield frame, Prediction(labels_at_full_size(output.logits[0, :, :h, :w]), depth)
+        yield frame, predict_image(model, frame.image, config, kernels=kernels, with_depth=with_depth, device=device)
+
+
+@torch.no_grad()
+def predict_image(
+    model: JointModel, image: NDArray[np.uint8], config: Config, *, kernels: Kernels, with_depth: bool, device: torch.device
+) -> Prediction:
+    """The model's prediction for a picture of any size, (H, W, 3) RGB."""
+    model.eval()
+    H, W = image.shape[:2]
+    h, w = content_size(H, W, config.network.input_size, config.network.resize)
+    rendered = render_input(image, network=config.network).to(device)
+    output = model(rendered[None], kernels=kernels, with_depth=with_depth, content=(h, w))
+    depth = None if output.depth is None else depth_at_full_size(output.depth[0, :h, :w], (H, W))
+    return Prediction(labels_at_full_size(output.logits[0, :, :h, :w], (H, W)), depth)
 
 
 @torch.no_grad()

@@ -103,6 +103,22 @@ def side_by_side(frames: Sequence[Frame], predictions: Mapping[str, Mapping[int,
     return _sheet(frames, columns, shown, title=title)
 
 
+def prediction_sheet(image: NDArray[np.uint8], prediction: Prediction) -> Figure:
+    """One picture, (H, W, 3) RGB, the classes predicted for it, and the depth where there is one."""
+    nothing = np.full(image.shape[:2], VOID, np.uint8)
+    no_depth = np.zeros(image.shape[:2], np.float32)
+    frame = Frame(0, image, nothing, no_depth, no_depth)
+    columns: dict[str, Draw] = {
+        "image": lambda axes, frame: axes.imshow(frame.image),
+        "classes": lambda axes, _: _draw_classes(axes, prediction.labels),
+    }
+    if prediction.depth is None:
+        return _sheet([frame], columns, [prediction.labels], title="", names=[""])
+    scale = _depth_scale([prediction.depth])
+    columns["depth"] = lambda axes, _: _draw_depth(axes, prediction.depth, scale)
+    return _sheet([frame], columns, [prediction.labels], title="", scale=scale, names=[""])
+
+
 def search_history(scores: Sequence[float | None], *, paper_trial: int = 0, title: str = "") -> Figure:
     """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point.
 
@@ -160,8 +176,12 @@ def _sheet(
     *,
     title: str,
     scale: ScalarMappable | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
-    """Panels of one size, a frame a line, above a legend of the classes in `labels`; `scale` gets a colour bar."""
+    """Panels of one size, a frame a line, above a legend of the classes in `labels`; `scale` gets a colour bar.
+
+    `names` stand beside the lines; None: the frames' numbers.
+    """
     assert frames, "no frame to draw"
     height, width = frames[0].labels.shape
     across, down = PANEL_WIDTH + GAP, PANEL_WIDTH * height / width + GAP
@@ -176,6 +196,7 @@ def _sheet(
     def place(left: float, bottom: float, wide: float, high: float) -> Axes:
         return figure.add_axes((left / sheet_width, bottom / sheet_height, wide / sheet_width, high / sheet_height))
 
+    names = names or [f"frame {frame.number}" for frame in frames]
     for line, frame in enumerate(frames):
         bottom = sheet_height - top - (line + 1) * down + GAP
         for column, (name, draw) in enumerate(columns.items()):
@@ -186,7 +207,7 @@ def _sheet(
             if line == 0:
                 axes.set_title(f"({'abcdefgh'[column]}) {name}", fontsize=10, color=INK, pad=5)
         figure.text(
-            0.5 * MARGIN / sheet_width, (bottom + (down - GAP) / 2) / sheet_height, f"frame {frame.number}",
+            0.5 * MARGIN / sheet_width, (bottom + (down - GAP) / 2) / sheet_height, names[line],
             rotation=90, ha="center", va="center", fontsize=8, color=INK,
         )  # fmt: skip
     if title:

@@ -52,21 +52,27 @@ class JointModel(nn.Module):
         with_depth: bool = True,
         num_iterations: int | None = None,
         features: Mapping[str, Tensor] | None = None,
+        content: tuple[int, int] | None = None,
     ) -> JointOutput:
         """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255.
 
-        `features`: see `JointNetwork.forward`.
+        `features`: see `JointNetwork.forward`. `content`: height and width of the part that is no padding, where it is not
+        that of a frame of NYU's.
         """
         assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
         output = self.network(image, with_depth=with_depth, features=features)
         depth = None if output.depth_logits is None else expected_depth(output.depth_logits, depth_bin=self.depth_bin)
         logits = output.logits
         if kernels is not Kernels.NONE:
-            logits = self._refine(logits, image, depth if kernels is Kernels.SEM_CRF_PLUS else None, num_iterations)
+            logits = self._refine(
+                logits, image, depth if kernels is Kernels.SEM_CRF_PLUS else None, num_iterations, content or self.content
+            )
         return JointOutput(logits, output.depth_logits, depth)
 
-    def _refine(self, logits: Tensor, image: Tensor, depth: Tensor | None, num_iterations: int | None) -> Tensor:
-        h, w = self.content
+    def _refine(
+        self, logits: Tensor, image: Tensor, depth: Tensor | None, num_iterations: int | None, content: tuple[int, int]
+    ) -> Tensor:
+        h, w = content
         exact = self.crf.compatibility.dtype  # the network may run in half precision, the CRF does not
         with torch.autocast(image.device.type, enabled=False):
             refined = self.crf(

@@ -21,7 +21,7 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
-from jointseg.stages import TRAININGS
+from jointseg.stages import TRAININGS, Stage
 from pipeline.cli_data import data_app
 from pipeline.failures import LostWorkerError, is_interruption
 from pipeline.terminal import Terminal
@@ -81,11 +81,7 @@ def train(
     """One training stage, from its last checkpoint or from the stage before it. `one_stage` trains both tasks from the start,
     which the paper compares stages 1 and 2 with.
     """
-    name = stage if stage in TRAININGS else f"stage{stage}"
-    if name not in TRAININGS:
-        allowed = ", ".join(known.removeprefix("stage") for known in TRAININGS)
-        raise InputError(f"--stage: {stage!r} is not a stage; allowed: {allowed}")
-    _run(out, preset, data, overrides, ("data", name), verbose=verbose)
+    _run(out, preset, data, overrides, ("data", _training(stage).name), verbose=verbose)
 
 
 @app.command()
@@ -141,6 +137,22 @@ def score(
     with _interruptible(place, screen, then="nothing is kept of it"):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
     screen.console.print(score_table(scores, split=split))
+
+
+@app.command()
+def predict(
+    out: OutOption,
+    pictures: Annotated[list[Path], typer.Argument(help="Files of pictures: JPEG, PNG ...")],
+    stage: Annotated[str, typer.Option("--stage", help="Whose weights: 1, 2, 3, 3_sem_crf or one_stage.")] = "3",
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for what is predicted; else predictions/ in --out.")] = None,
+) -> None:
+    """Classes and depth of pictures of your own, from a trained stage: a file each, and one to look at."""
+    place, screen, training = _workspace(out), Terminal(), _training(stage)
+    place.require(training.name, wanted="predict")
+    from pipeline.predict import predict_files
+
+    with _interruptible(place, screen, then="the pictures done before are kept"):
+        predict_files(place.final(training), pictures, to or place.out / "predictions" / training.name, screen=screen)
 
 
 @app.command()
@@ -206,6 +218,14 @@ def _run(
     screen = Terminal()
     with _interruptible(place, screen):
         run_phases(config, place, phases, screen=screen, verbose=verbose)
+
+
+def _training(stage: str) -> Stage:
+    name = stage if stage in TRAININGS else f"stage{stage}"
+    if name not in TRAININGS:
+        allowed = ", ".join(known.removeprefix("stage") for known in TRAININGS)
+        raise InputError(f"--stage: {stage!r} is not a stage; allowed: {allowed}")
+    return TRAININGS[name]
 
 
 def _workspace(out: Path) -> Workspace:

@@ -15,14 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 
 from jointseg.checkpoint import digest, load_final
+from jointseg.data.store import Store
 from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
+from pipeline.report import load_predictions
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
 from pipeline.workspace import Workspace
 from tests.integration.command_line import CommandLine
@@ -264,6 +268,16 @@ def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Work
     (run,) = [run for run in runs if run.info.run_name == "score validation"]
     assert run.data.metrics["settings_1/mean_iou"] == found["score"]
     assert run.data.params["settings_1"] == str(killed.crf_settings)
+
+
+def test_a_picture_is_predicted_as_the_evaluation_did(killed: Workspace, jointseg: CommandLine, tmp_path: Path) -> None:
+    for row, stage in (("sem_crf_plus", "3"), ("unary_sem", "1")):
+        ((number, expected),) = list(load_predictions(killed, row).items())[:1]
+        picture = tmp_path / f"{row}.png"
+        Image.fromarray(Store.open(killed.store).frame(number).image).save(picture)
+        jointseg("predict", "--out", str(killed.out), "--stage", stage, "--to", str(tmp_path / "to"), str(picture))
+        with Image.open(tmp_path / "to" / f"{row}.classes.png") as classes:
+            assert (np.asarray(classes) == expected.labels).mean() > 0.999  # on other threads it may round otherwise
 
 
 def _all_runs(client: MlflowClient, place: Workspace) -> list[Any]:

@@ -1,0 +1,59 @@
+"""A trained model for pictures of one's own. Needs nothing of the run but a finished stage's `final/`.
+
+Not here: files of pictures and of predictions (pipeline/predict.py), scores (evaluation.py).
+"""
+
+# H x W the picture
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jointseg.checkpoint import describe_final, load_final
+from jointseg.errors import InputError
+from jointseg.evaluation import Prediction, predict_image
+from jointseg.model import trained_model
+from jointseg.stages import TRAININGS
+
+
+class Predictor:
+    """A finished stage, ready for pictures: what each pixel is, and how far away it is.
+
+    Args:
+        final: the stage's `final/`, such as `runs/demo/stage3/final`.
+        device: where it computes; None: the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: the stage has not finished, or its files are damaged or of another version.
+    """
+
+    def __init__(self, final: str | Path, *, device: torch.device | None = None) -> None:
+        final = Path(final)
+        name, self._config = describe_final(final)
+        self.stage = TRAININGS[name]
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = trained_model(self._config, load_final(final)[0], device=self._device)
+
+    def __call__(self, image: NDArray[np.uint8]) -> Prediction:
+        """What the stage says of a picture.
+
+        Args:
+            image: (H, W, 3), uint8, RGB. The network was trained on 480 x 640 pixels of a camera whose picture is 63 degrees wide;
+                of another camera, depths are off by about the ratio of the focal lengths in pixels.
+
+        Returns:
+            Classes (H, W), 0..39 as in `jointseg.labels.CLASS_NAMES`, and metres (H, W), None in a stage without depth.
+
+        Raises:
+            InputError: the picture is not of that shape and type.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InputError(f"image: {image.dtype} of shape {image.shape}; allowed: uint8, (height, width, 3), RGB")
+        stage = self.stage
+        return predict_image(
+            self._model, image, self._config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device
+        )
