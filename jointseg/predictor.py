@@ -42,8 +42,8 @@ class Predictor:
         """What the stage says of a picture.
 
         Args:
-            image: (H, W, 3), uint8, RGB. The network was trained on 480 x 640 pixels of a camera whose picture is 63 degrees wide;
-                of another camera, depths are off by about the ratio of the focal lengths in pixels.
+            image: (H, W, 3), uint8, RGB. The network was trained on 480 x 640 pixels of a camera whose picture is 63 degrees
+                wide; of another camera, depths are off by about the ratio of the focal lengths in pixels.
 
         Returns:
             Classes (H, W), 0..39 as in `jointseg.labels.CLASS_NAMES`, and metres (H, W), None in a stage without depth.
