@@ -1,0 +1,108 @@
+"""A device that is not there: tensors on it are computed on the CPU, and an operation that mixes the two raises, as on CUDA.
+
+It stays in the process that asks for it: PyTorch takes such a device for an accelerator from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+NAME = "gpu"
+MIXED = {"aten.copy_", "aten._to_copy", "aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_"}
+"""What CUDA too does with tensors of both devices: copies, and indices on the CPU."""
+
+
+class _Backend(_DummyBackendModule):  # type: ignore[misc]
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+@cache
+def registered() -> torch.device:
+    """The device, made known to PyTorch."""
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())  # type: ignore[no-untyped-call]
+    return torch.device(NAME, 0)
+
+
+class SimulatedTensor(Tensor):
+    """A tensor that says it is on the device; `held` has its values, on the CPU."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> SimulatedTensor:
+        layout: dict[str, Any] = {"layout": held.layout}
+        if held.layout is torch.strided:
+            layout |= {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        device = torch.device(NAME, 0)
+        simulated = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=device, **layout)  # type: ignore[attr-defined]
+        simulated.held = held
+        return simulated
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        return _computed(operation, args, kwargs or {})
+
+    def tolist(self) -> Any:  # of a subclass PyTorch has none
+        return self.held.tolist()
+
+    def new_tensor(self, values: Any, **_: Any) -> SimulatedTensor:
+        return SimulatedTensor(self.held.new_tensor(values))
+
+
+class SimulatedGpu(TorchDispatchMode):
+    """Within it, what is made on the device is simulated."""
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        return _computed(operation, args, kwargs or {})
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """The module with its parameters and buffers on the device."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                held = SimulatedTensor(parameter.detach().clone())
+                part._parameters[name] = nn.Parameter(held, requires_grad=parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = SimulatedTensor(buffer.clone())
+    return module
+
+
+def unwrapped(value: Any) -> Any:
+    """The values that a tensor holds; anything else as it is."""
+    return value.held if isinstance(value, SimulatedTensor) else value
+
+
+def _computed(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    simulated = [value for value in given if isinstance(value, SimulatedTensor)]
+    others = [value for value in given if not isinstance(value, SimulatedTensor) and value.dim()]
+    name = str(operation).rpartition(".")[0]
+    if simulated and others and name not in MIXED:
+        raise RuntimeError(f"{name}: tensors on {simulated[0].device} and on {others[0].device}")
+    plain = dict(tree_map(unwrapped, kwargs))
+    there = bool(simulated)
+    if plain.get("device") is not None:
+        there = torch.device(plain["device"]).type == NAME
+        plain["device"] = torch.device("cpu")
+    result = operation(*tree_map(unwrapped, args), **plain)
+    if name == "aten.copy_":
+        return args[0]
+    in_place = {id(value.held): value for value in simulated}
+
+    def wrapped(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not there:
+            return value
+        return in_place[id(value)] if id(value) in in_place else SimulatedTensor(value)
+
+    return tree_map(wrapped, result)

@@ -1,0 +1,142 @@
+"""Training on a GPU mixes no devices, as far as a simulated one shows. Not here: numbers on a real one (test_*gpu*.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from multiprocessing import get_context
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from jointseg.batches import Batch
+from jointseg.config import Config
+from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf.filters import FILTERS, Features
+from jointseg.model import build_model
+from jointseg.optimizer import build_optimizer, freeze_for
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from jointseg.training import Run, _loss_of
+
+simulated_gpu = pytest.importorskip(
+    "tests.simulated_gpu", reason="this PyTorch takes no device written in Python", exc_type=ImportError
+)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the other tests run on it")
+
+
+def structured(features: Features):
+    """What `auto` takes on CUDA for smoothness and depth; the exact sum for appearance."""
+    return FILTERS[{2: "separable", 3: "bilateral_grid"}.get(features.values_BPF.shape[2], "exact")](features)
+
+
+@pytest.fixture(scope="module")
+def child():
+    """Another process: one that has the simulated device keeps it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def test_the_block_sparse_crf_keeps_to_its_device(child):
+    pytest.importorskip("triton")
+    assert child.submit(a_crf, simulated=True).result() == pytest.approx(
+        child.submit(a_crf, simulated=False).result(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("chosen", ["exact", structured])
+def test_a_step_of_training_keeps_to_its_device(child, small, chosen):
+    here = child.submit(a_step, small, chosen, simulated=False)
+    there = child.submit(a_step, small, chosen, simulated=True)
+    assert there.result() == pytest.approx(here.result(), rel=1e-5)
+
+
+def test_the_simulated_gpu_refuses_a_mix(child):
+    with pytest.raises(RuntimeError, match=r"aten.add: tensors on gpu:0 and on cpu"):
+        child.submit(mix).result()
+
+
+def mix() -> None:
+    device = simulated_gpu.registered()
+    with simulated_gpu.SimulatedGpu():
+        _ = torch.ones(3, device=device) + torch.ones(3)
+
+
+def a_step(small: Config, chosen, *, simulated: bool) -> list[float]:
+    """The loss of one step of stage 3, and the sum of squares of each gradient."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = with_overrides(small, {"loss.class_balance": 0.3, "training.channels_last": True})
+    stage, size = STAGES["stage3"], config.network.input_size
+    image = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    labels, depth = torch.randint(0, 40, (2, size, size), dtype=torch.uint8), 1 + torch.rand(2, size, size)
+    model = build_model(config).eval()  # without dropout
+    model.crf = DenseCRF(40, config.crf.scaled(size / config.crf_reference_size), filter=chosen)
+    with where(model, simulated=simulated) as device:
+        batch = Batch(image.to(device), labels.to(device), depth.to(device), None)
+        freeze_for(stage, model)
+        run = Run(config, stage, model, build_optimizer(model, stage.config(config)))
+        loss = _loss_of(model, batch, run, torch.ones(40).to(device))
+        loss.total.backward()
+        run.optimizer.step()
+        return [loss.total.item(), *squares_of_gradients(model)]
+
+
+def a_crf(*, simulated: bool) -> list[float]:
+    """What the CRF says of a small picture with holes in its depth, and the sum of squares of each gradient."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.manual_seed(0)
+    logits, depth = torch.randn(1, 5, 8, 10), torch.rand(1, 8, 10) * 3
+    image, mask = torch.randint(0, 256, (1, 3, 8, 10), dtype=torch.uint8), torch.rand(1, 8, 10) > 0.1
+    depth[:, :3, :3] = 0
+    crf = DenseCRF(5, CrfSettings(num_iterations=1), filter="block_sparse", learn_bandwidths=True)
+    with kernels_handed_what_tensors_hold() if simulated else nullcontext(), where(crf, simulated=simulated) as device:
+        refined = crf(logits.to(device), image=image.to(device), depth=depth.to(device), mask=mask.to(device))
+        refined.square().mean().backward()
+        return [refined.double().sum().item(), *squares_of_gradients(crf)]
+
+
+def squares_of_gradients(module: nn.Module) -> list[float]:
+    return [own.grad.double().square().sum().item() for own in module.parameters() if own.grad is not None]
+
+
+@contextmanager
+def where(module: nn.Module, *, simulated: bool):
+    """The device, with the module on it: the CPU, or one simulated for the length of the block."""
+    device = simulated_gpu.registered()  # before autograd first runs: it counts the devices then
+    if not simulated:
+        yield torch.device("cpu")
+        return
+    simulated_gpu.moved(module)
+    with simulated_gpu.SimulatedGpu():
+        yield device
+
+
+@contextmanager
+def kernels_handed_what_tensors_hold():
+    """Triton's interpreter reads memory: it gets the tensors on the CPU, and what it returns is on the device again."""
+    kernels = import_module("jointseg.crf.filters.block_sparse_kernels")
+
+    def held(value):
+        if dataclasses.is_dataclass(value):
+            parts = {part.name: held(getattr(value, part.name)) for part in dataclasses.fields(value)}
+            return dataclasses.replace(value, **parts)
+        return simulated_gpu.unwrapped(value)
+
+    def handed(kernel):
+        def run(*args, **kwargs) -> Tensor:
+            with _disable_current_modes():
+                result = kernel(*map(held, args), **kwargs)
+            return simulated_gpu.SimulatedTensor(result)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
+            patch.setattr(kernels, name, handed(getattr(kernels, name)))
+        yield
