@@ -28,6 +28,9 @@ from jointseg.model import JointModel
 from jointseg.stages import Kernels
 from jointseg.upsampling import argmax_upsampled
 
+LARGE = 2**22
+"""Pixels of a picture whose scores, upsampled, would take a GPU's memory: 40 classes, 0.7 GB."""
+
 
 class Prediction(NamedTuple):
     """What a model says of one frame, at the frame's own size."""
@@ -64,8 +67,8 @@ class Unaries(NamedTuple):
 
 def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
     """The likeliest class of each pixel of the frame: (C, h, w) logits, upsampled bilinearly, to (H, W) labels."""
-    if logits.device.type == "cpu":
-        return argmax_upsampled(logits.float().numpy(), size)
+    if logits.device.type == "cpu" or size[0] * size[1] > LARGE:
+        return argmax_upsampled(logits.float().cpu().numpy(), size)
     full = interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
     labels: NDArray[np.uint8] = full.argmax(0).to(torch.uint8).cpu().numpy()
     return labels

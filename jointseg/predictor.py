@@ -25,7 +25,7 @@ class Predictor:
 
     Args:
         final: the stage's `final/`, such as `runs/demo/stage3/final`.
-        device: where it computes; None: the first GPU, or the CPU where there is none.
+        device: where it computes; None: the first GPU, the CPU where there is none or the run's `training.device` is cpu.
 
     Raises:
         InputError: the stage has not finished, or its files are damaged or of another version.
@@ -35,7 +35,8 @@ class Predictor:
         final = Path(final)
         name, self._config = describe_final(final)
         self.stage = TRAININGS[name]
-        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = torch.cuda.is_available() and self._config.training.device != "cpu"
+        self._device = device or torch.device("cuda" if gpu else "cpu")
         self._model = trained_model(self._config, load_final(final)[0], device=self._device)
 
     def __call__(self, image: NDArray[np.uint8]) -> Prediction:
@@ -43,7 +44,7 @@ class Predictor:
 
         Args:
             image: (H, W, 3), uint8, RGB. The network was trained on 480 x 640 pixels of a camera whose picture is 63 degrees
-                wide; of another camera, depths are off by about the ratio of the focal lengths in pixels.
+                wide; one that sees less of a room at once makes it nearer.
 
         Returns:
             Classes (H, W), 0..39 as in `jointseg.labels.CLASS_NAMES`, and metres (H, W), None in a stage without depth.

@@ -134,7 +134,7 @@ def score(
     config = _config(place, None, None, None)
     from pipeline.score import score_settings, score_table
 
-    with _interruptible(place, screen, then="nothing is kept of it"):
+    with _interruptible(place, screen, then="the same command begins again"):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
     screen.console.print(score_table(scores, split=split))
 
@@ -144,7 +144,9 @@ def predict(
     out: OutOption,
     pictures: Annotated[list[Path], typer.Argument(help="Files of pictures: JPEG, PNG ...")],
     stage: Annotated[str, typer.Option("--stage", help="Whose weights: 1, 2, 3, 3_sem_crf or one_stage.")] = "3",
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for what is predicted; else predictions/ in --out.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder for what is predicted; else predictions/STAGE in --out.")
+    ] = None,
 ) -> None:
     """Classes and depth of pictures of your own, from a trained stage: a file each, and one to look at."""
     place, screen, training = _workspace(out), Terminal(), _training(stage)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,7 @@ from jointseg.evaluation import Prediction, Sums, predict, score
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
-from pipeline.cluster import result_of, uses_gpu
-
-FRAMES_A_TASK = 20
-"""A task begins with loading the weights."""
+from pipeline.shares import shared_out, shares_of
 
 
 @dataclass(frozen=True)
@@ -42,49 +40,50 @@ def evaluate_rows(
 ) -> tuple[dict[str, Sums], dict[str, dict[int, Prediction]]]:
     """The sums of every row over the frames `numbers`, and its predictions for the frames in `drawn`.
 
-    The frames are shared out, and the shares added, in the same way on any cluster: so are the sums the same.
+    Shares of the frames are added in one order, whatever the number of CPUs or GPUs.
     """
-    gpu = uses_gpu(next(iter(jobs.values())).config)
-    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_evaluate)
-    pending: dict[ray.ObjectRef, tuple[Stage, tuple[int, ...]]] = {
-        task.remote(job, share, drawn, "cuda" if gpu else "cpu"): (stage, share)
-        for stage, job in jobs.items()
-        for share in (numbers[first : first + FRAMES_A_TASK] for first in range(0, len(numbers), FRAMES_A_TASK))
-    }
-    parts: dict[ray.ObjectRef, tuple[Sums, dict[int, Prediction]]] = {}
-    waiting = list(pending)
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        parts[ready[0]] = result_of(ready[0])
-        progress(sum(len(pending[done][1]) for done in parts))
+    shares = [(stage, share) for stage in jobs for share in shares_of(numbers)]
+    found: dict[int, tuple[Sums, dict[int, Prediction]]] = {}
+
+    def take(place: int, part: tuple[Sums, dict[int, Prediction]]) -> None:
+        found[place] = part
+        progress(sum(len(shares[done][1]) for done in found))
+
+    asked = [(jobs[stage], share) for stage, share in shares]
+    shared_out(partial(_Evaluator, drawn), asked, take, config=next(iter(jobs.values())).config)
     sums: dict[str, Sums] = {}
     predictions: dict[str, dict[int, Prediction]] = {stage.row: {} for stage in jobs}
-    for part, (stage, _) in pending.items():
-        own, found = parts[part]
+    for place, (stage, _) in enumerate(shares):
+        own, seen = found[place]
         sums[stage.row] = sums[stage.row].plus(own) if stage.row in sums else own
-        predictions[stage.row] |= found
+        predictions[stage.row] |= seen
     return sums, predictions
 
 
-def _evaluate(job: RowJob, numbers: tuple[int, ...], drawn: tuple[int, ...], device: str) -> tuple[Sums, dict[int, Prediction]]:
-    torch.set_num_threads(1)
-    where = torch.device(device)
-    stage = STAGES[job.stage]
-    weights, _ = load_final(job.weights)
-    model = trained_model(job.config, weights, device=where)
-    store = Store.open(job.store)
-    frames = (store.frame(number) for number in numbers)
-    total: Sums | None = None
-    predictions: dict[int, Prediction] = {}
-    for frame, prediction in predict(
-        model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=where
-    ):
-        sums = score(frame, prediction, job.config.evaluation)
-        total = sums if total is None else total.plus(sums)
-        if frame.number in drawn:
-            predictions[frame.number] = prediction
-    assert total is not None
-    return total, predictions
+class _Evaluator:
+    """A process's: it keeps the model of the row that it is at."""
+
+    def __init__(self, drawn: tuple[int, ...], device: torch.device) -> None:
+        self._drawn, self._device = drawn, device
+        self._job: RowJob | None = None
+
+    def __call__(self, share: tuple[RowJob, tuple[int, ...]]) -> tuple[Sums, dict[int, Prediction]]:
+        """The sums of a row's share of frames, and its predictions for those that are drawn."""
+        job, numbers = share
+        if job != self._job:
+            self._job, self._store = job, Store.open(job.store)
+            self._model = trained_model(job.config, load_final(job.weights)[0], device=self._device)
+        stage, total, predictions = STAGES[job.stage], None, {}
+        frames = map(self._store.frame, numbers)
+        for frame, prediction in predict(
+            self._model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device
+        ):
+            sums = score(frame, prediction, job.config.evaluation)
+            total = sums if total is None else total.plus(sums)
+            if frame.number in self._drawn:
+                predictions[frame.number] = prediction
+        assert total is not None
+        return total, predictions
 
 
 def start_floors(config: Config, store: Path) -> ray.ObjectRef:

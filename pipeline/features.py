@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import ray
 import torch
 
 from jointseg.config import Config
@@ -19,9 +19,9 @@ from jointseg.data.store import Store, check_space
 from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
 from jointseg.whole import appearing_whole
-from pipeline.cluster import result_of, uses_gpu
+from pipeline.shares import shared_out
 
-VIEWS_A_TASK = 64
+VIEWS_A_SHARE = 64
 
 
 def cached_features(
@@ -40,30 +40,24 @@ def cached_features(
         return features.FeatureStore.open(folder)
     size = config.network.input_size
     check_space(folder, needed=len(listed) * features.bytes_per_view(network, size))
-    gpu = uses_gpu(config)
-    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_compute)
-    with appearing_whole(folder, replace=True) as partial:
-        features.create(partial, network, size=size, num_views=len(listed))
-        last, device = len(listed), "cuda" if gpu else "cpu"
-        waiting = [
-            task.remote(config, store, views, partial, rows=range(first, min(first + VIEWS_A_TASK, last)), device=device)
-            for first in range(0, last, VIEWS_A_TASK)
-        ]
-        done = 0
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            done += result_of(ready[0])
+    shares = [range(first, min(first + VIEWS_A_SHARE, len(listed))) for first in range(0, len(listed), VIEWS_A_SHARE)]
+    done = 0
+    with appearing_whole(folder, replace=True) as unfinished:
+        features.create(unfinished, network, size=size, num_views=len(listed))
+
+        def take(place: int, _: None) -> None:
+            nonlocal done
+            done += len(shares[place])
             progress(done)
-        (partial / features.DESCRIPTION).write_text(json.dumps(stamp, indent=1))
+
+        shared_out(partial(_computing, config, store, views, unfinished), shares, take, config=config)
+        (unfinished / features.DESCRIPTION).write_text(json.dumps(stamp, indent=1))
     return features.FeatureStore.open(folder)
 
 
-def _compute(config: Config, store: Path, views: Path, folder: Path, *, rows: range, device: str) -> int:
-    torch.set_num_threads(1)
-    where = torch.device(device)
-    network = _frozen_network(config, where)
-    features.compute(network, Store.open(store), read_manifest(views), config, rows=rows, folder=folder, device=where)
-    return len(rows)
+def _computing(config: Config, store: Path, views: Path, folder: Path, device: torch.device) -> Callable[[range], None]:
+    network, opened, listed = _frozen_network(config, device), Store.open(store), read_manifest(views)
+    return lambda rows: features.compute(network, opened, listed, config, rows=rows, folder=folder, device=device)
 
 
 def _frozen_network(config: Config, device: torch.device) -> JointNetwork:

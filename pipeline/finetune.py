@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 
@@ -21,13 +22,12 @@ from jointseg.evaluation import predict
 from jointseg.model import trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.cluster import result_of, uses_gpu
 from pipeline.log_lines import Line
+from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import Point
 from pipeline.train import train_stage
 from pipeline.trial import Counted, TrialJob, frame_sums, run_trial
 from pipeline.trial_record import FrameSums
-from pipeline.unaries import FRAMES_A_TASK
 from pipeline.workspace import Workspace
 
 STAGE = STAGES["stage3"]
@@ -48,15 +48,10 @@ def _count(job: TrialJob, point: Point, place: Workspace) -> Counted:
     config = with_overrides(job.config, {**point, "stage3.iterations": job.config.search.finetune_iterations})
     _lend(Workspace(job.out), place, job.store)
     train_stage(config, STAGE, place, validation=(), tell=_ignore, say=_ignore)
-    gpu, frames = uses_gpu(config), job.cache.frames
-    # Ray would place them where this process is, which has no CPU.
-    options = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": 1, "scheduling_strategy": "DEFAULT"}
-    task = ray.remote(**options)(_score)
-    parts = [
-        task.remote(config, place.final(STAGE), job.store, frames[first : first + FRAMES_A_TASK], "cuda" if gpu else "cpu")
-        for first in range(0, len(frames), FRAMES_A_TASK)
-    ]
-    return Counted(list(range(len(frames))), [sums for part in parts for sums in result_of(part)])
+    frames = job.cache.frames
+    found: dict[int, list[FrameSums]] = {}
+    shared_out(partial(_scoring, config, place.final(STAGE), job.store), shares_of(frames), found.__setitem__, config=config)
+    return Counted(list(range(len(frames))), [sums for part in sorted(found) for sums in found[part]])
 
 
 def _ignore(_: object) -> None:
@@ -78,15 +73,16 @@ def _lend(run: Workspace, place: Workspace, store: Path) -> None:
             own.symlink_to(lent.resolve())
 
 
-def _score(config: Config, weights: Path, store: Path, frames: tuple[int, ...], device: str) -> list[FrameSums]:
-    torch.set_num_threads(1)
-    where = torch.device(device)
-    model = trained_model(config, load_final(weights)[0], device=where)
-    opened = Store.open(store)
-    predictions = predict(
-        model, map(opened.frame, frames), config, kernels=STAGE.kernels, with_depth=STAGE.with_depth, device=where
-    )
-    return [frame_sums(prediction.labels, frame.labels, config) for frame, prediction in predictions]
+def _scoring(config: Config, weights: Path, store: Path, device: torch.device) -> Callable[[tuple[int, ...]], list[FrameSums]]:
+    model, opened = trained_model(config, load_final(weights)[0], device=device), Store.open(store)
+
+    def score(frames: tuple[int, ...]) -> list[FrameSums]:
+        predictions = predict(
+            model, map(opened.frame, frames), config, kernels=STAGE.kernels, with_depth=STAGE.with_depth, device=device
+        )
+        return [frame_sums(prediction.labels, frame.labels, config) for frame, prediction in predictions]
+
+    return score
 
 
 class FinetuneTrial(tune.Trainable):  # type: ignore[misc]

@@ -5,76 +5,102 @@ Not here: the prediction (jointseg/predictor.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
 from jointseg.figures import prediction_sheet, save_png
 from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
-from jointseg.whole import disk_errors_named
 from pipeline.screen import Screen
 
+KINDS = ("sheet", "classes", "depth")
 MILLIMETRES = 1000
 """In a metre: the unit of depth files, as of NYU's and most cameras'."""
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation. Pillow's own function writes all of the EXIF anew, and stops on what some cameras put there."""
 
 
 def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Screen) -> None:
     """Write what a stage says of each picture to `to`, named after the picture.
 
     NAME.classes.png has a byte a pixel, 0..39, and the colours as a palette; NAME.depth.png 16 bits a pixel, millimetres;
-    NAME.png is to look at.
+    NAME.sheet.png is to look at.
 
     Args:
         final: a finished stage's `final/`.
-        pictures: files of any format that Pillow reads.
-        to: a folder, made where it is missing; files of the same names give way.
+        pictures: files of any format that Pillow reads, of 8 bits a channel.
+        to: a folder, made where it is missing; files of the same names give way, but none of `pictures`.
         screen: where the progress is shown.
 
     Raises:
-        InputError: a file is no picture, two have one name, or the stage has not finished. Nothing is written then.
+        InputError: a file is no such picture, two files would have one name, the stage has not finished (nothing is written
+            then), or `to` cannot be written.
     """
-    _refuse_same_names(pictures)
+    _refuse_clashes(pictures, to)
     for path in pictures:
         read_picture(path)
     predictor = Predictor(final)
+    with _errors_named(to):
+        to.mkdir(parents=True, exist_ok=True)
     with screen.bar("predict", len(pictures)) as progress:
         for done, path in enumerate(pictures, start=1):
             image = read_picture(path)
             _write(image, predictor(image), to, path.stem)
             progress(done)
     depth = ", NAME.depth.png (millimetres)" if predictor.stage.with_depth else ""
-    screen.say(f"{to}: NAME.png, NAME.classes.png (0..39){depth}; pictures: {len(pictures)}")
+    screen.say(f"{to}: NAME.sheet.png, NAME.classes.png (0..39){depth}; pictures: {len(pictures)}")
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """A picture's pixels, (H, W, 3) RGB, upright as its camera says.
 
     Raises:
-        InputError: the file cannot be read as a picture.
+        InputError: the file cannot be read as a picture of 8 bits a channel.
     """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            if picture.mode.startswith(("I", "F")):
+                raise InputError(f"{path}: has more than 8 bits a channel (Pillow's mode {picture.mode}); allowed: 8")
+            turned = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))
+            pixels = picture.convert("RGB")
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that Pillow can read") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as a picture: {problem}") from None
-    return np.asarray(upright)
+    return np.asarray(pixels if turned is None else pixels.transpose(turned))
 
 
-def _refuse_same_names(pictures: Sequence[Path]) -> None:
-    by_name: dict[str, Path] = {}
+def _refuse_clashes(pictures: Sequence[Path], to: Path) -> None:
+    """Look at every name that would be written before anything is."""
+    given = {path.resolve() for path in pictures}
+    written: dict[Path, Path] = {}
     for path in pictures:
-        if path.stem in by_name:
-            raise InputError(f"{path}: its predictions would have the names of those of {by_name[path.stem]}")
-        by_name[path.stem] = path
+        for kind in KINDS:
+            file = to.resolve() / f"{path.stem}.{kind}.png"
+            if file in given:
+                raise InputError(f"{path}: its prediction would overwrite the picture {file}; give another folder as --to")
+            if file in written:
+                raise InputError(f"{path}: its predictions would have the names of those of {written[file]}")
+            written[file] = path
 
 
 def _write(image: NDArray[np.uint8], prediction: Prediction, to: Path, name: str) -> None:
@@ -82,16 +108,28 @@ def _write(image: NDArray[np.uint8], prediction: Prediction, to: Path, name: str
     classes.putpalette(PALETTE.tobytes())
     _save(classes, to / f"{name}.classes.png")
     if prediction.depth is not None:
-        depth = np.rint(prediction.depth * MILLIMETRES).astype(np.uint16)
+        most = np.iinfo(np.uint16).max
+        depth = np.rint(prediction.depth * MILLIMETRES).clip(0, most).astype(np.uint16)
         _save(Image.fromarray(depth), to / f"{name}.depth.png")
-    with disk_errors_named(to / f"{name}.png"):
-        save_png(prediction_sheet(image, prediction), to / f"{name}.png")
+    sheet = to / f"{name}.sheet.png"
+    with _errors_named(sheet):
+        save_png(prediction_sheet(image, prediction), sheet)
 
 
 def _save(picture: Image.Image, path: Path) -> None:
     """Write a PNG so that `path` holds a whole one or what it held before."""
-    partial = path.with_name(f".{path.name}.partial")
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format="PNG")
-        partial.replace(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with _errors_named(path):
+        try:
+            picture.save(partial, format="PNG")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -27,7 +27,7 @@ from pipeline import evaluate, features, report, search
 from pipeline.cluster import connected, require_resources, result_of
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
-from pipeline.tracking import Tracker
+from pipeline.tracking import TOP, Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 
@@ -209,7 +209,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     if not due:
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
         if place.finished(PIPELINE[-1]):  # a kill may have come after the last phase and before the run was closed
-            Tracker.open(place.out).close("pipeline")
+            Tracker.open(place.out).close(TOP)
         return
     for phase in due:
         for needed in NEEDS[phase]:
@@ -222,7 +222,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         with place.locked():
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
             tracker = Tracker.open(place.out)
-            with tracker.run(place.out.name, key="pipeline") as parent:
+            with tracker.run(place.out.name, key=TOP) as parent:
                 tracker.log_params(parent, flatten(config))
                 _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
 
@@ -246,7 +246,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
         return
     with connected(verbose=verbose), place.locked():
         tracker = Tracker.open(place.out)
-        with tracker.run(place.out.name, key="pipeline") as parent:
+        with tracker.run(place.out.name, key=TOP) as parent:
             started = time.perf_counter()
             search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
             if not place.finished("search"):

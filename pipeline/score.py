@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
@@ -28,13 +28,13 @@ from jointseg.evaluation import compute_unaries, labels_at_full_size, refined_la
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.cluster import connected, result_of, uses_gpu
+from pipeline.cluster import connected
 from pipeline.provenance import provenance
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
+from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import papers_values
 from pipeline.tracking import Tracker
-from pipeline.unaries import FRAMES_A_TASK
 from pipeline.workspace import Workspace
 
 NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"
@@ -68,7 +68,8 @@ def score_settings(
         verbose: Ray's own logs on the screen.
 
     Raises:
-        InputError: there is no such split, stage 2 has not finished, or a file is no search's result.
+        InputError: there is no such split, stage 2 has not finished, a file is no search's result, or the record of what was
+            scored before is damaged.
     """
     if split not in {"test", "validation"}:
         raise InputError(f"--split: {split!r} is not a split; allowed: test, validation")
@@ -76,35 +77,52 @@ def score_settings(
     paper = with_overrides(config, papers_values())
     jobs: dict[str, Config | None] = {NO_CRF: None, PAPER: paper, PAPER_NO_DEPTH: with_overrides(paper, {"crf.w_depth": 0.0})}
     jobs |= {str(path): load_settings(path, config) for path in files}
+    settings = {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()}
     store = Store.open(place.store)
     frames = store.test if split == "test" else tuple(json.loads(place.validation.read_text())["frames"])
     _, checkpoint = load_final(place.final(STAGES["stage2"]))
     asked: dict[str, Any] = {
         "split": split,
-        "frames": len(frames),
+        "frames": list(frames),
         "data": store.digest,
         "checkpoint": checkpoint,
-        "settings": {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()},
+        "crop": config.evaluation.crop,
+        "absent_classes": config.evaluation.absent_classes,
+        "resamples": config.search.resamples,
+        "seed": config.search.seed,
     }
-    name = f"{split}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
-    path = place.search / "scores" / f"{name}.json"
-    if not path.is_file():
-        with connected(verbose=verbose), place.locked():
-            tracker = Tracker.open(place.out)
-            with (
-                tracker.run(place.out.name, key="pipeline") as parent,
-                tracker.run(f"score {split}", parent=parent, key=f"score/{name}") as run,
-            ):
-                with screen.bar(f"score {split}", len(frames)) as progress:
-                    confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
-                scores = _scores(confusion_NCC, config)
-                _log(tracker, run, asked, scores)
-                record = {**asked, "scores": _plain(scores), "provenance": provenance(config, place.out)}
-                write_atomically(path, json.dumps(record, indent=1))
-                tracker.log_artifact(run, path)
-    screen.say(f"{path}: settings, scores and what they come from")
-    found = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    return {name: Score(**{**score, "gain": Interval(**score["gain"])}) for name, score in found.items()}
+    content = json.dumps([asked, sorted({json.dumps(own) for own in settings.values()})])
+    key = f"{split}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    path = place.search / "scores" / f"{key}.json"
+    if path.is_file():
+        return _read(path, settings, screen)
+    with connected(verbose=verbose):
+        tracker = Tracker.open(place.out)
+        with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"score/{key}") as run:
+            with screen.bar(f"score {split}", len(frames)) as progress:
+                confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
+            scores = _scores(confusion_NCC, config)
+            _log(tracker, run, {**asked, "frames": len(frames)}, scores)
+            described = {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()}
+            record = {**asked, "settings": settings, "scores": described, "provenance": provenance(config, place.out)}
+            tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
+    write_atomically(path, json.dumps(record, indent=1))
+    screen.say(f"{path}: the scores, and what they come from")
+    return scores
+
+
+def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, Score]:
+    """What was found before, whatever the files of the settings were called then."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kept = {json.dumps(own): record["scores"][name] for name, own in record["settings"].items()}
+        found = {name: kept[json.dumps(own)] for name, own in settings.items()}
+        scores = {name: Score(**{**score, "gain": Interval(**score["gain"])}) for name, score in found.items()}
+        commit = record["provenance"]["commit"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); remove it to score again") from None
+    screen.say(f"{path}: scored before, at commit {commit}")
+    return scores
 
 
 def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config) -> dict[str, Score]:
@@ -120,17 +138,11 @@ def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config) -> d
     return scores
 
 
-def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-    return {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()}
-
-
 def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score]) -> None:
     """To MLflow, whose names of metrics have no apostrophes: files are `settings_1` and on, which parameters name."""
     given = [name for name in scores if name not in SHORT]
     short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
-    tracker.log_params(
-        run, {**{name: value for name, value in asked.items() if name != "settings"}, **{short[name]: name for name in given}}
-    )
+    tracker.log_params(run, {**asked, **{short[name]: name for name in given}})
     for name, score in scores.items():
         values = {**score._asdict(), **{f"gain/{of}": value for of, value in score.gain._asdict().items()}}
         tracker.log_metrics(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
@@ -152,32 +164,33 @@ def _confusions(
     config: Config, place: Workspace, jobs: Jobs, frames: tuple[int, ...], *, progress: Callable[[int], None]
 ) -> dict[str, NDArray[np.int64]]:
     """Of each of `jobs`, the confusion matrix of each frame."""
-    gpu, start = uses_gpu(config), place.final(STAGES["stage2"])
-    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_count)
-    firsts = range(0, len(frames), FRAMES_A_TASK)
-    parts = [task.remote(config, place.store, start, jobs, frames[at : at + FRAMES_A_TASK], gpu=gpu) for at in firsts]
-    waiting = list(parts)
-    while waiting:
-        _, waiting = ray.wait(waiting)
-        progress(min(len(frames), (len(parts) - len(waiting)) * FRAMES_A_TASK))
-    counted = [result_of(part) for part in parts]
-    return {name: np.concatenate([part[name] for part in counted]) for name in jobs}
+    shares = shares_of(frames)
+    found: dict[int, dict[str, NDArray[np.int64]]] = {}
+
+    def take(part: int, counted: dict[str, NDArray[np.int64]]) -> None:
+        found[part] = counted
+        progress(sum(len(shares[done]) for done in found))
+
+    shared_out(partial(_counting, config, place.store, place.final(STAGES["stage2"]), jobs), shares, take, config=config)
+    return {name: np.concatenate([found[part][name] for part in range(len(shares))]) for name in jobs}
 
 
-@torch.no_grad()
-def _count(
-    config: Config, store: Path, start: Path, jobs: Jobs, frames: tuple[int, ...], *, gpu: bool
-) -> dict[str, NDArray[np.int64]]:
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if gpu else "cpu")
+def _counting(
+    config: Config, store: Path, start: Path, jobs: Jobs, device: torch.device
+) -> Callable[[tuple[int, ...]], dict[str, NDArray[np.int64]]]:
     model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
     crfs = {name: None if own is None else build_crf(own).eval() for name, own in jobs.items()}
-    counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
-    for number in frames:
-        frame = opened.frame(number)
-        unaries = compute_unaries(model, frame, config, device=device)
-        size = (frame.labels.shape[0], frame.labels.shape[1])
-        for name, crf in crfs.items():
-            labels = labels_at_full_size(unaries.logits, size) if crf is None else refined_labels(unaries, crf, size=size)
-            counted[name].append(score_labels(labels, frame.labels, config.evaluation).confusion)
-    return {name: np.stack(own) for name, own in counted.items()}
+
+    @torch.no_grad()
+    def count(frames: tuple[int, ...]) -> dict[str, NDArray[np.int64]]:
+        counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
+        for number in frames:
+            frame = opened.frame(number)
+            unaries = compute_unaries(model, frame, config, device=device)
+            size = (frame.labels.shape[0], frame.labels.shape[1])
+            for name, crf in crfs.items():
+                labels = labels_at_full_size(unaries.logits, size) if crf is None else refined_labels(unaries, crf, size=size)
+                counted[name].append(score_labels(labels, frame.labels, config.evaluation).confusion)
+        return {name: np.stack(own) for name, own in counted.items()}
+
+    return count

@@ -115,7 +115,9 @@ def open_study(config: Config, place: Workspace) -> Study:
 
 
 def finished_result(study: Study) -> dict[str, Any] | None:
-    """The result of a study that has the trials that are asked for now, by as many resamples, or more trials; else None."""
+    """The result of a study that has the trials that are asked for now, or more; None where there is none yet, or where as many
+    trials are asked for with other `resamples`.
+    """
     path = study.folder / search_result.SETTINGS
     if not path.is_file():
         return None

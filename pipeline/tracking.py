@@ -29,6 +29,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 KEY_TAG = "jointseg.key"
+TOP = "pipeline"
+"""Key of the run that all others are under."""
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM_LENGTH = 6000
 TRIAL_RECORD = "trial.json"
@@ -129,6 +131,10 @@ class Tracker:
                 raise InputError(f"{self.uri}: cannot be written: {full}") from None
             raise
         self.client.set_terminated(run_id, status="FINISHED")
+
+    def top_run(self, name: str) -> str:
+        """The id of the run that all others are under, found or created, its status left as it is."""
+        return self._find(TOP, None) or self._create(name, TOP, None)
 
     def close(self, key: str) -> None:
         """Mark the run with this key FINISHED, if it is there and is not."""

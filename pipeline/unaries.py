@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
 
@@ -23,11 +24,10 @@ from jointseg.errors import InputError
 from jointseg.evaluation import Unaries, compute_unaries
 from jointseg.model import trained_model
 from jointseg.whole import appearing_whole
-from pipeline.cluster import result_of, uses_gpu
+from pipeline.shares import shared_out, shares_of
 
 DESCRIPTION = "unaries.json"
 ARRAYS = ("image", "logits", "depth")
-FRAMES_A_TASK = 6  # at full size 200 MB of logits
 
 
 @dataclass(frozen=True)
@@ -62,30 +62,28 @@ def cached_unaries(
         _refuse_other(folder, stamp)
         progress(len(frames))
         return UnaryCache(folder, frames)
-    gpu = uses_gpu(config)
-    task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=1)(_compute)
-    pending = {
-        task.remote(config, store, start, frames[row : row + FRAMES_A_TASK], "cuda" if gpu else "cpu"): row
-        for row in range(0, len(frames), FRAMES_A_TASK)
-    }
-    with appearing_whole(folder, replace=True) as partial:
-        arrays: dict[str, np.memmap[Any, Any]] = {}
-        waiting, done = list(pending), 0
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            for row, unaries in enumerate(result_of(ready[0]), start=pending[ready[0]]):
+    shares, done = shares_of(frames), 0
+    first_row = dict(enumerate(accumulate(map(len, shares), initial=0)))
+    arrays: dict[str, np.memmap[Any, Any]] = {}
+    with appearing_whole(folder, replace=True) as unfinished:
+
+        def take(place: int, found: list[Unaries]) -> None:
+            nonlocal done
+            for row, unaries in enumerate(found, start=first_row[place]):
                 for name in ARRAYS:
                     values = getattr(unaries, name).numpy()
                     if name not in arrays:
                         shape = (len(frames), *values.shape)
-                        arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", values.dtype, shape)
+                        arrays[name] = np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", values.dtype, shape)
                     arrays[name][row] = values
-                done += 1
+            done += len(found)
             progress(done)
+
+        shared_out(partial(_computing, config, store, start), shares, take, config=config)
         for array in arrays.values():
             array.flush()
-        digests = {name: digest(partial / f"{name}.npy") for name in ARRAYS}
-        (partial / DESCRIPTION).write_text(json.dumps({**stamp, "sha256": digests}))
+        digests = {name: digest(unfinished / f"{name}.npy") for name in ARRAYS}
+        (unfinished / DESCRIPTION).write_text(json.dumps({**stamp, "sha256": digests}))
     return UnaryCache(folder, frames)
 
 
@@ -108,13 +106,9 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
             raise InputError(f"{path}: missing or altered since it was written; {remove}")
 
 
-def _compute(config: Config, store: Path, start: Path, frames: tuple[int, ...], device: str) -> list[Unaries]:
-    torch.set_num_threads(1)
-    where = torch.device(device)
-    weights, _ = load_final(start)
-    model = trained_model(config, weights, device=where)
-    frames_of = Store.open(store)
-    return [compute_unaries(model, frames_of.frame(number), config, device=where) for number in frames]
+def _computing(config: Config, store: Path, start: Path, device: torch.device) -> Callable[[tuple[int, ...]], list[Unaries]]:
+    model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
+    return lambda frames: [compute_unaries(model, opened.frame(number), config, device=device) for number in frames]
 
 
 def subset_labels(store: Path, frames: tuple[int, ...]) -> list[NDArray[np.uint8]]:

@@ -1,4 +1,4 @@
-"""Checkpoints of one weight, for tests of the folder that they lie in. Not here: those of a real training."""
+"""Checkpoints without a training: of one weight, for tests of the folder that they lie in; and a stage's `final/`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from jointseg.checkpoint import Checkpoint, save_checkpoint
+from jointseg.checkpoint import Checkpoint, save_checkpoint, save_final
 from jointseg.checkpoint_folder import CheckpointFolder, Found
 from jointseg.config import Config
+from jointseg.model import JointModel, build_model
 
 CONFIG = Config()
 
@@ -23,3 +24,17 @@ def saving(step: int) -> Callable[[Path], None]:
 
 def newest(folder: CheckpointFolder, config: Config = CONFIG) -> Found | None:
     return folder.newest(config=config, stage="stage1")
+
+
+def untrained_final(stage: str, config: Config, folder: Path) -> JointModel:
+    """The model of a stage's `final/`, written to `folder`, with a network that has something to say: scores of new layers are
+    too near each other.
+    """
+    model = build_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.network.score_parameters():
+            parameter.mul_(100)
+    source = folder.with_name("untrained")
+    save_checkpoint(source, Checkpoint(stage, 0, config, dict(model.state_dict()), {}, []))
+    save_final(folder, source)
+    return model

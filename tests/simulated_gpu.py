@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "gpu"
-MIXED = {"aten.copy_", "aten._to_copy", "aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_"}
-"""What CUDA too does with tensors of both devices: copies, and indices on the CPU."""
+COPIES = {"aten.copy_", "aten._to_copy"}
+INDEXED = {"aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_"}
+"""CUDA takes indices on the CPU for a tensor of its own."""
 
 
 class _Backend(_DummyBackendModule):  # type: ignore[misc]
@@ -83,13 +84,19 @@ def unwrapped(value: Any) -> Any:
     return value.held if isinstance(value, SimulatedTensor) else value
 
 
+def refuse_others(name: str, values: Any) -> None:
+    """Raise RuntimeError where a tensor with dimensions is not on the device."""
+    for value in tree_leaves(values):
+        if isinstance(value, Tensor) and value.dim() and not isinstance(value, SimulatedTensor):
+            raise RuntimeError(f"{name}: takes tensors on {torch.device(NAME, 0)}, and one is on {value.device}")
+
+
 def _computed(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    simulated = [value for value in given if isinstance(value, SimulatedTensor)]
-    others = [value for value in given if not isinstance(value, SimulatedTensor) and value.dim()]
     name = str(operation).rpartition(".")[0]
-    if simulated and others and name not in MIXED:
-        raise RuntimeError(f"{name}: tensors on {simulated[0].device} and on {others[0].device}")
+    simulated = [value for value in tree_leaves((args, kwargs)) if isinstance(value, SimulatedTensor)]
+    looked_at = (args[0], args[2:]) if name in INDEXED else (args, kwargs)
+    if simulated and name not in COPIES:
+        refuse_others(name, looked_at)
     plain = dict(tree_map(unwrapped, kwargs))
     there = bool(simulated)
     if plain.get("device") is not None:

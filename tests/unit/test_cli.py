@@ -44,7 +44,7 @@ def test_help_names_every_command_and_how_to_begin(jointseg):
 
 def test_the_commands_are_these():
     assert {" ".join(words) for words in COMMANDS} == {
-        "data rooms", "data check", "data prepare", "run", "train", "search", "evaluate", "reproduce", "score", "ui",
+        "data rooms", "data check", "data prepare", "run", "train", "search", "evaluate", "predict", "reproduce", "score", "ui",
     }  # fmt: skip
 
 

@@ -57,14 +57,22 @@ def test_a_step_of_training_keeps_to_its_device(child, small, chosen):
 
 
 def test_the_simulated_gpu_refuses_a_mix(child):
-    with pytest.raises(RuntimeError, match=r"aten.add: tensors on gpu:0 and on cpu"):
-        child.submit(mix).result()
+    for mixing in (add, look_up):
+        with pytest.raises(RuntimeError, match=r"takes tensors on gpu:0, and one is on cpu"):
+            child.submit(mixing).result()
 
 
-def mix() -> None:
+def add() -> None:
     device = simulated_gpu.registered()
     with simulated_gpu.SimulatedGpu():
         _ = torch.ones(3, device=device) + torch.ones(3)
+
+
+def look_up() -> None:
+    device = simulated_gpu.registered()
+    with simulated_gpu.SimulatedGpu():
+        assert torch.arange(3, device=device)[torch.tensor([2])].item() == 2  # as on CUDA
+        _ = torch.arange(3)[torch.tensor([2]).to(device)]
 
 
 def a_step(small: Config, chosen, *, simulated: bool) -> list[float]:
@@ -126,6 +134,7 @@ def kernels_handed_what_tensors_hold():
         if dataclasses.is_dataclass(value):
             parts = {part.name: held(getattr(value, part.name)) for part in dataclasses.fields(value)}
             return dataclasses.replace(value, **parts)
+        simulated_gpu.refuse_others("a kernel", value)
         return simulated_gpu.unwrapped(value)
 
     def handed(kernel):

@@ -5,36 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from jointseg.checkpoint import Checkpoint, save_checkpoint, save_final
 from jointseg.data.views import content_size, render_input
 from jointseg.errors import InputError
 from jointseg.evaluation import depth_at_full_size, labels_at_full_size, predict
 from jointseg.labels import PALETTE
-from jointseg.model import build_model
 from jointseg.predictor import Predictor
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.predict import predict_files, read_picture
 from pipeline.terminal import Terminal
+from tests.checkpoints import untrained_final
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def final_of(small, tmp_path):
-    """Makes a stage's `final/` from a network that has something to say, under other settings where asked."""
+    """Makes a stage's `final/`, under other settings where asked; returns it with its model and config."""
 
     def final_of(stage, **changes):
-        config = with_overrides(small, changes)
-        model = build_model(config)
-        with torch.no_grad():
-            for parameter in model.network.score_parameters():
-                parameter.mul_(100)
-        save_checkpoint(tmp_path / "step", Checkpoint(stage, 2, config, dict(model.state_dict()), {}, []))
-        save_final(tmp_path / stage / "final", tmp_path / "step")
-        return tmp_path / stage / "final", model, config
+        config, folder = with_overrides(small, changes), tmp_path / stage / "final"
+        return folder, untrained_final(stage, config, folder), config
 
     return final_of
 
@@ -59,7 +52,6 @@ def test_a_picture_of_any_shape_is_predicted_at_its_size(final_of, rooms, size):
     final, model, config = final_of("stage3", **{"network.resize": "fit"})
     image = np.asarray(Image.fromarray(rooms.frame(1).image).resize(size[::-1]))
     found = Predictor(final, device=CPU)(image)
-    model.eval()
     rendered = render_input(image, network=config.network)[None]
     h, w = content_size(*size, config.network.input_size, "fit")
     with torch.no_grad():
@@ -80,29 +72,28 @@ def test_what_is_no_rgb_picture_is_refused(final_of):
 def test_the_files_hold_the_prediction(final_of, rooms, tmp_path):
     final, _, _ = final_of("stage3")
     image = rooms.frame(2).image
-    Image.fromarray(image).save(tmp_path / "kitchen.png")
-    predict_files(final, [tmp_path / "kitchen.png"], tmp_path / "to", screen=Terminal())
+    Image.fromarray(image).save(tmp_path / "hall.png")
+    predict_files(final, [tmp_path / "hall.png"], tmp_path / "to", screen=Terminal())
     expected = Predictor(final)(image)
-    assert {path.name for path in (tmp_path / "to").iterdir()} == {"kitchen.png", "kitchen.classes.png", "kitchen.depth.png"}
-    with Image.open(tmp_path / "to" / "kitchen.classes.png") as classes:
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"hall.sheet.png", "hall.classes.png", "hall.depth.png"}
+    with Image.open(tmp_path / "to" / "hall.classes.png") as classes:
         np.testing.assert_array_equal(np.asarray(classes), expected.labels)
         np.testing.assert_array_equal(np.asarray(classes.convert("RGB")), PALETTE[expected.labels])
-    with Image.open(tmp_path / "to" / "kitchen.depth.png") as depth:
+    with Image.open(tmp_path / "to" / "hall.depth.png") as depth:
         millimetres = np.asarray(depth)
     assert millimetres.dtype == np.uint16
     np.testing.assert_allclose(millimetres / 1000, expected.depth, atol=5.1e-4)
 
 
-def test_a_picture_is_read_upright(tmp_path):
-    pixels = np.zeros((2, 3, 3), np.uint8)
-    pixels[0, 0] = 255
-    lying = Image.fromarray(pixels)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_read_upright(tmp_path, orientation):
+    rng = np.random.default_rng(0)
+    lying = Image.fromarray(rng.integers(0, 256, (2, 3, 3), np.uint8))
     exif = lying.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    exif[0x0112] = orientation
     lying.save(tmp_path / "lying.png", exif=exif)
-    read = read_picture(tmp_path / "lying.png")
-    assert read.shape == (3, 2, 3)
-    assert (read[0, 1] == 255).all()
+    with Image.open(tmp_path / "lying.png") as picture:
+        np.testing.assert_array_equal(read_picture(tmp_path / "lying.png"), np.asarray(ImageOps.exif_transpose(picture)))
 
 
 def test_bad_pictures_leave_nothing_behind(final_of, tmp_path):
@@ -112,14 +103,41 @@ def test_bad_pictures_leave_nothing_behind(final_of, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
-    (tmp_path / "other").mkdir()
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
     for bad, said in (
         ("text.jpg", "not a picture that Pillow can read"),
         ("cut.png", "cannot be read as a picture"),
         ("missing.png", "cannot be read as a picture: No such file"),
-        ("other", "cannot be read as a picture: Is a directory"),
-        ("other/good.jpg", r"would have the names of those of .*good\.png"),
+        ("folder", "cannot be read as a picture: Is a directory"),
+        ("deep.png", r"more than 8 bits a channel \(Pillow's mode I;16\)"),
+        ("folder/good.jpg", r"would have the names of those of .*good\.png"),
     ):
         with pytest.raises(InputError, match=said):
             predict_files(final, [good, tmp_path / bad], tmp_path / "to", screen=Terminal())
         assert not (tmp_path / "to").exists()
+
+
+def test_a_prediction_never_overwrites_a_picture(final_of, tmp_path):
+    final, _, _ = final_of("stage1")
+    pictures = [tmp_path / "a.png", tmp_path / "a.classes.png"]
+    for path in pictures:
+        Image.new("RGB", (8, 6), "red").save(path)
+    before = pictures[1].read_bytes()
+    with pytest.raises(InputError, match=r"a\.png: its prediction would overwrite the picture .*a\.classes\.png; give another"):
+        predict_files(final, pictures, tmp_path, screen=Terminal())
+    assert pictures[1].read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(final_of, tmp_path):
+    final, _, _ = final_of("stage1")
+    good = tmp_path / "good.png"
+    Image.new("L", (8, 6)).save(good)
+    (tmp_path / "taken" / "good.classes.png").mkdir(parents=True)
+    for to, said in (
+        (good, r"good\.png: cannot be written: File exists"),
+        (tmp_path / "taken", r"good\.classes\.png: cannot be"),
+    ):
+        with pytest.raises(InputError, match=said):
+            predict_files(final, [good], to, screen=Terminal())
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["good.classes.png"]

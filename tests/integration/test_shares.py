@@ -1,0 +1,103 @@
+"""Work on frames shared out over a real Ray: results in their places, what is loaded once, a lost process, mistakes; sums over shares.
+
+Not here: what is worked on in a run (test_pipeline.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import torch
+
+from jointseg.data.store import Store
+from jointseg.errors import InputError
+from jointseg.evaluation import predict, score
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
+from pipeline import shares
+from pipeline.evaluate import RowJob, evaluate_rows, metrics_of
+from pipeline.shares import shared_out, shares_of
+from tests.checkpoints import untrained_final
+
+pytestmark = pytest.mark.usefixtures("ray")
+CONFIG = with_overrides(demo(), {"network.width": 0.0625, "crf.num_iterations": 2})
+
+
+def squaring(folder: Path, device: torch.device) -> Callable[[int], int]:
+    (folder / uuid4().hex).touch()
+    assert (device.type, torch.get_num_threads()) == ("cpu", 1)
+    return lambda number: number**2
+
+
+def test_results_come_to_their_places_and_each_task_loads_once(tmp_path: Path) -> None:
+    found: dict[int, int] = {}
+    shared_out(partial(squaring, tmp_path), range(3, 23), found.__setitem__, config=CONFIG)
+    assert found == {place: (place + 3) ** 2 for place in range(20)}
+    assert 1 <= len(list(tmp_path.iterdir())) <= (os.cpu_count() or 1)
+
+
+def dying(folder: Path, times: int, _: torch.device) -> Callable[[int], int]:
+    def work(number: int) -> int:
+        died = len(list(folder.iterdir()))
+        if number == 5 and died < times:
+            (folder / str(died)).touch()
+            os._exit(1)
+        return number
+
+    return work
+
+
+def test_a_lost_process_is_started_again_with_its_share(tmp_path: Path) -> None:
+    found: dict[int, int] = {}
+    shared_out(partial(dying, tmp_path, 1), range(10), found.__setitem__, config=CONFIG)
+    assert found == {number: number for number in range(10)}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def refusing(_: torch.device) -> Callable[[int], int]:
+    raise InputError("weights: damaged")
+
+
+def test_a_mistake_comes_out_as_itself() -> None:
+    with pytest.raises(InputError, match="weights: damaged"):
+        shared_out(refusing, [1, 2], lambda place, result: None, config=CONFIG)
+
+
+def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, told = tuple(range(1, store.num_frames + 1)), []
+    jobs, expected = {}, {}
+    for name in ("stage1", "stage3"):
+        stage, final = STAGES[name], tmp_path / name / "final"
+        model = untrained_final(name, CONFIG, final)
+        jobs[stage] = RowJob(CONFIG, name, store.path, final)
+        seen = predict(
+            model,
+            map(store.frame, numbers),
+            CONFIG,
+            kernels=stage.kernels,
+            with_depth=stage.with_depth,
+            device=torch.device("cpu"),
+        )
+        total = None
+        for frame, prediction in seen:
+            own = score(frame, prediction, CONFIG.evaluation)
+            total = own if total is None else total.plus(own)
+        assert total is not None
+        expected[stage.row] = metrics_of(total, CONFIG)
+    for together in (2, len(numbers)):
+        monkeypatch.setattr(shares, "FRAMES_A_SHARE", together)
+        assert len(shares_of(numbers)) == -(-len(numbers) // together)
+        sums, drawn = evaluate_rows(jobs, numbers, drawn=numbers[1:3], progress=told.append)
+        for row, metrics in expected.items():
+            found = metrics_of(sums[row], CONFIG)
+            assert found == pytest.approx(metrics, rel=1e-12)
+            assert list(drawn[row]) == list(numbers[1:3])
+        assert told[-1] == 2 * len(numbers)
+    assert np.isfinite(list(expected["sem_crf_plus"].values())).all()
