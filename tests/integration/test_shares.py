@@ -1,4 +1,4 @@
-"""Work on frames shared out over a real Ray: results in their places, what is loaded once, a lost process, mistakes; sums over shares.
+"""Work on frames shared out over a real Ray: results in their places, a lost process, mistakes, sums over shares.
 
 Not here: what is worked on in a run (test_pipeline.py).
 """
