@@ -50,6 +50,17 @@ def test_the_last_of_two_overrides_of_one_path_stands(mistake):
     assert "-2 is not allowed" in mistake("run", "--out", "x", "--set", "crf.w_depth=4", "--set", "crf.w_depth=-2")
 
 
+# Predictions
+
+
+def test_a_stage_that_is_none_or_has_not_finished_predicts_nothing(mistake, tmp_path):
+    allowed = "allowed: 1, 2, 3_sem_crf, 3, one_stage"
+    assert mistake("predict", "--out", "x", "--stage", "4", "a.jpg") == f"--stage: '4' is not a stage; {allowed}"
+    said = f"{tmp_path / 'x'}: predict needs stage3, which has not finished there; finished: nothing"
+    assert mistake("predict", "--out", "x", "a.jpg") == said
+    assert not (tmp_path / "x").exists()
+
+
 # Data
 
 
