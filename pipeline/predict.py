@@ -77,15 +77,15 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise InputError(f"{path}: has more than 8 bits a channel (Pillow's mode {picture.mode}); allowed: 8")
-            turned = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))
+            mode, turned = picture.mode, _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))
             pixels = picture.convert("RGB")
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that Pillow can read") from None
     except (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as a picture: {problem}") from None
+    if mode.startswith(("I", "F")):
+        raise InputError(f"{path}: has more than 8 bits a channel (Pillow's mode {mode}); allowed: 8")
     return np.asarray(pixels if turned is None else pixels.transpose(turned))
 
 

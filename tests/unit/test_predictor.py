@@ -106,14 +106,14 @@ def test_bad_pictures_leave_nothing_behind(final_of, tmp_path):
     (tmp_path / "folder").mkdir()
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
     for bad, said in (
-        ("text.jpg", "not a picture that Pillow can read"),
-        ("cut.png", "cannot be read as a picture"),
-        ("missing.png", "cannot be read as a picture: No such file"),
-        ("folder", "cannot be read as a picture: Is a directory"),
-        ("deep.png", r"more than 8 bits a channel \(Pillow's mode I;16\)"),
-        ("folder/good.jpg", r"would have the names of those of .*good\.png"),
+        ("text.jpg", "text.jpg: not a picture that Pillow can read"),
+        ("cut.png", "cut.png: cannot be read as a picture"),
+        ("missing.png", "missing.png: cannot be read as a picture: No such file"),
+        ("folder", "folder: cannot be read as a picture: Is a directory"),
+        ("deep.png", r"deep.png: has more than 8 bits a channel \(Pillow's mode I;16\)"),
+        ("folder/good.jpg", r"folder/good.jpg: its predictions would have the names of those of .*good\.png"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=f"^{tmp_path}/{said}"):
             predict_files(final, [good, tmp_path / bad], tmp_path / "to", screen=Terminal())
         assert not (tmp_path / "to").exists()
 
