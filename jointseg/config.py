@@ -246,6 +246,9 @@ class SearchConfig(Settings):
     """Share of a GPU for each trial of the CRF, on which it then runs; 0: on the CPU."""
     filter_cache: int = Field(1024, ge=0)
     """MiB of the CRF's filters that each trial process keeps for the next trial."""
+    node_folder: Path | None = None
+    """A folder on a disk of each node's own, for a copy of the unaries that its trials read (100 frames of 513 x 513: 4.4 GB);
+    None: they read the run's folder. For folders shared over a network. The copy stays until it is removed."""
     startup_trials: int = Field(10, ge=0)
     """Random trials before TPE or CMA-ES starts to model."""
     grid_levels: int = Field(3, ge=2)

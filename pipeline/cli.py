@@ -272,6 +272,7 @@ def _config(
         "data.source": config.data.source,
         "network.weights": config.network.weights,
         "search.start": config.search.start,
+        "search.node_folder": config.search.node_folder,
     }
     absolute = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
     where, colon, function = config.search.space.rpartition(":")

@@ -77,7 +77,8 @@ def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: floa
 
 
 def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen) -> dict[str, Any]:
-    record, config = evidence.record, evidence.config
+    # The nodes' own disks were those of the cluster it was found on.
+    record, config = evidence.record, with_overrides(evidence.config, {"search.node_folder": None})
     start, frames = find_checkpoint(evidence), tuple(record["frames"])
     with screen.bar("unaries", len(frames)) as progress:
         cache = unaries.cached_unaries(config, store, start, scratch / "unaries", frames=frames, progress=progress)

@@ -35,7 +35,7 @@ from pipeline.trial import TrialJob
 from pipeline.trial_record import FINISHED
 from pipeline.workspace import Workspace
 
-AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "start"})
+AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "node_folder", "start"})
 """Settings of the search that change no trial: more trials go on with the same study. Of `start` the points count."""
 STUDY = "study.json"
 

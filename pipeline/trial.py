@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ from pipeline.trial_record import (
     scores_of,
     write_confusions,
 )
-from pipeline.unaries import UnaryCache, row_of, subset_labels
+from pipeline.unaries import UnaryCache, on_this_node, row_of, subset_labels
 
 MIB = 2**20
 
@@ -114,15 +115,19 @@ class TrialRunner:
     """Scores point after point in one process, with the filters that the points before it left."""
 
     def __init__(self, job: TrialJob) -> None:
-        """Map the unaries and load the true labels, once a process."""
+        """Load the true labels, once a process."""
         settings = job.config.search
         torch.set_num_threads(settings.cpus_per_trial)
         if settings.gpus_per_trial and not torch.cuda.is_available():
             raise InputError(f"search.gpus_per_trial: {settings.gpus_per_trial:g} is asked for; this process has no GPU")
         self.job, self.device = job, torch.device("cuda" if settings.gpus_per_trial else "cpu")
-        self.arrays = job.cache.arrays()
         self.labels = subset_labels(job.store, job.cache.frames)
         self.prepared = PreparedCache(settings.filter_cache * MIB)
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The memory maps of the unaries. Within a trial, so that a node's full disk leaves the trial unsaved, not lost."""
+        return on_this_node(self.job.cache, self.job.config.search.node_folder).arrays()
 
     def run(self, number: int, point: Point, *, rival: int | None = None) -> Line:
         """Score a point, as `run_trial`.

@@ -1,11 +1,13 @@
-"""The unaries of the validation subset: computed once on Ray, kept in memory-mapped files, shared by every trial.
+"""The unaries of the validation subset: computed once on Ray, kept in memory-mapped files, shared by every trial of a node.
 
 Not here: the trials (search.py), the network's forward pass (jointseg/evaluation.py).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from jointseg.checkpoint import digest, load_final
 from jointseg.config import Config
 from jointseg.data.store import Store
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import Unaries, compute_unaries
 from jointseg.model import trained_model
 from jointseg.whole import appearing_whole
@@ -104,6 +106,50 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
         path = folder / f"{name}.npy"
         if not path.is_file() or digest(path) != digests.get(name):
             raise InputError(f"{path}: missing or altered since it was written; {remove}")
+
+
+def on_this_node(cache: UnaryCache, node_folder: Path | None) -> UnaryCache:
+    """The unaries as processes of this node are to read them: where they are, or from a copy on a disk of the node's own.
+
+    The first process to ask makes the copy, the others wait for it. It is named after its digests and stays for other studies.
+
+    Args:
+        cache: those of the run.
+        node_folder: where the node keeps its copy (`search.node_folder`); None: no copy.
+
+    Raises:
+        DiskError: there is no room for the copy, or no copy can be made there.
+    """
+    if node_folder is None:
+        return cache
+    description = (cache.folder / DESCRIPTION).read_bytes()
+    copy = node_folder / f"unaries-{digest(cache.folder / DESCRIPTION)[:16]}"
+    try:
+        node_folder.mkdir(parents=True, exist_ok=True)
+        with (node_folder / f"{copy.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_copied(cache.folder, copy):
+                with appearing_whole(copy, replace=True) as unfinished:
+                    _copy(cache.folder, unfinished, json.loads(description)["sha256"])
+    except DiskError:
+        raise
+    except (OSError, InputError) as error:
+        raise DiskError(f"search.node_folder: {node_folder}: no copy of the unaries can be made here: {error}") from None
+    return UnaryCache(copy, cache.frames)
+
+
+def _is_copied(folder: Path, copy: Path) -> bool:
+    """A copy appears whole, but whatever tidies such folders may have taken files of it since."""
+    names = [f"{name}.npy" for name in ARRAYS]
+    return all((copy / name).is_file() and (copy / name).stat().st_size == (folder / name).stat().st_size for name in names)
+
+
+def _copy(folder: Path, copy: Path, digests: dict[str, str]) -> None:
+    for name in ARRAYS:
+        path = copy / f"{name}.npy"
+        shutil.copyfile(folder / path.name, path)
+        if digest(path) != digests[name]:
+            raise InputError(f"{folder / path.name}: altered since it was written, or on its way here")
 
 
 def _computing(config: Config, store: Path, start: Path, device: torch.device) -> Callable[[tuple[int, ...]], list[Unaries]]:

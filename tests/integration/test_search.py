@@ -94,11 +94,13 @@ def one_at_a_time(config: Config, made: tuple[Workspace, UnaryCache], tmp_path_f
 
 
 @pytest.mark.parametrize("concurrent", [2, 4])
-def test_the_table_of_trials_is_the_same_at_any_concurrency(
+def test_the_table_of_trials_is_the_same_at_any_concurrency_and_from_a_copy_of_the_unaries(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path, concurrent: int
 ) -> None:
-    at_once = _study(with_overrides(config, {"search.concurrent": concurrent}), made, tmp_path / "study")
+    changes = {"search.concurrent": concurrent, "search.node_folder": str(tmp_path / "node")}
+    at_once = _study(with_overrides(config, changes), made, tmp_path / "study")
     assert _outcomes(at_once) == _outcomes(one_at_a_time)
+    assert len([path for path in (tmp_path / "node").iterdir() if path.is_dir()]) == 1
     assert {line["state"] for line in at_once} == {"finished"}
     for number in range(TRIALS):
         assert len(read_confusions(confusion_file(tmp_path / "study", number))[0]) == 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jointseg.boundary import BoundarySums
+from jointseg.checkpoint import digest
 from jointseg.errors import InputError
 from jointseg.evaluation import compute_unaries, refined_labels, score_labels
 from jointseg.metrics import SegmentationSums
@@ -17,7 +18,7 @@ from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from pipeline.trial import CrfTrial, TrialJob, TrialRunner
 from pipeline.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
-from pipeline.unaries import ARRAYS, UnaryCache, row_of
+from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of
 
 # What is kept of a trial
 
@@ -74,6 +75,8 @@ def job(rooms, small, tmp_path_factory):
     unaries = [compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu")) for number in frames]
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", np.stack([getattr(frame, name).numpy() for frame in unaries]))
+    digests = {name: digest(folder / f"{name}.npy") for name in ARRAYS}
+    (folder / DESCRIPTION).write_text(json.dumps({"sha256": digests}))
     study, run = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("run")
     return TrialJob(small, rooms.path, UnaryCache(folder, frames), (0, 1), study, run)
 
@@ -113,6 +116,19 @@ def test_a_process_that_serves_many_trials_scores_as_a_new_one_with_and_without_
     points = [POINT, OTHER, {**POINT, "crf.w_depth": 1.0}, {**POINT, "crf.theta_zeta": 0.5}, POINT]
     served = [outcome(runner.run(number, point)) for number, point in enumerate(points)]
     assert served == [outcome(TrialRunner(job).run(number, point)) for number, point in enumerate(points)]
+
+
+def test_a_trial_scores_the_same_on_a_copy_that_its_node_keeps(job, tmp_path):
+    own = with_search(job, node_folder=str(tmp_path / "node"))
+    assert outcome(TrialRunner(own).run(0, POINT)) == outcome(TrialRunner(job).run(0, POINT))
+    assert len(list(tmp_path.glob("node/unaries-*/*.npy"))) == len(ARRAYS)
+
+
+def test_a_node_without_room_for_its_copy_leaves_the_trial_unsaved_and_says_why(job, tmp_path):
+    (tmp_path / "file").touch()
+    line = TrialRunner(with_search(job, node_folder=str(tmp_path / "file"))).run(0, POINT)
+    assert (line["state"], line["mean_iou"]) == ("unsaved", None)
+    assert line["error"].startswith(f"search.node_folder: {tmp_path / 'file'}: no copy of the unaries can be made here: ")
 
 
 @pytest.fixture

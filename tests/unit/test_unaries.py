@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 
 from jointseg.checkpoint import Checkpoint, digest, load_final, save_checkpoint, save_final
-from jointseg.errors import InputError
-from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries
+from jointseg.errors import DiskError, InputError
+from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node
 
 
 @pytest.fixture
@@ -51,3 +53,52 @@ def test_unaries_of_anything_else_are_refused(kept, small, change, said):
     (folder / "unaries.json").write_text(json.dumps({**stamp, **change}))
     with pytest.raises(InputError, match=said):
         unaries_of(folder, small)
+
+
+# A node's own copy
+
+
+def test_where_no_folder_of_the_node_is_named_the_run_s_own_are_read(kept):
+    cache = UnaryCache(kept[0], (1, 2))
+    assert on_this_node(cache, None) is cache
+
+
+def test_a_node_has_one_copy_which_all_its_processes_read(kept, tmp_path):
+    cache, node = UnaryCache(kept[0], (1, 2)), tmp_path / "deep" / "node"
+    with get_context("fork").Pool(4) as processes:
+        found = processes.starmap(on_this_node, [(cache, node)] * 8)
+    assert len(set(found)) == 1
+    assert [path.name for path in node.iterdir() if path.is_dir()] == [found[0].folder.name]
+    assert {name: own.tolist() for name, own in found[0].arrays().items()} == dict.fromkeys(ARRAYS, [0.0] * 3)
+    made = found[0].folder.stat().st_ino
+    assert on_this_node(cache, node).folder.stat().st_ino == made
+
+
+def test_other_unaries_have_another_copy(kept, tmp_path):
+    cache = UnaryCache(kept[0], (1, 2))
+    first = on_this_node(cache, tmp_path / "node")
+    np.save(kept[0] / "depth.npy", np.ones(3))
+    stamp = {**kept[1], "sha256": {**kept[1]["sha256"], "depth": digest(kept[0] / "depth.npy")}}
+    (kept[0] / "unaries.json").write_text(json.dumps(stamp))
+    second = on_this_node(cache, tmp_path / "node")
+    assert (first.arrays()["depth"].sum(), second.arrays()["depth"].sum()) == (0, 3)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: os.truncate(path, 40)])
+def test_a_copy_that_lost_something_is_made_again(kept, tmp_path, harm):
+    cache = UnaryCache(kept[0], (1, 2))
+    harm(on_this_node(cache, tmp_path / "node").folder / "image.npy")
+    assert on_this_node(cache, tmp_path / "node").arrays()["image"].tolist() == [0.0] * 3
+
+
+def test_unaries_altered_since_they_were_written_are_not_copied(kept, tmp_path):
+    np.save(kept[0] / "depth.npy", np.ones(3))
+    with pytest.raises(DiskError, match=r"search.node_folder: .*depth.npy: altered since it was written, or on its way here"):
+        on_this_node(UnaryCache(kept[0], (1, 2)), tmp_path / "node")
+    assert not [path for path in (tmp_path / "node").iterdir() if path.is_dir()]
+
+
+def test_a_folder_that_cannot_be_is_said_in_one_line(kept, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="search.node_folder: .*/file/node: no copy of the unaries can be made here: .*Not a dir"):
+        on_this_node(UnaryCache(kept[0], (1, 2)), tmp_path / "file" / "node")
