@@ -100,5 +100,6 @@ def test_unaries_altered_since_they_were_written_are_not_copied(kept, tmp_path):
 
 def test_a_folder_that_cannot_be_is_said_in_one_line(kept, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match="search.node_folder: .*/file/node: no copy of the unaries can be made here: .*Not a dir"):
+    said = r"search\.node_folder: .*/file/node: no copy of the unaries can be made here: .*Not a directory"
+    with pytest.raises(DiskError, match=said):
         on_this_node(UnaryCache(kept[0], (1, 2)), tmp_path / "file" / "node")
