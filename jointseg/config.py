@@ -319,6 +319,6 @@ class Config(Settings):
 
 OPERATIONAL = frozenset(
     {f"training.{name}" for name in ("async_checkpoints", "loader_workers", "max_failures", "keep_checkpoints")}
-    | {"search.concurrent", "search.filter_cache"}
+    | {"search.concurrent", "search.filter_cache", "search.node_folder"}
 )
 """Paths of the settings that change no number a run comes to: a run may go on under others."""

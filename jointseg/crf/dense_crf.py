@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jointseg.crf.filters import BuildFilter, FilterName, check_filter
-from jointseg.crf.inputs import Guides, finite_range
+from jointseg.crf.inputs import Guides, finite_range, refuse_others
 from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices
 from jointseg.crf.prepared import PreparedImages
@@ -129,7 +129,7 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             weights_KCC = torch.stack([self.weights[kernel.name] for kernel in prepared.kernels])
             matrices_KCC = pairwise_matrices(weights_KCC, self.compatibility, form=self.settings.pairwise)
-            learned = [self.log_bandwidths[kernel.name] for kernel in prepared.kernels] if self.log_bandwidths else None
+            learned = [self.log_bandwidths[kernel.name] for kernel in prepared.kernels] if self._learns_bandwidths else None
             out_BCP = prepared.mean_field(
                 logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations, log_bandwidths=learned,
                 probabilities=probabilities,
@@ -154,7 +154,8 @@ class DenseCRF(nn.Module):
             depth: as in `forward`; without it, Sem-CRF is prepared.
             guides: as in `forward`.
             mask: as in `forward`.
-            reusing: what was prepared of these very images before: kernels of the same bandwidths keep their filters.
+            reusing: what was prepared before: kernels of the same bandwidths over the same values (told by digests) keep
+                their filters.
 
         Raises:
             InputError: as `forward`, or neither an image nor a depth nor a guide is given.
@@ -165,7 +166,11 @@ class DenseCRF(nn.Module):
             raise InputError("nothing to prepare: give image (B, 3, H, W), not empty, depth or guides")
         like = self.compatibility.detach().new_empty(1).expand(sized.shape[0], 1, *sized.shape[2:])
         self._check_guides(given, like)
-        return self._prepare(given, like, reusing)
+        return self._prepare(given, like, reusing, digests=given.digests())
+
+    @property
+    def _learns_bandwidths(self) -> bool:
+        return torch.is_grad_enabled() and any(log_G.requires_grad for log_G in self.log_bandwidths.values())
 
     @property
     def bandwidths(self) -> dict[str, tuple[float, ...]]:
@@ -178,13 +183,25 @@ class DenseCRF(nn.Module):
         name = self.filter if isinstance(self.filter, str) else getattr(self.filter, "__name__", repr(self.filter))
         return f"num_classes={self.num_classes}, filter={name!r}, {self.settings!r}"
 
-    def _prepare(self, given: Guides, like: Tensor, reusing: PreparedImages | None = None) -> PreparedImages:
-        bandwidths = self.bandwidths
-        kernels = [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in given.compared_by(self.kernels)]
-        if reusing is not None and reusing.serves(kernels, like=like, filter=self.filter):
+    def _prepare(
+        self,
+        given: Guides,
+        like: Tensor,
+        reusing: PreparedImages | None = None,
+        *,
+        digests: Mapping[str, str] | None = None,
+    ) -> PreparedImages:
+        kernels = given.compared_by(self._kernels_now)
+        if reusing is not None and reusing.serves(kernels, digests, like=like, filter=self.filter):
             return reusing
-        with torch.autocast(like.device.type, enabled=False):
-            return PreparedImages(kernels, given, like=like.detach(), filter=self.filter, reusing=reusing)
+        # Prepared once, also for calls that learn: these keep no tensors of inference mode.
+        with torch.inference_mode(False), torch.autocast(like.device.type, enabled=False):
+            return PreparedImages(kernels, given, like=like.detach(), filter=self.filter, digests=digests, reusing=reusing)
+
+    @property
+    def _kernels_now(self) -> list[Kernel]:
+        bandwidths = self.bandwidths
+        return [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
 
     def _check_guides(self, given: Guides, like: Tensor) -> None:
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
@@ -199,16 +216,22 @@ class DenseCRF(nn.Module):
                 f"logits are {tuple(logits.shape)} {logits.dtype} on {logits.device}; allowed beside what was prepared: "
                 f"{shape} {prepared.dtype} on {prepared.device}"
             )
-        own = self.bandwidths
-        for kernel in prepared.kernels:
-            if own.get(kernel.name) != kernel.bandwidths:
+        own, theirs = ({kernel.name: kernel for kernel in kernels} for kernels in (self._kernels_now, prepared.kernels))
+        for name, kernel in theirs.items():
+            if name not in own or not own[name].compares_as(kernel):
+                allowed = (
+                    f"this CRF's, {own[name].bandwidths_named}" if name in own else f"this CRF's kernels, {', '.join(own)}"
+                )
+                raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
+        for name, kernel in own.items():
+            if name not in theirs and "depth" not in kernel.guides:
                 raise InputError(
-                    f"prepared with bandwidths {kernel.bandwidths} for kernel {kernel.name!r}; allowed: this CRF's, "
-                    f"{own.get(kernel.name)}"
+                    f"prepared for kernels {', '.join(theirs) or 'none'}, not for {name!r}; allowed: this CRF's kernels"
                 )
 
     def _check_logits(self, logits: Tensor) -> None:
         C = self.num_classes
+        refuse_others("logits", logits)
         if logits.ndim != 4 or logits.shape[1] != C or logits.numel() == 0:
             raise InputError(f"logits have shape {tuple(logits.shape)}; allowed: (B, {C}, H, W), not empty")
         if logits.dtype not in (torch.float32, torch.float64):
@@ -224,7 +247,13 @@ class DenseCRF(nn.Module):
 def _check_kernels(kernels: Sequence[Kernel]) -> None:
     names = [kernel.name for kernel in kernels]
     for kernel in kernels:
+        if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict, kernel.name):
+            raise InputError(
+                f"a kernel is called {kernel.name!r}; allowed: a name without dots that no ParameterDict has for itself"
+            )
         if names.count(kernel.name) > 1:
             raise InputError(f"kernel {kernel.name!r} is there {names.count(kernel.name)} times; allowed: one of a name")
         if not all(0 < bandwidth < float("inf") for bandwidth in kernel.bandwidths):
             raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: above 0, finite")
+        if not abs(kernel.weight) < float("inf"):
+            raise InputError(f"kernel {kernel.name!r} has weight {kernel.weight}; allowed: finite")

@@ -7,6 +7,7 @@ Not here: what is done with it (prepared.py, dense_crf.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from jointseg.crf.kernels import Kernel
 from jointseg.errors import InputError
+
+MASK = "mask"
+"""Its name beside those of the channels."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,7 +34,10 @@ class Guides:
     def of(*, image: Tensor | None, depth: Tensor | None, guides: Mapping[str, Tensor] | None, mask: Tensor | None) -> Guides:
         """Gather what `DenseCRF.forward` was given."""
         channels = dict(guides or {})
-        for name in ("image", "depth"):
+        for name, tensor in [("image", image), ("depth", depth), (MASK, mask), *channels.items()]:
+            if tensor is not None:
+                refuse_others(name, tensor)
+        for name in ("image", "depth", MASK):
             if name in channels:
                 raise InputError(f"guides holds {name!r}; allowed: names of your own (give {name}= by itself)")
         if image is not None:
@@ -45,8 +52,12 @@ class Guides:
         """Those kernels that have all they compare; only depth may be left out.
 
         Raises:
-            InputError: another guide is missing.
+            InputError: another guide is missing, or no kernel compares one that was given.
         """
+        unused = self.channels.keys() - {"image", "depth"} - {name for kernel in kernels for name in kernel.guides}
+        if unused:
+            compared = ", ".join(dict.fromkeys(name for kernel in kernels for name in kernel.guides)) or "nothing"
+            raise InputError(f"guides holds {min(unused)!r}, which no kernel compares; allowed here: {compared}")
         having = []
         for kernel in kernels:
             missing = [name for name in kernel.guides if name not in self.channels]
@@ -63,6 +74,11 @@ class Guides:
         if "depth" in kernel.guides and bool((self.channels["depth"] == 0).any()):
             parts.append(self.channels["depth"][:, 0] > 0)
         return torch.stack(parts).all(0).flatten(1) if parts else None
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each channel's values and of the mask's, by name. Waits for the device."""
+        given = {**self.channels, **({} if self.mask is None else {MASK: self.mask})}
+        return {name: _digest(tensor) for name, tensor in given.items()}
 
     def check(self, *, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         """Refuse shapes, dtypes and devices that do not fit logits of B, H, W = `shape`."""
@@ -93,6 +109,19 @@ class Guides:
                 _check_levels(guide, low, high)
             if name == "depth" and low < 0:
                 raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
+
+
+def refuse_others(name: str, given: object) -> None:
+    """Raise InputError for what is no tensor."""
+    if not isinstance(given, Tensor):
+        raise InputError(f"{name} is a {type(given).__name__}; allowed: torch.Tensor (torch.from_numpy makes one of an array)")
+
+
+def _digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous().numpy()
+    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+    digest.update(values.data)
+    return digest.hexdigest()
 
 
 def _check_levels(image: Tensor, low: float, high: float) -> None:

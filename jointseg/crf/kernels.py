@@ -34,6 +34,15 @@ class Kernel:
         """The position's, then the guides': what a structure built for this kernel depends on."""
         return (self.position, *self.guides.values())
 
+    @property
+    def bandwidths_named(self) -> str:
+        """The same for messages: `position 3.0, image 10.0`."""
+        return ", ".join(f"{name} {bandwidth:g}" for name, bandwidth in {"position": self.position, **self.guides}.items())
+
+    def compares_as(self, other: Kernel) -> bool:
+        """Whether it compares pixels as `other` does: the same guides, at the same bandwidths."""
+        return (self.position, dict(self.guides)) == (other.position, dict(other.guides))
+
     def with_bandwidths(self, bandwidths: Sequence[float]) -> Kernel:
         """The same kernel with other bandwidths, in the order of `bandwidths`."""
         position, *others = bandwidths

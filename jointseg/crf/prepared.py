@@ -18,13 +18,13 @@ from torch import Tensor
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import fused_mean_field
 from jointseg.crf.filters import BuildFilter, Features, FilterName, GaussianFilter, StructuredFilter, build_filter
-from jointseg.crf.inputs import Guides
+from jointseg.crf.inputs import MASK, Guides
 from jointseg.crf.kernels import Kernel, feature_groups, kernel_features
 from jointseg.crf.mean_field import mean_field
 from jointseg.errors import InputError
 
-Key: TypeAlias = tuple[float, tuple[tuple[str, float], ...]]
-"""A kernel's position bandwidth, and each guide with its own."""
+Key: TypeAlias = tuple[float, tuple[tuple[str, float, str], ...], str]
+"""What a filter depends on: the position's bandwidth, each guide's name, bandwidth and digest, and the mask's digest."""
 
 
 class PreparedImages:
@@ -40,6 +40,7 @@ class PreparedImages:
         *,
         like: Tensor,
         filter: FilterName | BuildFilter,
+        digests: Mapping[str, str] | None = None,
         reusing: PreparedImages | None = None,
     ) -> None:
         """Build a filter for each kernel.
@@ -49,14 +50,17 @@ class PreparedImages:
             guides: what they compare.
             like: (B, any, H, W), of the size, dtype and device that logits will have.
             filter: a name, or what builds a filter.
-            reusing: what was prepared of the same images: its filters are taken for kernels of the same bandwidths.
+            digests: of `guides`; None where nothing will be reused.
+            reusing: what was prepared before: its filters are taken for kernels of the same bandwidths over the same values.
         """
         self.kernels, self.size = tuple(kernels), (like.shape[2], like.shape[3])
         self.num_images, self.dtype, self.device = like.shape[0], like.dtype, like.device
         self.filter, self.num_threads = filter, torch.get_num_threads()
         self.groups = [feature_groups(kernel, guides.channels) for kernel in self.kernels]
+        self.keys = None if digests is None else [_key(kernel, digests) for kernel in self.kernels]
         kept = reusing._built() if reusing is not None and reusing._is_like(like, filter) else {}
-        built = [kept.get(_key(kernel)) or self._build(kernel, guides, like=like) for kernel in self.kernels]
+        known = [None] * len(self.kernels) if self.keys is None else [kept.get(key) for key in self.keys]
+        built = [before or self._build(kernel, guides, like=like) for kernel, before in zip(self.kernels, known, strict=True)]
         self.filter_names = {kernel.name: name for kernel, (name, _) in zip(self.kernels, built, strict=True)}
         self.filters: list[GaussianFilter] = [gaussian for _, gaussian in built]
 
@@ -65,8 +69,10 @@ class PreparedImages:
         return build_filter(self.filter, Features(values_BPF=values_BPF, size=self.size, valid_BP=guides.valid_for(kernel)))
 
     def _built(self) -> dict[Key, tuple[str, GaussianFilter]]:
-        filters = zip(self.kernels, self.filters, strict=True)
-        return {_key(kernel): (self.filter_names[kernel.name], gaussian) for kernel, gaussian in filters}
+        if self.keys is None:
+            return {}
+        filters = zip(self.kernels, self.keys, self.filters, strict=True)
+        return {key: (self.filter_names[kernel.name], gaussian) for kernel, key, gaussian in filters}
 
     def _is_like(self, like: Tensor, filter: FilterName | BuildFilter) -> bool:
         images, size = like.shape[0], (like.shape[2], like.shape[3])
@@ -74,9 +80,14 @@ class PreparedImages:
             images, size, like.dtype, like.device, filter, torch.get_num_threads(),
         )  # fmt: skip
 
-    def serves(self, kernels: Sequence[Kernel], *, like: Tensor, filter: FilterName | BuildFilter) -> bool:
-        """Whether preparing the same images for these kernels, as `__init__` does, would make this again."""
-        return self._is_like(like, filter) and _named(kernels) == _named(self.kernels)
+    def serves(
+        self, kernels: Sequence[Kernel], digests: Mapping[str, str] | None, *, like: Tensor, filter: FilterName | BuildFilter
+    ) -> bool:
+        """Whether preparing for these kernels and values, as `__init__` does, would make this again."""
+        if digests is None or not self._is_like(like, filter):
+            return False
+        same_names = [kernel.name for kernel in kernels] == [kernel.name for kernel in self.kernels]
+        return same_names and [_key(kernel, digests) for kernel in kernels] == self.keys
 
     @property
     def num_bytes(self) -> int:
@@ -133,7 +144,7 @@ class PreparedImages:
             if not hasattr(gaussian, "bandwidth_gradient"):
                 raise InputError(
                     f"kernel {kernel.name!r}: filter {self.filter_names[kernel.name]!r} has no derivative by bandwidths; "
-                    "allowed: 'exact', 'block_sparse'"
+                    "allowed: 'exact', 'block_sparse', or torch.no_grad(), where none is needed"
                 )
         return [log_G[torch.tensor(groups)] for log_G, groups in zip(log_bandwidths, self.groups, strict=True)]
 
@@ -143,13 +154,9 @@ class PreparedImages:
         return f"PreparedImages({self.num_images} of {H} x {W}, filters={self.filter_names})"
 
 
-def _key(kernel: Kernel) -> Key:
-    """What a filter over given images depends on."""
-    return kernel.position, tuple(kernel.guides.items())
-
-
-def _named(kernels: Sequence[Kernel]) -> list[tuple[str, Key]]:
-    return [(kernel.name, _key(kernel)) for kernel in kernels]
+def _key(kernel: Kernel, digests: Mapping[str, str]) -> Key:
+    guides = tuple((name, bandwidth, digests[name]) for name, bandwidth in kernel.guides.items())
+    return kernel.position, guides, digests.get(MASK, "")
 
 
 def _bytes_of(root: Any) -> int:
@@ -160,9 +167,13 @@ def _bytes_of(root: Any) -> int:
         found = waiting.pop()
         if isinstance(found, np.ndarray) and found.base is not None:
             found = found.base
-        if id(found) in seen:
+        if isinstance(found, Tensor) and found.layout == torch.sparse_csr:
+            waiting += [found.crow_indices(), found.col_indices(), found.values()]
             continue
-        seen.add(id(found))
+        identity = found.untyped_storage().data_ptr() if isinstance(found, Tensor) else id(found)
+        if identity in seen:
+            continue
+        seen.add(identity)
         if isinstance(found, Tensor):
             total += found.untyped_storage().nbytes()
         elif isinstance(found, np.ndarray):

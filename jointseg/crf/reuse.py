@@ -34,7 +34,7 @@ class PreparedCache:
         """As `crf.prepare(image=image, depth=depth)`.
 
         Args:
-            key: names the image and its depth; the same key, the same values.
+            key: names the image and its depth. Where their values have changed since, they are prepared anew.
             crf: any CRF.
             image: (B, 3, H, W).
             depth: (B, H, W).

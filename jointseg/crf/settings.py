@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from jointseg.settings import Settings
+from jointseg.settings import Settings, with_overrides
 
 
 class CrfSettings(Settings):
@@ -36,4 +36,4 @@ class CrfSettings(Settings):
     def scaled(self, factor: float) -> CrfSettings:
         """The same settings for an image `factor` times as large: position bandwidths (pixels) times `factor`."""
         positions = {name: getattr(self, name) * factor for name in ("theta_alpha", "theta_gamma", "theta_tau")}
-        return self.model_copy(update=positions)
+        return with_overrides(self, positions)

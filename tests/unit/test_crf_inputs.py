@@ -29,6 +29,8 @@ def spoiled(name: str, value: float) -> dict[str, Tensor | None]:
 
 BAD = {
     "logits without a batch": (inputs(logits=torch.zeros(3, H, W)), r"logits have shape \(3, 4, 6\)"),
+    "an array of logits": (inputs(logits=torch.zeros(2, 3, H, W).numpy()), "logits is a ndarray; allowed: torch.Tensor"),
+    "an array for an image": (inputs(image=torch.zeros(2, 3, H, W).numpy()), "image is a ndarray; allowed: torch.Tensor"),
     "another class count": (inputs(logits=torch.zeros(2, 4, H, W)), r"logits have shape .* allowed: \(B, 3, H, W\)"),
     "empty logits": (inputs(logits=torch.zeros(0, 3, H, W)), "not empty"),
     "integer logits": (inputs(logits=torch.zeros(2, 3, H, W, dtype=torch.int64)), "logits are torch.int64"),

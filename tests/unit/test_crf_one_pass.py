@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.crf.filters import structured
 from jointseg.crf.inputs import Guides
 from jointseg.crf.kernels import kernel_features, paper_kernels
@@ -73,9 +73,12 @@ def test_gradients_of_one_pass_are_those_of_finite_differences(form):
 def test_training_keeps_q_of_the_iterations_and_gives_the_logits_of_inference():
     crf, parts = learned(40, "crfrnn", automatic, dtype=torch.float32), scene(C=40, dtype=torch.float32)
     out = crf(parts[0], image=parts[1], depth=parts[2], num_iterations=5)
-    kept = out.grad_fn.next_functions[0][0].kept if hasattr(out.grad_fn, "next_functions") else None
+    fused = out.grad_fn.next_functions[0][0]
     assert torch.equal(out.detach(), infer(crf, *parts, num_iterations=5))
-    assert kept[0].shape == (5, 19 * 26 * 40)
+    assert [tuple(kept.shape) for kept in fused.saved_tensors] == [(3, 40, 40), (5, 19 * 26 * 40)]
+    out.sum().backward()
+    with pytest.raises(RuntimeError, match="they have already been freed"):
+        _ = fused.saved_tensors
 
 
 @FORMS
@@ -158,6 +161,26 @@ def test_prepared_for_other_bandwidths_or_sizes_is_refused():
         DenseCRF(3).double()(logits[:, :, 1:], prepared=prepared)
     with pytest.raises(InputError, match="either prepared, or image"):
         DenseCRF(3).double()(logits, image=image, prepared=prepared)
+
+
+def test_prepared_for_other_kernels_is_refused():
+    logits, image, depth = scene()
+
+    def crf_of(*kernels):
+        return DenseCRF(3, kernels=kernels).double()
+
+    near, far = Kernel(name="near", weight=3.0, position=3.0), Kernel(name="far", weight=1.0, position=9.0)
+    of_a, of_b = (Kernel(name="k", weight=1.0, position=9.0, guides={name: 0.5}) for name in "ab")
+    guide = depth[:, None]
+    paper, of_near = DenseCRF(3).double(), crf_of(near).prepare(image=image)
+    for crf, prepared, said in (
+        (paper, of_near, "bandwidths position 3 for kernel 'near'; allowed: this CRF's kernels, appearance, depth, smoothness"),
+        (crf_of(near, far), of_near, "prepared for kernels near, not for 'far'; allowed: this CRF's kernels"),
+        (crf_of(of_b), crf_of(of_a).prepare(guides={"a": guide}), "position 9, a 0.5 for kernel 'k'; allowed: .* 9, b 0.5"),
+    ):
+        with pytest.raises(InputError, match=said):
+            crf(logits, prepared=prepared)
+    assert crf_of(near, far)(logits, prepared=crf_of(far, near).prepare(image=image)).isfinite().all()
 
 
 def test_every_run_gives_the_same_bits_and_thread_counts_agree_to_1e_6():

@@ -93,6 +93,11 @@ def test_bad_kernels_are_refused():
         DenseCRF(3, kernels=(OWN[1], OWN[1]))
     with pytest.raises(InputError, match="kernel 'k' has bandwidths"):
         DenseCRF(3, kernels=(Kernel(name="k", weight=1, position=0.0),))
+    with pytest.raises(InputError, match="kernel 'k' has weight nan; allowed: finite"):
+        DenseCRF(3, kernels=(Kernel(name="k", weight=float("nan"), position=1.0),))
+    for name in ("", "a.b", "values"):
+        with pytest.raises(InputError, match=f"a kernel is called '{name}'; allowed: a name without dots"):
+            DenseCRF(3, kernels=(Kernel(name=name, weight=1, position=1.0),))
 
 
 def test_a_masked_pixel_keeps_its_logits_and_nobody_hears_it():
@@ -185,6 +190,18 @@ def test_filters_without_that_derivative_say_so():
         InputError, match="filter 'permutohedral' has no derivative by bandwidths; allowed: 'exact', 'block_sparse'"
     ):
         crf(s["logits"], image=s["image"], depth=s["depth"])
+    with torch.no_grad():
+        out = crf(s["logits"], image=s["image"], depth=s["depth"])
+        fixed = DenseCRF(3, filter="permutohedral").double()
+        torch.testing.assert_close(out, fixed(s["logits"], image=s["image"], depth=s["depth"]), rtol=1e-6, atol=1e-6)
+
+
+def test_a_guide_that_no_kernel_compares_is_refused():
+    s = scene()
+    with pytest.raises(InputError, match="guides holds 'normals', which no kernel compares; allowed here: image, depth"):
+        DenseCRF(3).double()(s["logits"], image=s["image"], guides={"normals": s["image"]})
+    with pytest.raises(InputError, match="guides holds 'mask'; allowed: names of your own"):
+        DenseCRF(3).double()(s["logits"], image=s["image"], guides={"mask": s["image"]})
 
 
 def test_a_function_of_features_chooses_a_filter_for_each_kernel():

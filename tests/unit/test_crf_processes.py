@@ -1,9 +1,12 @@
 """Compiled code across processes: several at once on an empty cache, and one that finds it full. Not here: threads."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import jointseg
 
 PROGRAM = """
 import hashlib
@@ -35,3 +38,69 @@ def test_processes_that_compile_at_once_agree_and_later_ones_compile_nothing(tmp
     assert int(first[1]) > 0
     later = start(tmp_path)
     assert later.communicate()[0].split() == [first[0], "0"]
+
+
+def test_where_nothing_can_be_cached_each_process_compiles_for_itself(tmp_path):
+    """A package that is not the user's, and a home without room: files where numba's folders would be."""
+    package, home = tmp_path / "packages" / "jointseg", tmp_path / "home"
+    shutil.copytree(Path(jointseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for there in (*package.rglob("*.py"), package / "any"):
+        (there.parent / "__pycache__").touch()
+    home.touch()
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment |= {"PYTHONPATH": str(package.parent), "HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    program = """
+import torch, jointseg
+from jointseg.crf import DenseCRF
+DenseCRF(2)(torch.zeros(1, 2, 6, 7), image=torch.zeros(1, 3, 6, 7))
+print(jointseg.__file__)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, Path(ended.stdout.strip()).parent) == (0, package), ended.stderr
+
+
+INTERRUPTED = """
+import random, signal, threading, time
+import torch
+from jointseg.crf import DenseCRF
+
+torch.set_num_threads(2)
+draw = torch.Generator().manual_seed(0)
+logits = torch.randn(1, 2, 130, 130, generator=draw)
+image = torch.randint(0, 256, (1, 3, 130, 130), generator=draw, dtype=torch.uint8)
+crf = DenseCRF(2)
+
+def call():
+    with torch.no_grad():
+        return crf(logits, image=image)
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+expected = call()
+started = time.perf_counter()
+call()
+one = time.perf_counter() - started
+signal.signal(signal.SIGALRM, interrupt)
+random.seed(0)
+for _ in range(150):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, one))
+        while True:
+            call()
+    except (KeyboardInterrupt, SystemError):  # numba makes the one of the other
+        signal.setitimer(signal.ITIMER_REAL, 0)
+time.sleep(1)
+left = [thread.name for thread in threading.enumerate() if thread.name.startswith("crf-")]
+print(left, torch.equal(call(), expected))
+"""
+
+
+def test_ctrl_c_leaves_no_thread_behind_at_whatever_moment_it_comes():
+    environment = os.environ | {"PYTHONPATH": str(Path(jointseg.__file__).parents[1])}
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.stdout.strip() == "[] True", ended.stderr

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.crf.filters import FILTERS
+from jointseg.crf.filters.matrices import GridMatrices
 from jointseg.crf.reuse import PreparedCache
 
 SIZES = {"exact": (20, 30), "structured": (70, 80)}  # `auto` takes the exact filter for the first
@@ -62,6 +63,28 @@ def test_a_crf_of_other_weights_builds_nothing_and_of_another_bandwidth_that_ker
         assert built == new, settings
 
 
+def test_other_values_of_what_a_kernel_compares_are_not_taken_for_those_before():
+    build, built = counting()
+    cache, given = PreparedCache(2**30), images((6, 7), 1)[0]
+    crf = crf_at(build)
+    cache.prepare(0, crf, **given)
+    deeper, darker = {**given, "depth": given["depth"] + 1}, {**given, "image": given["image"] // 2}
+    for other, new in ((deeper, [3]), (darker, [5, 3]), (given, [5])):
+        built.clear()
+        cache.prepare(0, crf, **other)
+        assert built == new
+    built.clear()
+    prepared = crf.prepare(**given)
+    mask = torch.ones(1, 6, 7, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    masked = crf.prepare(**given, mask=mask, reusing=prepared)
+    assert built == [5, 3, 2] * 2
+    logits = torch.randn(1, 4, 6, 7, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(crf(logits, prepared=masked), crf(logits, **given, mask=mask))
+    given["depth"] += 1  # in place
+    assert crf.prepare(**given, reusing=prepared).filters[1] is not prepared.filters[1]
+
+
 def test_another_filter_or_number_of_threads_or_size_takes_nothing_over():
     build, built = counting()
     given, other = images((6, 7), 1)[0], images((7, 6), 1)[0]
@@ -92,7 +115,27 @@ def test_a_cache_of_nothing_keeps_nothing():
     assert cache.num_bytes == 0
 
 
+def test_bytes_of_sparse_matrices_are_counted():
+    """The bilateral grid as `auto` takes it on GPUs."""
+    kernel = Kernel(name="k", weight=1.0, position=5.0, guides={"depth": 0.3})
+    crf = DenseCRF(4, kernels=(kernel,), filter=lambda features: GridMatrices(features, cells_per_sigma=2.0))
+    prepared = crf.prepare(depth=images((6, 7), 1)[0]["depth"])
+    corners = 8 * 42  # of each pixel's cell: a float32 and an int64 each, to read and to write
+    assert prepared.num_bytes >= 2 * corners * (4 + 8)
+
+
 def test_bytes_are_those_of_the_arrays():
     prepared = crf_at("exact").prepare(**images((6, 7), 1)[0])
     matrices = 3 * 4 * 42**2
     assert matrices <= prepared.num_bytes <= 1.5 * matrices
+
+
+@pytest.mark.parametrize("filter", ["exact", "separable"])
+def test_what_was_prepared_in_inference_mode_serves_training_too(filter):
+    crf = DenseCRF(4, kernels=(Kernel(name="near", weight=3.0, position=2.0),), filter=filter)
+    image = images((6, 7), 1)[0]["image"]
+    with torch.inference_mode():
+        prepared = crf.prepare(image=image)
+    logits = torch.randn(1, 4, 6, 7, generator=torch.Generator().manual_seed(1))
+    crf(logits, prepared=prepared).logsumexp(1).sum().backward()
+    assert crf.weights["near"].grad.isfinite().all()

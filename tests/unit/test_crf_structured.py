@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filter, structured
+from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, structured
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.crf.filters.structured import bilateral_grid
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
@@ -139,9 +139,39 @@ def test_auto_takes_the_lattice_where_the_grid_would_be_too_large():
     image = torch.rand(1, 1, 100, 100)
     kernel = Kernel(name="k", weight=1, position=0.5, guides={"image": 0.001})
     features = Features(values_BPF=kernel_features(kernel, {"image": image}, like=image), size=(100, 100))
-    assert choose_filter(features) == "permutohedral"
+    assert choose_filters(features) == ["permutohedral"]
     with pytest.raises(InputError, match=r"filter 'bilateral_grid': 3 features over .* cells; allowed: 3 over 262144"):
         bilateral_grid(features)
+
+
+def test_auto_takes_for_each_image_what_suits_it_whatever_it_comes_with():
+    logits, image, depth = scene(3, H=70, W=80, dtype=torch.float32)
+    depth = depth * torch.tensor([1.0, 8.0, 1.0])[:, None, None]
+    crf = DenseCRF(3, CrfSettings(theta_gamma=5, theta_zeta=0.1))
+    prepared = crf.prepare(image=image, depth=depth)
+    assert prepared.filter_names["depth"] == "bilateral_grid and permutohedral"
+    with torch.no_grad():
+        out = crf(logits, prepared=prepared)
+        for place in range(3):
+            one = crf.prepare(image=image[[place]], depth=depth[[place]])
+            assert one.filter_names["depth"] == ("permutohedral" if place == 1 else "bilateral_grid")
+            torch.testing.assert_close(out[[place]], crf(logits[[place]], prepared=one), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("beyond", [500.0, 1e9])
+def test_pixels_that_take_no_part_have_no_say_in_the_filter(beyond):
+    logits, image, depth = scene(H=70, W=80, dtype=torch.float32)
+    mask = torch.ones(1, 70, 80, dtype=torch.bool)
+    mask[:, 60:], depth[:, 60:] = False, beyond
+    crf = DenseCRF(3, CrfSettings(theta_gamma=5, theta_zeta=0.1))
+    prepared = crf.prepare(image=image, depth=depth, mask=mask)
+    assert prepared.filter_names["depth"] == "bilateral_grid"
+    with torch.no_grad():
+        out = crf(logits, prepared=prepared)
+        depth[:, 60:] = 1.0
+        torch.testing.assert_close(out, crf(logits, image=image, depth=depth, mask=mask), rtol=1e-5, atol=1e-5)
+    lattice = DenseCRF(3, filter="permutohedral").prepare(image=image, depth=torch.where(mask, depth, beyond), mask=mask)
+    assert lattice.filters[1].row_sums.isfinite().all()
 
 
 def test_what_a_filter_cannot_do_is_one_clear_error():

@@ -1,4 +1,4 @@
-"""How functions of this folder are compiled: without Python's lock, and kept on disk for later processes.
+"""How functions of this folder are compiled: without Python's lock, and kept on disk for later processes, if numba can.
 
 Not here: the functions.
 """
@@ -24,10 +24,15 @@ _STAMP = _stamp()
 
 
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
-    dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+    try:
+        dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+    except RuntimeError:  # no folder that it may write to, beside this one or in the user's home: each process compiles anew
+        return numba.njit(nogil=True, error_model="numpy", **options)(function)
+    cache: Any = getattr(dispatcher, "_cache", None)
+    if cache is None:  # NUMBA_DISABLE_JIT: it is the function itself
+        return dispatcher
     # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed. Each
     # version of this folder has files of its own: another's may name classes that are no more.
-    cache = dispatcher._cache
     cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{_STAMP[:12]}", _STAMP)
     return dispatcher
 

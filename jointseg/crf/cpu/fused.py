@@ -75,8 +75,7 @@ class _Fused(torch.autograd.Function):
         probabilities: bool,
     ) -> Tensor:
         matrices = _padded_matrices(matrices_KCC.detach())
-        ctx.save_for_backward(matrices_KCC)
-        ctx.engines, ctx.kept = engines, []
+        ctx.engines, kept = engines, []
         learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         out_BCP = empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
@@ -85,19 +84,22 @@ class _Fused(torch.autograd.Function):
                     unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities
                 )
                 from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
-            ctx.kept.append(kept_TN)
+            kept.append(torch.from_numpy(kept_TN))
+        ctx.save_for_backward(matrices_KCC, *(kept if learning else ()))
         return out_BCP
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        (matrices_KCC,) = ctx.saved_tensors
+        matrices_KCC, *kept = ctx.saved_tensors
         matrices = _padded_matrices(matrices_KCC.detach())
         by_unary_BCP = empty_like(grad_BCP)
         by_matrices_KCC = torch.zeros_like(matrices_KCC) if ctx.needs_input_grad[1] else None
-        for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, ctx.kept, by_unary_BCP, strict=True):
+        for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, kept, by_unary_BCP, strict=True):
             with as_rows(grad_CP, 0.0, engine.num_threads) as grad_PC:
-                rows_PC, sums = engine.mean_field_backward(grad_PC, kept_TN, matrices, by_matrices=by_matrices_KCC is not None)
+                rows_PC, sums = engine.mean_field_backward(
+                    grad_PC, kept_TN.numpy(), matrices, by_matrices=by_matrices_KCC is not None
+                )
             from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             if by_matrices_KCC is not None and sums is not None:
                 by_matrices_KCC += torch.from_numpy(sums)[:, : len(out_CP), : len(out_CP)]

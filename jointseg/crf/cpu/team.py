@@ -46,31 +46,55 @@ def pixels_of(thread: int, num_threads: int, size: tuple[int, int]) -> tuple[int
 
 
 def run_team(work: Callable[[int, NDArray[np.int64]], None], num_threads: int) -> None:
-    """Call work(thread, arrivals) on `num_threads` threads, this one among them; returns when all are done.
+    """Call work(thread, arrivals) on `num_threads` threads, this one among them; returns when none works any more.
 
-    `work` must be a call of compiled code that gives up Python's lock and raises nothing once it runs.
+    So it does where it raises, too: what `work` writes to may be another call's afterwards.
+
+    Args:
+        work: a call of compiled code that gives up Python's lock and raises nothing once it runs.
+        num_threads: at least 1.
+
+    Raises:
+        BaseException: what `work` raised, or what ended this thread's part: no more threads to be had, Ctrl-C.
     """
     arrivals = np.zeros(1, np.int64)
     failures: list[BaseException] = []
+    begun: list[int] = []
+    ended: list[int] = []
+    lock, wake = threading.Lock(), threading.Semaphore(0)
+    called_off = False
 
     def guarded(thread: int) -> None:
+        with lock:
+            if called_off:
+                return
+            begun.append(thread)
         try:
             work(thread, arrivals)
         except BaseException as failure:  # handed to the caller below
             failures.append(failure)
             arrivals[0] = _ABORTED  # nobody waits for this thread
+        finally:
+            ended.append(thread)
+            wake.release()
 
-    others: list[threading.Thread] = []
+    others = [threading.Thread(target=guarded, args=(n,), name=f"crf-{n}", daemon=True) for n in range(1, num_threads)]
     try:
-        for thread in range(1, num_threads):
-            other = threading.Thread(target=guarded, args=(thread,), name=f"crf-{thread}")
+        for other in others:
             other.start()
-            others.append(other)
-    except RuntimeError as failure:  # no more threads to be had
+        work(0, arrivals)
+    except BaseException as failure:
         failures.append(failure)
         arrivals[0] = _ABORTED
-    guarded(0)
-    for other in others:
-        other.join()
+        with lock:
+            called_off = True
+    expected = len(begun) if called_off else len(others)
+    while len(ended) < expected:
+        try:
+            wake.acquire(timeout=0.1)  # a wake-up that Ctrl-C takes away is not missed
+        except BaseException as failure:
+            failures.append(failure)
     if failures:
         raise failures[0]
+    for other in others:
+        other.join()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from jointseg.crf.filters.block_sparse import BlockSparseFilter, triton_available
+from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.exact import ExactFilter, blend
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid, grid_fits, permutohedral, separable_filter
@@ -62,24 +63,22 @@ EXACT_UP_TO = 4096
 """Pixels of an image up to which `auto` takes the exact filter: its matrices are quick to make, and are kept."""
 
 
-def choose_filter(features: Features) -> str:
-    """What `auto` takes: `exact` for small images; else by the kernel.
+def choose_filters(features: Features) -> list[str]:
+    """What `auto` takes for each image: `exact` for small ones; else by the kernel.
 
     `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small; for the rest on CPUs
     `permutohedral`, on CUDA `block_sparse` (float32, with Triton), elsewhere `exact`.
     """
     values_BPF = features.values_BPF
-    _, P, F = values_BPF.shape
+    B, P, F = values_BPF.shape
     if P <= EXACT_UP_TO:
-        return "exact"
+        return ["exact"] * B
     if F == 2:
-        return "separable"
-    if grid_fits(features):
-        return "bilateral_grid"
-    if values_BPF.device.type == "cpu":
-        return "permutohedral"
-    triton = values_BPF.device.type == "cuda" and values_BPF.dtype == torch.float32 and triton_available()
-    return "block_sparse" if triton else "exact"
+        return ["separable"] * B
+    device = values_BPF.device.type
+    triton = device == "cuda" and values_BPF.dtype == torch.float32 and triton_available()
+    general = "permutohedral" if device == "cpu" else "block_sparse" if triton else "exact"
+    return ["bilateral_grid" if fits else general for fits in grid_fits(features)]
 
 
 def check_filter(choice: FilterName | BuildFilter) -> None:
@@ -96,11 +95,16 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
     """The name of the filter taken for these features, and the filter."""
     if not isinstance(choice, str):
         return getattr(choice, "__name__", repr(choice)), choice(features)
-    name = choose_filter(features) if choice == "auto" else choice
-    return name, FILTERS[name](features)
+    names = choose_filters(features) if choice == "auto" else [choice] * len(features.values_BPF)
+    taken = sorted(set(names))
+    if len(taken) == 1:
+        return taken[0], FILTERS[taken[0]](features)
+    places = [[place for place, own in enumerate(names) if own == name] for name in taken]
+    built = [FILTERS[name](features.of_images(own)) for name, own in zip(taken, places, strict=True)]
+    return " and ".join(taken), ByImage(list(zip(places, built, strict=True)))
 
 
 __all__ = [
     "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
-    "StructuredFilter", "blend", "build_filter", "check_filter", "choose_filter",
+    "StructuredFilter", "blend", "build_filter", "check_filter", "choose_filters",
 ]  # fmt: skip

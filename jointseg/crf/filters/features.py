@@ -19,3 +19,8 @@ class Features:
     """H, W of the images; P = H * W."""
     valid_BP: Tensor | None = None
     """(B, P), bool; where False, a pixel sends and receives nothing: its row and its column of K are 0. None: all take part."""
+
+    def of_images(self, places: list[int]) -> Features:
+        """Those of some images of the batch."""
+        valid_BP = None if self.valid_BP is None else self.valid_BP[places]
+        return Features(values_BPF=self.values_BPF[places], size=self.size, valid_BP=valid_BP)

@@ -105,7 +105,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
-    reach = _largest(features.values_BPF) @ scale_factors(F, np.float64) * (F + 1)
+    reach = _largest(features) @ scale_factors(F, np.float64) * (F + 1)
     allowed = 2.0 ** (key_bits(F) - 1)
     if reach >= allowed:
         raise InputError(
@@ -116,10 +116,21 @@ def permutohedral(features: Features) -> StructuredFilter:
     return StructuredFilter("permutohedral", features, build)
 
 
-def _largest(values_BPF: Tensor) -> NDArray[np.float64]:
+def _largest(features: Features) -> NDArray[np.float64]:
     """The largest |value| of each feature."""
-    bounds_2F = torch.stack([-values_BPF.amin((0, 1)), values_BPF.amax((0, 1))])
-    return np.asarray(bounds_2F.amax(0).double().cpu().numpy())
+    low_BF, high_BF = _ranges(features)
+    return np.asarray(torch.stack([-low_BF, high_BF]).amax((0, 1)).double().cpu().numpy())
+
+
+def _ranges(features: Features) -> tuple[Tensor, Tensor]:
+    """The least and the greatest of each image's features (B, F), over the pixels that take part; 0 where none do."""
+    values_BPF, valid_BP = features.values_BPF.detach(), features.valid_BP
+    if valid_BP is None:
+        return values_BPF.amin(1), values_BPF.amax(1)
+    out_BP1, far = ~valid_BP[..., None], torch.finfo(values_BPF.dtype).max
+    low_BF, high_BF = values_BPF.masked_fill(out_BP1, far).amin(1), values_BPF.masked_fill(out_BP1, -far).amax(1)
+    none_B1 = out_BP1.all(1)
+    return low_BF.masked_fill(none_B1, 0), high_BF.masked_fill(none_B1, 0)
 
 
 def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter | GridMatrices:
@@ -135,7 +146,7 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
     if not 2e-3 <= tolerance <= 5e-2:
         raise InputError(f"filter 'bilateral_grid': tolerance is {tolerance:g}; allowed: 0.002..0.05; below that use 'exact'")
     cells = cells_per_sigma(tolerance)
-    F, rows = features.values_BPF.shape[2], grid_rows(features, cells)
+    F, rows = features.values_BPF.shape[2], max(grid_rows(features, cells))
     if F > _MAX_GRID_FEATURES or rows > _MAX_GRID_ROWS:
         raise InputError(
             f"filter 'bilateral_grid': {F} features over {rows:.3g} cells; allowed: {_MAX_GRID_FEATURES} over {_MAX_GRID_ROWS};"
@@ -152,17 +163,17 @@ def cells_per_sigma(tolerance: float) -> float:
     return 2.0 * math.sqrt(GRID_TOLERANCE / tolerance)
 
 
-def grid_rows(features: Features, cells: float) -> float:
-    """Cells of the largest grid of the batch."""
-    values_BPF = features.values_BPF
-    extents_BF = (values_BPF.amax(1) - values_BPF.amin(1)).double() * cells
-    return float((extents_BF.floor() + 2).prod(1).max().item())
+def grid_rows(features: Features, cells: float) -> list[float]:
+    """Cells of each image's grid."""
+    low_BF, high_BF = _ranges(features)
+    rows_B: list[float] = (((high_BF - low_BF).double() * cells).floor() + 2).prod(1).tolist()
+    return rows_B
 
 
-def grid_fits(features: Features) -> bool:
-    """Whether `bilateral_grid` takes these features at its default tolerance."""
-    F = features.values_BPF.shape[2]
-    return F <= _MAX_GRID_FEATURES and grid_rows(features, cells_per_sigma(GRID_TOLERANCE)) <= _MAX_GRID_ROWS
+def grid_fits(features: Features) -> list[bool]:
+    """Of each image, whether `bilateral_grid` takes its features at its default tolerance."""
+    few = features.values_BPF.shape[2] <= _MAX_GRID_FEATURES
+    return [few and rows <= _MAX_GRID_ROWS for rows in grid_rows(features, cells_per_sigma(GRID_TOLERANCE))]
 
 
 def separable_filter(features: Features) -> StructuredFilter | SeparableMatrices:
