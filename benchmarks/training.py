@@ -38,10 +38,12 @@ from jointseg.data.views import make_views
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin, train
+from jointseg.training import begin, train, validate
 
 NAIVE = {"training.precision": "float32", "training.channels_last": False, "training.compile": False}
 PAPER_STEPS = {"stage1": 160_000, "stage2": 10_000, "stage3": 10_000}
+PREFETCHED = 2
+"""Batches that torch has each loader process hold ready."""
 Row = dict[str, Any]
 
 
@@ -85,16 +87,24 @@ def in_ray(config: Config, stage: str, store: Store, args: argparse.Namespace) -
 
 
 def loader(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
-    """Images a second of the loader alone, beside those of training; the loader with the preset's own processes."""
+    """Images a second of the loader alone, beside those of training; the loader with the preset's own processes.
+
+    Twice over the same views, the first time so that the store is in memory. What processes hold ready is not counted.
+    """
     config = timed(config, "stage2", args)
     dataset = ViewDataset(store, make_views(store.train, config.data), config)
     workers = config.training.loader_workers
-    fed = batches(dataset, config.stage2, Place(device=device()), first_step=0, loader_workers=workers)
-    next(fed)  # processes have started
-    start, count = time.perf_counter(), 0
-    for batch in fed:
-        count += len(batch.image)
-    rate = count / (time.perf_counter() - start)
+    ready = 1 + workers * PREFETCHED
+    if config.stage2.iterations * config.stage2.accumulate <= ready:
+        raise SystemExit(f"--steps: {args.steps} with --windows {args.windows} are no more than {workers} processes hold ready")
+    for _ in range(2):
+        fed = batches(dataset, config.stage2, Place(device=device()), first_step=0, loader_workers=workers)
+        for _ in range(ready):
+            next(fed)
+        start, count = time.perf_counter(), 0
+        for batch in fed:
+            count += len(batch.image)
+        rate = count / (time.perf_counter() - start)
     trained = statistics.median(plain(config, "stage2", store, args))
     return [
         {"part": "loader", "what": f"loader alone, {workers} processes", "images/s": rate, "ratio": rate / trained},
@@ -121,7 +131,7 @@ def by_turns(ways: dict[str, Callable[[], list[float]]], part: str, *, turns: in
 
 
 def paper(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
-    """Batch 1, the paper's stages: seconds of each as projected from the steps that were run."""
+    """Batch 1, the paper's stages: minutes of each as projected from the steps that were run, and of validating on the way."""
     rows, whole = [], 0.0
     for stage, steps in PAPER_STEPS.items():
         changes = {f"{stage}.batch_size": 1, f"{stage}.accumulate": 1}
@@ -130,7 +140,20 @@ def paper(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
         rows.append(
             {"part": "paper", "what": f"{stage}, batch 1, {steps} steps", "images/s": rate, "minutes": steps / rate / 60}
         )
-    return [*rows, {"part": "paper", "what": "all three", "minutes": whole / 60}]
+    pace, frames = config.training.validate_every, config.data.validation_frames
+    looked = sum(PAPER_STEPS.values()) // pace * frames * seconds_to_validate(config, store)
+    rows.append({"part": "paper", "what": f"validation, {frames} frames each {pace} steps", "minutes": looked / 60})
+    return [*rows, {"part": "paper", "what": "all of it", "minutes": (whole + looked) / 60}]
+
+
+def seconds_to_validate(config: Config, store: Store, *, frames: int = 4) -> float:
+    """Seconds a frame, stage 2."""
+    place = Place(device=device())
+    run, numbers = begin(config, STAGES["stage2"], place=place, start=None), store.train[:frames]
+    validate(run, store, numbers[:1], place=place)
+    start = time.perf_counter()
+    validate(run, store, numbers, place=place)
+    return (time.perf_counter() - start) / len(numbers)
 
 
 def memory(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:

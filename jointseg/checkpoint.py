@@ -26,7 +26,7 @@ from torch import Tensor
 from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
 from jointseg.settings import differences
-from jointseg.whole import appearing_whole, disk_errors_named
+from jointseg.whole import appearing_whole, disk_errors_named, sync
 
 FORMAT = 2  # 1 had neither the mean that the network takes off the image nor a seal
 DESCRIPTION = "checkpoint.json"
@@ -76,7 +76,7 @@ def digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part, after a power cut too.
 
     Raises:
         InputError: the disk is full; what was there is left.
@@ -85,7 +85,9 @@ def write_atomically(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.partial")
     with disk_errors_named(path):
         unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
         unfinished.replace(path)
+        sync(path.parent)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

@@ -152,7 +152,8 @@ class StageConfig(Settings):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` with coupled decay is Caffe's; `adamw` needs far fewer steps from random weights."""
     loss_unit: Literal["sum", "joint", "mean"] = "sum"
-    """What the rates are quoted on: `sum` L' = L_sem + L_depth / lambda, `joint` L = lambda L', `mean` L' / pixels."""
+    """What the rates are quoted on: `sum` L' = L_sem + L_depth / lambda, `joint` L = lambda L', `mean` L' / pixels. With `sgd`
+    another unit wants another rate and decay: `jointseg.units.convert_rate` says which."""
     lr: float = Field(1e-10, gt=0)
     """Learning rate of the network."""
     crf_lr: float = Field(1e-13, gt=0)

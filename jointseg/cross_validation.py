@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 class Nested(NamedTuple):
-    """What choosing is worth on images that the choice did not see."""
+    """What choosing between trials is worth on images that the choice did not see."""
 
     score: float
     """Mean IoU pooled over all folds, each under the trial that was best on the others."""
@@ -81,12 +81,22 @@ def mean_iou(confusion: NDArray[Any], *, absent: Absent) -> NDArray[np.float64]:
 
     As `SegmentationSums.mean_iou`, for all at once.
     """
+    iou, kept, scored = _iou_by_class(confusion, absent)
+    return _mean_over(iou, kept, scored)
+
+
+def _iou_by_class(confusion: NDArray[Any], absent: Absent) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """IoU of each class (..., C), whether it enters the mean (..., C), and whether there is a pixel at all (...)."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     truth = confusion.sum(-1)
     union = truth + confusion.sum(-2) - hits
     kept = {"ignore": union > 0, "zero": np.ones_like(union, bool), "gt_present": truth > 0}[absent]
     iou = np.divide(hits, union, out=np.zeros(union.shape), where=union > 0)
-    count = np.where(truth.sum(-1) > 0, kept.sum(-1), 0)
+    return iou, kept, truth.sum(-1) > 0
+
+
+def _mean_over(iou: NDArray[np.float64], kept: NDArray[np.bool_], scored: NDArray[np.bool_]) -> NDArray[np.float64]:
+    count = np.where(scored, kept.sum(-1), 0)
     mean: NDArray[np.float64] = np.divide((iou * kept).sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
     return mean
 
@@ -107,7 +117,9 @@ def over_folds(fold_scores: Sequence[float]) -> Estimate:
 def nested(fold_sums_TKCC: NDArray[np.int64], *, absent: Absent) -> Nested:
     """Choose the best trial on all folds but one and score it on that one, for each fold.
 
-    The best trial's own score minus this is what picking the best of T adds by chance. Among equals the first trial is chosen.
+    The best trial's own score minus this is what picking the best of T adds by chance, where the T were drawn without looking
+    at scores. A sampler that goes by them has seen every fold: then it is the least that picking adds. Among equals the first
+    trial is chosen.
     """
     K = fold_sums_TKCC.shape[1]
     total_TCC = fold_sums_TKCC.sum(1)
@@ -147,7 +159,9 @@ def paired_bootstrap(
 ) -> Interval:
     """Pooled mean IoU of the first minus that of the second on the same images, with a percentile interval over images.
 
-    A resample draws N images with replacement, the same for both, and pools their matrices.
+    A resample draws N images with replacement, the same for both, and pools their matrices. In each both sides average over
+    the same classes, those that enter the mean on either side: else a stray pixel of a class that the resample happens to
+    lack would cost the side that has it a whole class.
 
     Args:
         confusion_NCC: one side's matrix of each image.
@@ -162,16 +176,17 @@ def paired_bootstrap(
     # Whole numbers below 2^53: products and sums in float64 are exact, in whatever order.
     both_NX = np.concatenate([confusion_NCC.reshape(N, -1), other_NCC.reshape(N, -1)], axis=1).astype(np.float64)
 
-    def difference(times_RN: NDArray[Any]) -> NDArray[np.float64]:
-        pooled_R2CC = (times_RN @ both_NX).reshape(-1, 2, C, C)
-        scores_R2 = mean_iou(pooled_R2CC, absent=absent)
+    def differences(times_RN: NDArray[Any]) -> NDArray[np.float64]:
+        iou_R2C, kept_R2C, scored_R2 = _iou_by_class((times_RN @ both_NX).reshape(-1, 2, C, C), absent)
+        scores_R2 = _mean_over(iou_R2C, kept_R2C[:, :1] | kept_R2C[:, 1:], scored_R2)
         return scores_R2[:, 0] - scores_R2[:, 1]
 
     generator = np.random.default_rng(seed)
     drawn = []
     for first in range(0, num_resamples, _RESAMPLES_AT_ONCE):
         count = min(_RESAMPLES_AT_ONCE, num_resamples - first)
-        drawn.append(difference(generator.multinomial(N, np.full(N, 1 / N), size=count).astype(np.float64)))
+        drawn.append(differences(generator.multinomial(N, np.full(N, 1 / N), size=count).astype(np.float64)))
     edge = (1 - level) / 2
     low, high = np.nanquantile(np.concatenate(drawn), [edge, 1 - edge])
-    return Interval(float(difference(np.ones((1, N)))[0]), float(low), float(high))
+    one, other = (mean_iou(side_NCC.sum(0), absent=absent) for side_NCC in (confusion_NCC, other_NCC))
+    return Interval(float(one - other), float(low), float(high))

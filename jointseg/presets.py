@@ -18,7 +18,11 @@ from jointseg.config import (
 
 def paper() -> Config:
     """The paper to the letter: 513 x 513, batch 1, 160k + 10k + 10k iterations, all 4770 views."""
-    return Config(preset="paper", data=DataConfig(train_on_validation=True))
+    return Config(
+        preset="paper",
+        data=DataConfig(train_on_validation=True),
+        training=TrainingConfig(loader_workers=4, log_every=100, checkpoint_every=5000, validate_every=5000),
+    )
 
 
 def demo() -> Config:

@@ -67,11 +67,11 @@ def appearing_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 partial.mkdir()
                 yield partial
                 for path in (*partial.rglob("*"), partial):
-                    _sync(path)  # the rename must not reach the disk before what is renamed
+                    sync(path)
                 if replace and target.exists():
                     target.rename(old)
                 partial.rename(target)
-                _sync(target.parent)
+                sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             if error.errno not in _OTHERS_FIRST:
@@ -117,7 +117,8 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk: a rename must not get there before what is renamed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -231,11 +231,15 @@ def _training(stage: str) -> Stage:
 
 
 def _workspace(out: Path) -> Workspace:
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
-        raise InputError(
-            f"--out: {out} is relative, and a job's working directory is a copy that goes away; give an absolute path"
-        )
+    _refuse_relative("--out", out)
     return Workspace(out.resolve())
+
+
+def _refuse_relative(name: str, path: Path) -> None:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not path.is_absolute():
+        raise InputError(
+            f"{name}: {path} is relative, and a job's working directory is a copy that goes away; give an absolute path"
+        )
 
 
 @contextmanager
@@ -263,6 +267,7 @@ def _config(
     config = there or PRESETS[preset or "demo"]()
     changes = {**dict(parse_override(text) for text in overrides or []), **(options or {})}
     if data is not None:
+        _refuse_relative("--data", data)
         if not data.is_dir():
             raise InputError(f"--data: {data} is not a folder")
         changes["data.source"] = str(data.resolve())
@@ -274,12 +279,14 @@ def _config(
         "search.start": config.search.start,
         "search.node_folder": config.search.node_folder,
     }
-    absolute = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
+    given = {name: path.expanduser() for name, path in paths.items() if path is not None}
     where, colon, function = config.search.space.rpartition(":")
     file = where if colon else function
     if file.endswith(".py"):
-        absolute["search.space"] = Path(f"{Path(file).expanduser().absolute()}{f':{function}' if colon else ''}")
-    return with_overrides(config, {name: str(path) for name, path in absolute.items()})
+        given["search.space"] = Path(f"{Path(file).expanduser()}{f':{function}' if colon else ''}")
+    for name, path in given.items():
+        _refuse_relative(name, path)
+    return with_overrides(config, {name: str(path.absolute()) for name, path in given.items()})
 
 
 def _interrupt(*_: object) -> None:

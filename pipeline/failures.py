@@ -13,6 +13,8 @@ from jointseg.errors import InputError
 
 _PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # gloo and NCCL, in the workers that are left
 
+_LOADER_GONE = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
+
 
 class LostWorkerError(Exception):
     """A worker went away in the middle of a stage: nobody's mistake, and the same command goes on. One line."""
@@ -40,8 +42,16 @@ def explained(error: Exception, *, stage: str, max_failures: int, last_step: int
         for cause in _causes(failure):
             if isinstance(cause, InputError):
                 return cause
+            if any(f"{kind.__module__}.{kind.__name__}" == "torch.OutOfMemoryError" for kind in type(cause).__mro__):
+                said = str(cause).split(". ")[0]
+                return InputError(
+                    f"{stage}: {said}; a smaller batch_size with more accumulate takes the same steps in less memory, as does "
+                    "training.recompute=true"
+                )
     # Ray's own errors are about a worker. Other errors were raised in one, where the end of another looks like this.
     lost = [_described(rank, failure) for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")]
+    if not lost and any(_LOADER_GONE.search(str(failure)) for failure in failures.values()):
+        lost = ["a process that cuts views"]
     if not lost and any(_PEER_GONE.search(str(failure)) for failure in failures.values()):
         lost = ["a worker"]
     if not lost:

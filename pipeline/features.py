@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jointseg.config import Config
 from jointseg.data import features
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store, check_space
+from jointseg.errors import InputError
 from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
 from jointseg.whole import appearing_whole
@@ -27,7 +29,7 @@ VIEWS_A_SHARE = 64
 def cached_features(
     config: Config, *, store: Path, views: Path, folder: Path, progress: Callable[[int], None]
 ) -> features.FeatureStore:
-    """The features in `folder`, computed first where they are not those of these weights, views and frames.
+    """The features in `folder`, computed first where they are not those of these weights, views and frames, or damaged.
 
     Raises:
         InputError: the disk has too little room, or half precision cannot hold them.
@@ -35,9 +37,9 @@ def cached_features(
     network = _frozen_network(config, torch.device("cpu"))
     listed = read_manifest(views)
     stamp = features.stamp(network, config, listed, Store.open(store))
-    description = folder / features.DESCRIPTION
-    if description.is_file() and json.loads(description.read_text()) == stamp:
-        return features.FeatureStore.open(folder)
+    if features.description(folder) == stamp:
+        with suppress(InputError):
+            return features.FeatureStore.open(folder)
     size = config.network.input_size
     check_space(folder, needed=len(listed) * features.bytes_per_view(network, size))
     shares = [range(first, min(first + VIEWS_A_SHARE, len(listed))) for first in range(0, len(listed), VIEWS_A_SHARE)]

@@ -131,5 +131,6 @@ def fold_note(report: Report) -> str:
     drawn = f"balanced by {balanced}" if balanced else "drawn at random: scene types are not known"
     return (
         f"Mean IoU of each fold of the validation frames, %; folds are {drawn}. “Chosen on the other folds”: for each fold the "
-        f"trial that is best on the others, so that no frame is both chosen and scored by."
+        f"trial that is best on the others: the choice between trials has not seen the frames that it is scored on, though a "
+        f"sampler that goes by scores has."
     )

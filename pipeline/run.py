@@ -51,7 +51,8 @@ class Pipeline:
     @property
     def validation(self) -> tuple[int, ...]:
         """The frames of the validation subset."""
-        return tuple(json.loads(self.place.validation.read_text())["frames"])
+        frames: tuple[int, ...] = self.place.subset()["frames"]
+        return frames
 
     def stage_config(self, stage: Stage) -> Config:
         """The config a stage trains and is evaluated with: stage 3 takes the CRF settings that the search found."""
@@ -204,7 +205,6 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             for. A new folder is left as it was.
     """
     place.refuse_other_config(config)
-    search.check_search(config)
     due = [phase for phase in PHASES if phase in phases and not place.finished(phase)]
     if not due:
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
@@ -215,6 +215,8 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         for needed in NEEDS[phase]:
             if needed not in due[: due.index(phase)]:
                 place.require(needed, wanted=phase)
+    if "search" in due:
+        search.check_search(config)
     if "data" in due:
         _check_sources(config)
     with connected(verbose=verbose):

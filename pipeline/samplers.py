@@ -60,6 +60,10 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
             return RandomSampler(seed=seed)
 
 
+KEPT = ("trial", "point", "fold_scores", "seconds", "error")
+"""Of a trial's line, what its entry in the journal has as user attributes."""
+
+
 class Asker:
     """One study in memory. Asked and told in the same order, it asks for the same points."""
 
@@ -142,7 +146,7 @@ class Asker:
             intermediate_values=seen,
             params={name: value for name, value in self.params.pop(number).items() if name in known},
             distributions=known,
-            user_attrs={name: line[name] for name in ("trial", "point", "fold_scores", "seconds", "error") if line.get(name)},
+            user_attrs={name: line[name] for name in KEPT if line.get(name) is not None},
         )
         frozen.datetime_start = datetime.fromisoformat(line["started"])
         frozen.datetime_complete = frozen.datetime_start + timedelta(seconds=line["seconds"])

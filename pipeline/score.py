@@ -79,7 +79,7 @@ def score_settings(
     jobs |= {str(path): load_settings(path, config) for path in files}
     settings = {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()}
     store = Store.open(place.store)
-    frames = store.test if split == "test" else tuple(json.loads(place.validation.read_text())["frames"])
+    frames = store.test if split == "test" else place.subset()["frames"]
     _, checkpoint = load_final(place.final(STAGES["stage2"]))
     asked: dict[str, Any] = {
         "split": split,

@@ -90,8 +90,8 @@ def open_study(config: Config, place: Workspace) -> Study:
     """
     space, settings = check_search(config), config.search
     store = Store.open(place.store)
-    subset = json.loads(place.validation.read_text())
-    frames = tuple(subset["frames"])
+    subset = place.subset()
+    frames = subset["frames"]
     strata = None if store.scene_types is None else [store.scene_types[number - 1] for number in frames]
     folds = draw_folds(len(frames), num_folds=settings.folds, seed=settings.seed, strata=strata)
     _, checkpoint = load_final(place.final(STAGES["stage2"]))
@@ -148,7 +148,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
         lasting = {path: value for path, value in flatten(config).items() if path.removeprefix("search.") not in AFTER}
-        tracker.log_params(run, lasting)
+        tracker.log_params(run, {**lasting, "search.space": study.space.name})  # not the path: a study may go on from another
         with screen.bar("unaries", len(study.frames)) as progress:
             start = place.final(STAGES["stage2"])
             cache = unaries.cached_unaries(

@@ -119,12 +119,14 @@ def load_space(config: Config) -> Space:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{name}: has no function {function_name}()")
-    takes_trial = bool(inspect.signature(function).parameters)
+    with _mistakes_named(name):
+        takes_trial = bool(inspect.signature(function).parameters)
     switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})
     space = Space(name, None, function, switches, "") if takes_trial else _fixed(name, function)
     described = space.drawn_from(papers_values()).encode()
     if takes_trial:
-        described += Path(inspect.getfile(function)).read_bytes()
+        with _mistakes_named(name):
+            described += Path(inspect.getfile(function)).read_bytes()
     return replace(space, digest=hashlib.sha256(described).hexdigest())
 
 
@@ -145,7 +147,7 @@ def _mistakes_named(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ValueError, TypeError, NameError, AttributeError, LookupError, ArithmeticError) as error:
+    except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise InputError(f"{name}: {kind}{_one_line(error)}") from None
 
@@ -184,7 +186,7 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
         return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
     try:
         return wanted, importlib.import_module(where), function
-    except (ImportError, ValueError, TypeError) as error:  # the last two: no name, or a relative one
+    except Exception as error:
         raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
 
 
@@ -196,7 +198,7 @@ def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError, LookupError) as error:
+    except Exception as error:
         raise InputError(f"search.space: {path} cannot be imported: {_one_line(error)}") from None
     return f"{path.name}:{function}", module, function
 

@@ -11,8 +11,8 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from jointseg.checkpoint import write_atomically
 from jointseg.errors import DiskError, InputError
 from pipeline.cluster import require_resources
+from pipeline.failures import LostWorkerError
 from pipeline.finetune import FinetuneTrial
 from pipeline.log_lines import Line, append_line, following
 from pipeline.samplers import Asker
@@ -33,7 +34,7 @@ NO_CPU = {"memory": 1.0}
 """Of a process that waits for a training: a CPU of its own would be one that the training may wait for. Tune allows no
 trial without any resource."""
 RETRIES = 2
-"""Times that a trial whose process was lost is begun again before it counts as failed."""
+"""Times that a trial whose process was lost is begun again before the study ends."""
 
 
 class Batches(Searcher):  # type: ignore[misc]
@@ -75,12 +76,14 @@ class Batches(Searcher):  # type: ignore[misc]
         self.waiting: deque[tuple[int, Point, int | None]] = deque()
         self.running: dict[str, tuple[int, Point, int | None]] = {}
         self.losses: Counter[int] = Counter()
-        self.unsaved: str | None = None
-        """What a disk said that has no room for a trial: no more are begun."""
+        self.stopped: Exception | None = None
+        """What no trial is to blame for, such as a full disk or a machine that ends its processes: no more are begun."""
+        self.lost: str | None = None
+        """Tune's name of the trial whose process was lost for the last time."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next point; None, so that Tune asks again later, while it hangs on trials that are running."""
-        if self.unsaved is not None:
+        if self.stopped is not None:
             return None if self.running else str(Searcher.FINISHED)
         if len(self.running) >= self.concurrent:
             return None
@@ -121,21 +124,27 @@ class Batches(Searcher):  # type: ignore[misc]
             )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Log a trial that has ended; it is told when those before it have been. One whose process was lost is run again."""
+        """Log a trial that has ended; it is told when those before it have been. One whose process was lost is run again.
+
+        Lost too often, it ends the study without a line: what the sampler were told would hang on a machine's state.
+        """
         number, point, rival = self.running.pop(trial_id)
-        lost = result is None or error
-        self.losses[number] += lost
-        if lost and self.losses[number] <= RETRIES:
-            self.waiting.appendleft((number, point, rival))
+        if result is None or error:
+            self.losses[number] += 1
+            if self.losses[number] <= RETRIES:
+                self.waiting.appendleft((number, point, rival))
+            else:
+                self.stopped = LostWorkerError(f"trial {number}: its process ended {RETRIES + 1} times without a score")
+                self.lost = trial_id
             return
-        line = _lost(number, point) if result is None or error else json.loads(result["line"])
+        line = json.loads(result["line"])
         if line["state"] == UNSAVED:
-            self.unsaved = line["error"]
+            self.stopped = InputError(line["error"])
             return
         try:
             self.log(line)
         except DiskError as full:  # Tune would make a traceback of it
-            self.unsaved = str(full)
+            self.stopped = full
         self.ended[number] = line
 
     def save(self, checkpoint_path: str) -> None:
@@ -143,13 +152,6 @@ class Batches(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing was saved."""
-
-
-def _lost(number: int, point: Point) -> Line:
-    error = f"its process was lost {RETRIES + 1} times; Ray's log says why"
-    scores = {"mean_iou": None, "fold_scores": None, "boundary_f1": None}
-    started = datetime.now(UTC).isoformat()
-    return {"trial": number, "state": FAILED, **scores, "seconds": 0.0, "started": started, "error": error, "point": point}
 
 
 def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verbose: bool = False) -> list[Line]:
@@ -165,15 +167,17 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
         verbose: Ray Tune's own tables on the screen.
 
     Raises:
-        InputError: the log is of other points, or the disk is full.
+        InputError: the log is of other points, the disk is full, or trials cannot run where Ray puts them.
+        LostWorkerError: a trial's process was lost again and again.
     """
     settings, folder = job.config.search, job.folder
     log = folder / "log.jsonl"
     total = asker.limit(settings.trials)
     logged = read_trials(log)
-    before = {number: line for number, line in logged.items() if _is_whole(line, job)}
-    if len(before) < len(logged):
-        write_atomically(log, "".join(f"{json.dumps(line)}\n" for line in before.values()))
+    whole = {number: line for number, line in logged.items() if _is_whole(line, job)}
+    if len(whole) < len(logged):
+        write_atomically(log, "".join(f"{json.dumps(line)}\n" for line in whole.values()))
+    before = {number: line for number, line in whole.items() if number < total}  # it may have been asked for more
     batches = Batches(
         asker,
         size=settings.batch,
@@ -188,12 +192,22 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
     with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell):
         if batches.advance():
             _tune(job, batches, total - len(before), verbose=verbose)
-    if batches.unsaved is not None:
-        raise DiskError(batches.unsaved)
+    if batches.lost is not None:
+        raise LostWorkerError(f"{batches.stopped}{_last_words(folder / 'ray_tune' / batches.lost)}; the same command goes on")
+    if batches.stopped is not None:
+        raise batches.stopped
     batches.tell(total)
     lines = [batches.ended[number] for number in range(total)]
     shutil.rmtree(folder / "ray_tune", ignore_errors=True)
     return lines
+
+
+def _last_words(folder: Path) -> str:
+    """What Tune kept of a trial's end: the last line of its traceback, and where the rest is."""
+    path = folder / "error.txt"
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return f": {said[-1]} (more in {path})" if said else ""
 
 
 def _is_whole(line: Line, job: TrialJob) -> bool:

@@ -5,6 +5,7 @@ Not here: what is worth logging (run.py and the file of each phase).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -62,14 +63,21 @@ def _few_retries() -> Iterator[None]:
 
 
 def _create_store(uri: str) -> None:
-    """Make the SQLite file where it is not there, by one rename: MLflow cannot open one that was killed while being made."""
+    """Make the SQLite file where it is not there, by one rename: MLflow cannot open one that was killed while being made.
+
+    Of several processes that find none, one makes it and the others wait.
+    """
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or path.exists():
         return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-    partial.replace(path)
+    partial, lock = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "lock"))
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not path.exists():
+            partial.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+            partial.replace(path)
+        lock.unlink(missing_ok=True)  # nobody who comes later asks for it
 
 
 @dataclass(frozen=True)

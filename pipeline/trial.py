@@ -185,13 +185,19 @@ class CrfTrial(tune.Trainable):  # type: ignore[misc]
     """A trial as Ray Tune sees it: one step. Its process serves trial after trial."""
 
     def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
-        """Make ready, once a process."""
+        """Make ready, once a process. What is wrong with the process says nothing about a point."""
         assert job is not None
-        self.runner = TrialRunner(job)
         self.asked = config
+        self.runner: TrialRunner | None = None
+        try:
+            self.runner = TrialRunner(job)
+        except InputError as refused:
+            self.refused = str(refused)
 
     def step(self) -> dict[str, Any]:
         """Score the point. Its line goes as text: Tune would flatten it."""
+        if self.runner is None:
+            return {"line": json.dumps({"state": UNSAVED, "error": self.refused}), "done": True}
         line = self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"])
         return {"line": json.dumps(line), "done": True}
 

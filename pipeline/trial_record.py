@@ -28,7 +28,7 @@ from pipeline.log_lines import Line, read_lines
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 UNSAVED = "unsaved"
-"""Of a trial that a full or failing disk kept from ending: it is in no log, and the study ends there."""
+"""Of a trial that its machine kept from ending, as by a full disk: it is in no log, and the study ends there."""
 SCHEMA = pa.schema(
     {
         "trial": pa.int32(),

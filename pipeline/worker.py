@@ -10,12 +10,14 @@ Not here: the loop (jointseg/training.py), the driver that starts the workers (t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray.train
 import ray.train.collective
 import ray.train.torch
 import torch
+from torch import nn
 
 from jointseg.batches import Place
 from jointseg.checkpoint import write_atomically
@@ -24,6 +26,7 @@ from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
+from jointseg.model import JointModel
 from jointseg.stages import TRAININGS
 from jointseg.training import Report, Run, begin, resume, train
 from pipeline.log_lines import append_line
@@ -73,8 +76,20 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
             report=lambda report: _report(report, place, job.log, writer),
             validation=job.validation,
             features=None if job.features is None else FeatureStore.open(job.features),
-            wrap=ray.train.torch.prepare_model,
+            wrap=partial(distributed, device=place.device),
         )
+
+
+def distributed(model: JointModel, *, device: torch.device) -> nn.Module:
+    """The model as DDP, where there are several ranks.
+
+    On CPUs its gradients are summed in one order from the first step on. By default DDP sorts them anew after a process's first
+    backward pass, and gloo's sums over three ranks or more hang on where a number lies: a stage that was gone on with would end
+    in other bits. The search for unused parameters, of which there are none, keeps the order.
+    """
+    options = {"find_unused_parameters": True} if device.type == "cpu" else {}
+    wrapped: nn.Module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options)
+    return wrapped
 
 
 def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place) -> Run:
@@ -93,7 +108,9 @@ def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place)
 
 
 def _report(report: Report, place: Place, log: Path, writer: CheckpointWriter) -> None:
-    """Every rank reports: it is a barrier. Rank 0 writes the log, and the checkpoint, if one is due.
+    """Rank 0 writes the log, and the checkpoint, if one is due; with a checkpoint every rank reports to Ray, which shows it.
+
+    Not each time: Ray takes ten reports a second and holds the workers up until it has taken theirs.
 
     The log comes first: killed between the two, the step is taken again and its line stands twice, of which readers take
     one. The other way round the line would be lost.
@@ -104,4 +121,5 @@ def _report(report: Report, place: Place, log: Path, writer: CheckpointWriter) -
         writer.check()
         if report.save is not None:
             writer.write(report.step, report.save)
-    ray.train.report(metrics)
+    if report.save is not None:
+        ray.train.report(metrics)

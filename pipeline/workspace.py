@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jointseg.checkpoint import refuse_other_config, write_atomically
 from jointseg.config import Config
@@ -114,6 +115,18 @@ class Workspace:
         except ValueError as error:
             raise InputError(f"{self.phases}: damaged ({error})") from None
         return {phase: found[phase] for phase in PHASES if phase in found}
+
+    def subset(self) -> dict[str, Any]:
+        """The validation subset: `frames`, `seed` and `digest`.
+
+        Raises:
+            InputError: its file is missing or damaged.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self.validation.read_text(encoding="utf-8"))
+            return {**found, "frames": tuple(found["frames"]), "digest": found["digest"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.validation}: missing or damaged ({error})") from None
 
     def finished(self, phase: str) -> bool:
         """Whether the phase has finished."""

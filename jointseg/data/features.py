@@ -38,12 +38,19 @@ class FeatureStore:
         """Open what `create` made and `compute` filled; nothing is read yet.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is damaged.
         """
-        if not (path / DESCRIPTION).is_file():
-            raise InputError(f"{path}: no features: no {DESCRIPTION} in it")
-        layers = json.loads((path / DESCRIPTION).read_text())["layers"]
-        return cls(path, {layer: np.load(path / f"{layer}.npy", mmap_mode="r") for layer in layers})
+        described = description(path)
+        if described is None:
+            raise InputError(f"{path}: no features: no sound {DESCRIPTION} in it")
+        arrays = {}
+        for layer in described["layers"]:
+            file = path / f"{layer}.npy"
+            try:
+                arrays[layer] = np.load(file, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise InputError(f"{file}: missing or cut short: {error}; remove {path} to compute features again") from None
+        return cls(path, arrays)
 
     def __reduce__(self) -> tuple[Callable[[Path], FeatureStore], tuple[Path]]:
         return type(self).open, (self.path,)
@@ -51,6 +58,15 @@ class FeatureStore:
     def row(self, row: int) -> dict[str, Tensor]:
         """The features of the view in this row of the manifest: by layer, (channels, h, w), float16."""
         return {layer: torch.from_numpy(np.array(array[row])) for layer, array in self._arrays.items()}
+
+
+def description(folder: Path) -> dict[str, Any] | None:
+    """What the features in a folder depend on, as `stamp` said; None where there are none, or their description is damaged."""
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "layers" in found else None
 
 
 def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: Store) -> dict[str, Any]:

@@ -278,6 +278,8 @@ def _sum_at_full_size(scores: Sequence[tuple[int, Tensor]]) -> Tensor:
 def _upsample(x: Tensor, factor: int) -> Tensor:
     """Bilinear, corners aligned: (B, K, h, h) to (B, K, f(h - 1) + 1, f(h - 1) + 1)."""
     side = (x.shape[-1] - 1) * factor + 1
+    if factor > 2 and x.dtype == torch.bfloat16:
+        x = x.float()  # the gradient adds up (2 factor - 1)^2 terms a pixel: too many for 8 bits
     return x if factor == 1 else interpolate(x, size=(side, side), mode="bilinear", align_corners=True)
 
 

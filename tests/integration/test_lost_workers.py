@@ -1,4 +1,4 @@
-"""A stage with two workers and dropout on a real Ray that loses a worker, loses another, finds its newest checkpoint damaged
+"""A stage with three workers and dropout on a real Ray that loses a worker, loses another, finds its newest checkpoint damaged
 and then the disk full. Each is said in a line, and what it goes on to is to the bit what it would have been without.
 
 Not here: drivers that are killed (test_pipeline.py), kills at every step (tests/unit/test_killed_training.py).
@@ -18,8 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
+from ray.cluster_utils import Cluster
 from torch.nn.parallel import DistributedDataParallel
 
 from jointseg.batches import Place
@@ -40,8 +42,8 @@ from tests.integration.command_line import PROCESSES, training_workers
 
 STAGE = STAGES["stage1"]
 CONFIG = with_overrides(demo(), {
-    "network.width": 0.0625, "network.dropout": 0.5, "stage1.iterations": 30, "stage1.batch_size": 2,
-    "training.num_workers": 2, "training.cpus_per_worker": 1, "training.log_every": 1, "training.checkpoint_every": 4,
+    "network.width": 0.0625, "network.dropout": 0.5, "stage1.iterations": 40, "stage1.batch_size": 2,
+    "training.num_workers": 3, "training.cpus_per_worker": 1, "training.log_every": 1, "training.checkpoint_every": 4,
 })  # fmt: skip
 
 
@@ -58,7 +60,19 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(ray: None, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def three_cpus() -> Iterator[None]:
+    """A Ray with room for three workers, however many cores there are."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def story(three_cpus: None, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Story:
     place = Workspace(tmp_path_factory.mktemp("story") / "run")
     place.out.mkdir()
     place.store.symlink_to(store.path)
@@ -114,20 +128,27 @@ def fill_their_disk(workers: list[int]) -> None:
 
 
 def one_rank(rank: int, data: Path, folder: CheckpointFolder, result: Path) -> None:
-    """One of two processes without Ray that train from the newest checkpoint in `folder` to the end."""
+    """One of three processes without Ray that train from the newest checkpoint in `folder` to the end."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=result.with_suffix(".meeting").as_uri(), rank=rank, world_size=2)
-    store, place, found = Store.open(data), Place(rank, 2), folder.newest(config=CONFIG, stage=STAGE.name)
+    dist.init_process_group("gloo", init_method=result.with_suffix(".meeting").as_uri(), rank=rank, world_size=3)
+    store, place, found = Store.open(data), Place(rank, 3), folder.newest(config=CONFIG, stage=STAGE.name)
     run = resume(CONFIG, STAGE, found.path, place=place) if found else begin(CONFIG, STAGE, place=place, start=None)
     views = make_views(store.train, CONFIG.data)
-    train(run, store, views, place=place, report=lambda report: None, wrap=DistributedDataParallel)
+    train(
+        run,
+        store,
+        views,
+        place=place,
+        report=lambda report: None,
+        wrap=partial(DistributedDataParallel, find_unused_parameters=True),
+    )
     if rank == 0:
         torch.save(run.model.state_dict(), result)
     dist.destroy_process_group()
 
 
 def trained(store: Store, folder: CheckpointFolder, result: Path) -> dict[str, torch.Tensor]:
-    ranks = [PROCESSES.Process(target=one_rank, args=(rank, store.path, folder, result)) for rank in (0, 1)]
+    ranks = [PROCESSES.Process(target=one_rank, args=(rank, store.path, folder, result)) for rank in range(3)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -5,7 +5,9 @@ A study within a run: test_pipeline.py.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from jointseg.model import build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
+from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line
 from pipeline.samplers import Asker
 from pipeline.spaces import load_space, start_points
@@ -161,6 +164,37 @@ def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
     with _in_the_middle_of_a_trial(tmp_path / "study", raylet, strike=kill_node):
         lines = _study(with_overrides(config, {"search.concurrent": 2}), made, tmp_path / "study")
     assert _outcomes(lines) == _outcomes(one_at_a_time)
+
+
+def test_a_study_begun_again_with_fewer_trials_runs_those_that_are_missing(
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+) -> None:
+    """As a kill with several trials at once may leave it."""
+    folder = tmp_path / "study"
+    _study(with_overrides(config, {"search.concurrent": 2}), made, folder)
+    log = folder / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["trial"] != 1))
+    fewer = _study(with_overrides(config, {"search.trials": 4}), made, folder)
+    assert _outcomes(fewer) == _outcomes(one_at_a_time)[:4]
+    assert sorted(read_trials(log)) == list(range(TRIALS))
+
+
+def test_what_ends_the_process_of_every_trial_ends_the_study_and_is_said(
+    config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path
+) -> None:
+    """Unaries that are gone, as where a node does not see the run's folder; once they are there, the same command goes on."""
+    place, unaries = made
+    elsewhere = tmp_path / "unaries"
+    shutil.copytree(unaries.folder, elsewhere)
+    (elsewhere / "logits.npy").rename(tmp_path / "hidden.npy")
+    hidden = place, UnaryCache(elsewhere, unaries.frames)
+    with pytest.raises(
+        LostWorkerError, match=r"trial \d: its process ended 3 times without a score: .*logits\.npy.*; the same"
+    ):
+        _study(config, hidden, tmp_path / "study")
+    assert read_trials(tmp_path / "study" / "log.jsonl") == {}
+    (tmp_path / "hidden.npy").rename(elsewhere / "logits.npy")
+    assert {line["state"] for line in _study(config, hidden, tmp_path / "study")} == {"finished"}
 
 
 class Occupied:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from jointseg.boundary import BoundarySums
 from jointseg.labels import VOID
@@ -36,6 +37,24 @@ def test_one_boundary_too_many_costs_precision_alone():
     prediction[:, 9] = 2
     assert sums(prediction, HALVES) == (16, 8, 8, 8)
     assert sums(prediction, HALVES).f1 == 2 * 0.5 * 1 / 1.5
+
+
+@pytest.mark.parametrize("off", [0, 1, 2, 3])
+def test_a_band_of_void_between_two_classes_is_a_boundary(off):
+    """As NYU's labels have it: objects do not touch."""
+    truth = HALVES.copy()
+    truth[:, 4:6] = VOID
+    assert sums(shifted(off), truth, pixels=3).f1 == 1
+    assert sums(shifted(4), truth, pixels=3)[2:] == (8, 0)
+
+
+def test_a_boundary_that_meets_none_is_a_mistake_but_beside_void():
+    truth = np.zeros((8, 20), int)
+    truth[:, 15:] = VOID
+    prediction = np.zeros_like(truth)
+    prediction[:, 14:], prediction[:, 5:8] = 1, 1
+    assert sums(prediction, truth, pixels=2.1) == (16, 0, 0, 0)
+    assert sums(prediction, np.full_like(truth, VOID)) == (0, 0, 0, 0)
 
 
 def test_beside_void_there_is_no_boundary():

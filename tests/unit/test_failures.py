@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -56,6 +57,22 @@ def test_what_is_the_users_to_mend_comes_first():
     wrapped = RuntimeError("of Ray's")
     wrapped.__cause__ = mistake
     assert said({1: wrapped}) is mistake
+
+
+def test_a_gpu_without_memory_is_one_line_with_what_to_do():
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB.")
+    wrapped = RuntimeError("of Ray's")
+    wrapped.__cause__ = full
+    error = said({0: wrapped, 1: lost()})
+    assert isinstance(error, InputError)
+    assert str(error).startswith("stage1: CUDA out of memory; a smaller batch_size with more accumulate takes the same steps")
+
+
+@pytest.mark.parametrize("end", ["exited unexpectedly", "is killed by signal: Killed. "])
+def test_a_lost_loader_is_a_loss(end):
+    error = said({0: RuntimeError(f"DataLoader worker (pid(s) 4242) {end}")})
+    assert isinstance(error, LostWorkerError)
+    assert str(error).startswith("stage1: lost a process that cuts views, more than")
 
 
 def test_mistakes_of_ours_keep_their_traceback():

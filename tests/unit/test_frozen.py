@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import pytest
@@ -179,3 +180,14 @@ def test_what_cannot_be_frozen_kept_or_coloured_is_refused(changes, said):
 def test_no_features_is_said_by_name(tmp_path):
     with pytest.raises(InputError, match=rf"{tmp_path}: no features"):
         FeatureStore.open(tmp_path)
+
+
+def test_what_is_damaged_is_said_by_name(kept):
+    path = kept.path / "pool2.npy"
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(InputError, match=rf"{path}: missing or cut short: .*; remove {kept.path} to compute features again"):
+        FeatureStore.open(kept.path)
+    (kept.path / features.DESCRIPTION).write_text('{"layers": [')
+    assert features.description(kept.path) is None
+    with pytest.raises(InputError, match=rf"{kept.path}: no features"):
+        FeatureStore.open(kept.path)

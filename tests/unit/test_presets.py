@@ -96,8 +96,12 @@ def test_the_paper_validates_on_100_of_the_train_frames():
     assert set(drawn) <= set(range(1, 796))
 
 
-def test_the_paper_preset_is_the_defaults_but_for_training_on_all_frames():
-    assert differences(Config(), paper()) == {"data.train_on_validation": (False, True)}
+def test_the_paper_preset_is_the_defaults_but_for_training_on_all_frames_and_its_pace():
+    changed = differences(Config(), paper())
+    assert changed.pop("data.train_on_validation") == (False, True)
+    assert set(changed) == {
+        f"training.{name}" for name in ("checkpoint_every", "loader_workers", "log_every", "validate_every")
+    }
 
 
 @pytest.mark.parametrize("name", PRESETS)

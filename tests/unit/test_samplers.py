@@ -159,6 +159,7 @@ def test_optuna_opens_the_journal_with_every_trial_in_order_and_begun_again_it_h
     assert [trial.number for trial in study.trials if trial.state is optuna.trial.TrialState.FAIL] == [3]
     assert {trial.duration.total_seconds() for trial in study.trials} == {1.5}
     assert study.trials[0].user_attrs["fold_scores"] == [0.25, 0.5]
+    assert [trial.user_attrs["trial"] for trial in study.trials] == list(range(9))
     assert study.metric_names == ["mean_iou", "boundary_f1"][: len(study.directions)]
     assert study.best_trials
     assert all(trial.params for trial in study.trials)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path
 def test_folders_of_one_name_in_two_places_have_two_experiments(tmp_path):
     assert experiment_name(tmp_path / "a" / "run") != experiment_name(tmp_path / "b" / "run")
     assert experiment_name(tmp_path / "a" / "run").startswith("run-")
+
+
+def test_of_several_that_find_no_store_one_makes_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    outs = [tmp_path / name for name in "abc"]
+    with ThreadPoolExecutor(3) as pool:
+        opened = list(pool.map(Tracker.open, outs))
+    for tracker, out in zip(opened, outs, strict=True):
+        with tracker.run("pipeline") as run:
+            assert tracker.client.get_experiment(tracker.client.get_run(run).info.experiment_id).name == experiment_name(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
 
 
 @pytest.mark.parametrize(

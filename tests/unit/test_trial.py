@@ -204,6 +204,14 @@ def test_on_a_gpu_a_trial_scores_nearly_the_same(job):
     assert on_gpu["mean_iou"] == pytest.approx(TrialRunner(job).run(0, POINT)["mean_iou"], abs=0.02)
 
 
+def test_a_process_that_cannot_run_trials_says_so_and_blames_no_point(job):
+    trial = CrfTrial.__new__(CrfTrial)
+    trial.setup({"trial": 0, "point": POINT, "rival": None}, job=replace(job, store=job.folder / "no_store"))
+    line = json.loads(trial.step()["line"])
+    assert line["state"] == "unsaved"
+    assert line["error"].startswith(f"{job.folder / 'no_store'}")
+
+
 def test_ray_hands_a_trial_its_number_and_point_and_the_next_ones_to_the_same_process(job):
     trial = CrfTrial.__new__(CrfTrial)  # Ray's own constructor wants a cluster
     trial.setup({"trial": 0, "point": POINT, "rival": None}, job=job)

@@ -119,6 +119,14 @@ def test_a_damaged_record_of_phases_is_refused_by_file(place):
     assert refusal(place.seconds).startswith(f"{place.phases}: ")
 
 
+@pytest.mark.parametrize("text", [None, "", "[]", '{"frames": [1]}'])
+def test_a_missing_or_damaged_subset_is_refused_by_file(place, text):
+    place.out.mkdir()
+    if text is not None:
+        place.validation.write_text(text)
+    assert refusal(place.subset).startswith(f"{place.validation}: missing or damaged (")
+
+
 def test_every_part_lies_in_the_folder_under_a_name_of_its_own(place):
     parts = [
         getattr(place, name) for name, value in vars(Workspace).items() if isinstance(value, property)
