@@ -84,8 +84,8 @@ def main() -> None:
         (best, after, _), errors = results.mean(0), results.std(0, ddof=1) / math.sqrt(args.seeds)
         taken, apart = 1 - after / best, int(results[:, 2].sum())
         print(
-            f"{sampler}: best {best:+.4f} ± {errors[0]:.4f}, nested {after:+.4f} ± {errors[1]:.4f}: {taken:.0%} of the optimism "
-            f"taken away; {apart} of {args.seeds} intervals of the best leave 0 out",
+            f"{sampler}: best {best:+.4f} ± {errors[0]:.4f}, nested {after:+.4f} ± {errors[1]:.4f}: {taken:.0%} of the "
+            f"optimism taken away; {apart} of {args.seeds} intervals of the best leave 0 out",
             flush=True,
         )
 

@@ -127,7 +127,7 @@ def test_what_is_better_on_every_image_is_beyond_noise_and_what_wins_half_of_the
 def test_a_class_that_only_one_side_names_in_a_resample_costs_it_no_whole_class():
     """Both sides are right but for the first, which calls a pixel of each image a class that the last image alone has."""
     right, rare = np.diag([9, 9, 0]), np.diag([9, 9, 9])
-    stray = right + [[-1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    stray = right + np.array([[-1, 0, 1], [0, 0, 0], [0, 0, 0]])
     found = interval([stray] * 5 + [rare], [right] * 5 + [rare])
     assert found.difference < 0
     assert found.low > -0.5 * 2 / 3, "a resample without the last image counted the class on one side alone"
