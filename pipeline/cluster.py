@@ -29,9 +29,13 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     """Ray for the length of the block: `RAY_ADDRESS` where it is set (a job has it), else one of our own.
 
     Raises:
-        InputError: there is no Ray at `RAY_ADDRESS`.
+        InputError: there is no Ray at `RAY_ADDRESS`, or it is Ray Client's, whose driver runs elsewhere.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise InputError(
+            f"RAY_ADDRESS: {address!r} is Ray Client's; allowed: HOST:6379 from one of its nodes, or `ray job submit`"
+        )
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     quiet = logging.INFO if verbose else logging.ERROR
     runtime_env = None

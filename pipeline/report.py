@@ -174,7 +174,8 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     """Draw all figures; returns their captions by path from the run's folder."""
     predictions = load_predictions(place, WITH_CRF)
     frames = [store.frame(number) for number in predictions]
-    scores = pq.read_table(place.trials()).sort_by("trial")["mean_iou"].to_pylist()
+    trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
+    scores = pq.read_table(place.trials()).sort_by("trial")["mean_iou"].to_pylist()[:trials]
     captions = {}
     with appearing_whole(place.figures, replace=True) as folder:
         if frames:

@@ -12,6 +12,7 @@ import pytest
 
 from jointseg.data.store import Store
 from jointseg.presets import demo
+from jointseg.settings import with_overrides
 from pipeline.workspace import Workspace
 from tests.commands import CONFIGURABLE
 
@@ -245,3 +246,35 @@ def test_the_store_of_what_is_no_run_is_neither_shown_nor_made(mistake, tmp_path
 def test_a_job_needs_an_absolute_folder(mistake, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert mistake("run", "--out", "x").startswith("--out: x is relative, and a job's working directory is a copy")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "nyu"), "--data: nyu is relative, and a job's"),
+        (("--set", "network.weights=vgg16.pth"), "network.weights: vgg16.pth is relative, and a job's"),
+        (("--set", "search.space=mine.py:draw"), "search.space: mine.py:draw is relative, and a job's"),
+    ],
+)
+def test_a_job_takes_no_relative_path(mistake, monkeypatch, tmp_path, words, said):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert mistake("run", "--out", tmp_path / "run", *words).startswith(said)
+
+
+def test_ray_client_is_refused(mistake, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    message = mistake("run", "--out", "x")
+    assert message.startswith(
+        "RAY_ADDRESS: 'ray://127.0.0.1:10001' is Ray Client's; allowed: HOST:6379 from one of its nodes, or"
+    )
+
+
+def test_a_space_that_is_gone_matters_no_more_once_the_search_is_over(jointseg, tmp_path):
+    place = Workspace(tmp_path / "run")
+    place.out.mkdir()
+    config = with_overrides(demo(), {"search.space": str(tmp_path / "gone.py")})
+    place.adopt_config(config)
+    for phase in ("data", "stage1", "stage2", "search", "stage3_sem_crf"):
+        place.finish(phase, seconds=1.0)
+    code, *printed = jointseg("train", "--stage", "3_sem_crf", "--out", place.out)
+    assert (code, "stage3_sem_crf finished already; nothing to do" in "".join(printed)) == (0, True)
