@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,19 +114,20 @@ class TrialRunner:
     """Scores point after point in one process, with the filters that the points before it left."""
 
     def __init__(self, job: TrialJob) -> None:
-        """Load the true labels, once a process."""
+        """Map the unaries and load the true labels, once a process.
+
+        Raises:
+            InputError: this process has no GPU where one is asked for, the frames are not there, or its node has no room for a
+                copy of the unaries.
+        """
         settings = job.config.search
         torch.set_num_threads(settings.cpus_per_trial)
         if settings.gpus_per_trial and not torch.cuda.is_available():
             raise InputError(f"search.gpus_per_trial: {settings.gpus_per_trial:g} is asked for; this process has no GPU")
         self.job, self.device = job, torch.device("cuda" if settings.gpus_per_trial else "cpu")
+        self.arrays = on_this_node(job.cache, settings.node_folder).arrays()
         self.labels = subset_labels(job.store, job.cache.frames)
         self.prepared = PreparedCache(settings.filter_cache * MIB)
-
-    @cached_property
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The memory maps of the unaries. Within a trial, so that a node's full disk leaves the trial unsaved, not lost."""
-        return on_this_node(self.job.cache, self.job.config.search.node_folder).arrays()
 
     def run(self, number: int, point: Point, *, rival: int | None = None) -> Line:
         """Score a point, as `run_trial`.
