@@ -16,6 +16,8 @@ from scipy.ndimage import distance_transform_edt
 
 from jointseg.labels import VOID
 
+DEFINITION = 2
+"""Raised where other pixels come to count: scores of two definitions are not beside each other in one study."""
 TOLERANCE = 0.0075
 """How far apart boundaries may lie and still meet, as a share of the diagonal (Csurka et al. 2013): 6 px of 480 x 640."""
 

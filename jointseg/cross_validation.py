@@ -159,9 +159,9 @@ def paired_bootstrap(
 ) -> Interval:
     """Pooled mean IoU of the first minus that of the second on the same images, with a percentile interval over images.
 
-    A resample draws N images with replacement, the same for both, and pools their matrices. In each both sides average over
-    the same classes, those that enter the mean on either side: else a stray pixel of a class that the resample happens to
-    lack would cost the side that has it a whole class.
+    A resample draws N images with replacement, the same for both, and pools their matrices. Each side averages over
+    the classes that enter its mean over all images, in every resample, where one that is not there counts 0: else a stray
+    pixel of a class that the resample happens to lack would cost the side that has it a whole class.
 
     Args:
         confusion_NCC: one side's matrix of each image.
@@ -176,9 +176,11 @@ def paired_bootstrap(
     # Whole numbers below 2^53: products and sums in float64 are exact, in whatever order.
     both_NX = np.concatenate([confusion_NCC.reshape(N, -1), other_NCC.reshape(N, -1)], axis=1).astype(np.float64)
 
+    _, kept_2C, _ = _iou_by_class(both_NX.sum(0).reshape(2, C, C), absent)
+
     def differences(times_RN: NDArray[Any]) -> NDArray[np.float64]:
-        iou_R2C, kept_R2C, scored_R2 = _iou_by_class((times_RN @ both_NX).reshape(-1, 2, C, C), absent)
-        scores_R2 = _mean_over(iou_R2C, kept_R2C[:, :1] | kept_R2C[:, 1:], scored_R2)
+        iou_R2C, _, scored_R2 = _iou_by_class((times_RN @ both_NX).reshape(-1, 2, C, C), absent)
+        scores_R2 = _mean_over(iou_R2C, np.broadcast_to(kept_2C, iou_R2C.shape), scored_R2)
         return scores_R2[:, 0] - scores_R2[:, 1]
 
     generator = np.random.default_rng(seed)
@@ -188,5 +190,4 @@ def paired_bootstrap(
         drawn.append(differences(generator.multinomial(N, np.full(N, 1 / N), size=count).astype(np.float64)))
     edge = (1 - level) / 2
     low, high = np.nanquantile(np.concatenate(drawn), [edge, 1 - edge])
-    one, other = (mean_iou(side_NCC.sum(0), absent=absent) for side_NCC in (confusion_NCC, other_NCC))
-    return Interval(float(one - other), float(low), float(high))
+    return Interval(float(differences(np.ones((1, N)))[0]), float(low), float(high))

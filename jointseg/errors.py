@@ -11,5 +11,9 @@ class InputError(ValueError):
     """
 
 
+class DeviceMemoryError(InputError):
+    """A GPU has too little memory for what is asked of it."""
+
+
 class DiskError(InputError):
     """A disk is full, failing or read-only: what was being done may succeed later."""

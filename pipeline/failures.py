@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jointseg.errors import InputError
+from jointseg.errors import DeviceMemoryError, InputError
 
 _PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # gloo and NCCL, in the workers that are left
 
@@ -44,7 +44,7 @@ def explained(error: Exception, *, stage: str, max_failures: int, last_step: int
                 return cause
             if any(f"{kind.__module__}.{kind.__name__}" == "torch.OutOfMemoryError" for kind in type(cause).__mro__):
                 said = str(cause).split(". ")[0]
-                return InputError(
+                return DeviceMemoryError(
                     f"{stage}: {said}; a smaller batch_size with more accumulate takes the same steps in less memory, as does "
                     "training.recompute=true"
                 )

@@ -215,7 +215,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         for needed in NEEDS[phase]:
             if needed not in due[: due.index(phase)]:
                 place.require(needed, wanted=phase)
-    if "search" in due:
+    if not place.finished("search"):
         search.check_search(config)
     if "data" in due:
         _check_sources(config)

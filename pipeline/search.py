@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from jointseg import boundary
 from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
 from jointseg.cross_validation import draw_folds
@@ -99,6 +100,7 @@ def open_study(config: Config, place: Workspace) -> Study:
         "space": {"name": space.name, "sha256": space.digest},
         "first": [point for point, _, _ in start_points(space, config)],
         **{name: value for name, value in flatten(settings).items() if name not in AFTER | {"space"}},
+        **({"boundary_f1": boundary.DEFINITION} if "boundary_f1" in settings.objective else {}),
         "crf": flatten(config.crf),
         "crop": config.evaluation.crop,
         "absent_classes": config.evaluation.absent_classes,
@@ -147,8 +149,9 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
-        lasting = {path: value for path, value in flatten(config).items() if path.removeprefix("search.") not in AFTER}
-        tracker.log_params(run, {**lasting, "search.space": study.space.name})  # not the path: a study may go on from another
+        passing = {f"search.{name}" for name in AFTER | {"space"}}  # of the space the path, where it may lie elsewhere
+        lasting = {path: value for path, value in flatten(config).items() if path not in passing}
+        tracker.log_params(run, {**lasting, "space": study.space.name})
         with screen.bar("unaries", len(study.frames)) as progress:
             start = place.final(STAGES["stage2"])
             cache = unaries.cached_unaries(

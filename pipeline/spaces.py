@@ -147,7 +147,7 @@ def _mistakes_named(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # a user's own code may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise InputError(f"{name}: {kind}{_one_line(error)}") from None
 
@@ -186,7 +186,7 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
         return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
     try:
         return wanted, importlib.import_module(where), function
-    except Exception as error:
+    except Exception as error:  # a user's own code may raise anything
         raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
 
 
@@ -198,7 +198,7 @@ def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # a user's own code may raise anything
         raise InputError(f"search.space: {path} cannot be imported: {_one_line(error)}") from None
     return f"{path.name}:{function}", module, function
 

@@ -133,18 +133,18 @@ class Batches(Searcher):  # type: ignore[misc]
             self.losses[number] += 1
             if self.losses[number] <= RETRIES:
                 self.waiting.appendleft((number, point, rival))
-            else:
+            elif self.stopped is None:
                 self.stopped = LostWorkerError(f"trial {number}: its process ended {RETRIES + 1} times without a score")
                 self.lost = trial_id
             return
         line = json.loads(result["line"])
         if line["state"] == UNSAVED:
-            self.stopped = InputError(line["error"])
+            self.stopped = self.stopped or InputError(line["error"])
             return
         try:
             self.log(line)
         except DiskError as full:  # Tune would make a traceback of it
-            self.stopped = full
+            self.stopped = self.stopped or full
         self.ended[number] = line
 
     def save(self, checkpoint_path: str) -> None:
@@ -193,7 +193,9 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
         if batches.advance():
             _tune(job, batches, total - len(before), verbose=verbose)
     if batches.lost is not None:
-        raise LostWorkerError(f"{batches.stopped}{_last_words(folder / 'ray_tune' / batches.lost)}; the same command goes on")
+        raise LostWorkerError(
+            f"{batches.stopped}{_last_words(folder / 'ray_tune' / batches.lost)}; the same command tries again"
+        )
     if batches.stopped is not None:
         raise batches.stopped
     batches.tell(total)

@@ -23,7 +23,7 @@ from jointseg.boundary import BoundarySums
 from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
-from jointseg.errors import DiskError, InputError
+from jointseg.errors import DeviceMemoryError, DiskError, InputError
 from jointseg.evaluation import Unaries, refined_labels, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
@@ -73,8 +73,8 @@ class Counted(NamedTuple):
 def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Counted]) -> Line:
     """Score a point, leave its confusion matrices in the study's folder, and return its line of the log.
 
-    A point that is refused, or whose score is no number, has failed: `state` and `error` say so. A disk that is full says
-    nothing about the point: the trial is unsaved.
+    A point that is refused, or whose score is no number, has failed: `state` and `error` say so. A disk that is full, or a
+    GPU's memory, says nothing about the point: the trial is unsaved.
 
     Args:
         job: of all trials.
@@ -95,7 +95,7 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
         write_confusions(confusion_file(job.folder, number), number, frames, folds, sums)
         state = FINISHED if len(places) == len(job.cache.frames) else STOPPED
         scores = found if state == FINISHED else {**found, "mean_iou": None, "partial_mean_iou": found["mean_iou"]}
-    except DiskError as full:
+    except (DiskError, DeviceMemoryError) as full:
         state, error = UNSAVED, str(full)
     except InputError as refused:
         error = str(refused)

@@ -40,8 +40,8 @@ class Kernel:
         return ", ".join(f"{name} {bandwidth:g}" for name, bandwidth in {"position": self.position, **self.guides}.items())
 
     def compares_as(self, other: Kernel) -> bool:
-        """Whether it compares pixels as `other` does: the same guides, at the same bandwidths."""
-        return (self.position, dict(self.guides)) == (other.position, dict(other.guides))
+        """Whether it compares pixels as `other` does: the same guides in one order, at the same bandwidths."""
+        return (self.position, *self.guides.items()) == (other.position, *other.guides.items())
 
     def with_bandwidths(self, bandwidths: Sequence[float]) -> Kernel:
         """The same kernel with other bandwidths, in the order of `bandwidths`."""

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
 from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, structured
+from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
-from jointseg.crf.filters.structured import bilateral_grid
+from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
 from jointseg.errors import InputError
 from tests.crf_scenes import scene
@@ -150,12 +151,24 @@ def test_auto_takes_for_each_image_what_suits_it_whatever_it_comes_with():
     crf = DenseCRF(3, CrfSettings(theta_gamma=5, theta_zeta=0.1))
     prepared = crf.prepare(image=image, depth=depth)
     assert prepared.filter_names["depth"] == "bilateral_grid and permutohedral"
+    assert isinstance(prepared.filters[1], StructuredFilter), "else nothing would run in one pass"
     with torch.no_grad():
         out = crf(logits, prepared=prepared)
         for place in range(3):
             one = crf.prepare(image=image[[place]], depth=depth[[place]])
             assert one.filter_names["depth"] == ("permutohedral" if place == 1 else "bilateral_grid")
             torch.testing.assert_close(out[[place]], crf(logits[[place]], prepared=one), rtol=1e-4, atol=1e-4)
+
+
+def test_filters_of_other_kinds_serve_a_batch_together():
+    """As on GPUs, where nothing has a structure for the one pass."""
+    parts = scene(3, H=12, W=9)
+    features, values = features_for("bilateral_grid", parts), values_for(parts)
+    exact = ExactFilter(features)
+    whole = ByImage([(own, ExactFilter(features.of_images(own))) for own in ([1], [2, 0])])
+    assert torch.equal(whole.row_sums, exact.row_sums)
+    assert torch.equal(whole.apply(values), exact.apply(values))
+    assert torch.equal(whole.apply_transposed(values), exact.apply_transposed(values))
 
 
 @pytest.mark.parametrize("beyond", [500.0, 1e9])

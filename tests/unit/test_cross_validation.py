@@ -124,6 +124,9 @@ def test_what_is_better_on_every_image_is_beyond_noise_and_what_wins_half_of_the
     assert interval([RIGHT, WRONG] * 4, [WRONG, RIGHT] * 4).within_noise
 
 
+HALF_OF_THREE = np.array([[5, 4, 0], [4, 5, 0], [0, 0, 0]])
+
+
 def test_a_class_that_only_one_side_names_in_a_resample_costs_it_no_whole_class():
     """Both sides are right but for the first, which calls a pixel of each image a class that the last image alone has."""
     right, rare = np.diag([9, 9, 0]), np.diag([9, 9, 9])
@@ -131,6 +134,8 @@ def test_a_class_that_only_one_side_names_in_a_resample_costs_it_no_whole_class(
     found = interval([stray] * 5 + [rare], [right] * 5 + [rare])
     assert found.difference < 0
     assert found.low > -0.5 * 2 / 3, "a resample without the last image counted the class on one side alone"
+    found = interval([stray] * 3 + [right] * 3, [right] * 3 + [HALF_OF_THREE] * 3)
+    assert found.low <= found.difference <= found.high, "the class is in no truth: it costs the first side in every resample"
 
 
 def test_turned_round_it_is_the_negative():

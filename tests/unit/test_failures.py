@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from jointseg.errors import InputError
+from jointseg.errors import DeviceMemoryError, InputError
 from pipeline.failures import LostWorkerError, explained
 
 # As Ray 2.60 words them, shortened.
@@ -64,7 +64,7 @@ def test_a_gpu_without_memory_is_one_line_with_what_to_do():
     wrapped = RuntimeError("of Ray's")
     wrapped.__cause__ = full
     error = said({0: wrapped, 1: lost()})
-    assert isinstance(error, InputError)
+    assert isinstance(error, DeviceMemoryError)
     assert str(error).startswith("stage1: CUDA out of memory; a smaller batch_size with more accumulate takes the same steps")
 
 

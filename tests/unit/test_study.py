@@ -142,6 +142,22 @@ def test_a_trial_lost_again_and_again_ends_the_study_without_a_line_of_it():
     assert (batches.lost, log, asker.told) == ("a3", [], [])
 
 
+@pytest.mark.parametrize("first", ["lost", "full"])
+def test_of_two_reasons_to_stop_the_first_is_said(first):
+    batches = batches_of(Counting())
+    for name in ("a", "a2"):
+        assert batches.suggest(name)["trial"] == 0
+        batches.on_trial_complete(name, error=True)
+    assert [batches.suggest(name)["trial"] for name in ("a3", "b")] == [0, 1]
+    ends = {
+        "lost": lambda: batches.on_trial_complete("a3", error=True),
+        "full": lambda: batches.on_trial_complete("b", unsaved(1)),
+    }
+    for name in (first, *ends.keys() - {first}):
+        ends[name]()
+    assert (str(batches.stopped).startswith("trial 0: "), batches.lost) == ((True, "a3") if first == "lost" else (False, None))
+
+
 def test_a_full_disk_begins_no_more_trials_and_keeps_none_that_it_did_not_take():
     log = []
     batches = batches_of(Counting(), size=4, total=8, log=log)

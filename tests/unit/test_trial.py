@@ -11,12 +11,12 @@ import torch
 
 from jointseg.boundary import BoundarySums
 from jointseg.checkpoint import digest
-from jointseg.errors import InputError
+from jointseg.errors import DeviceMemoryError, DiskError, InputError
 from jointseg.evaluation import compute_unaries, refined_labels, score_labels
 from jointseg.metrics import SegmentationSums
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
-from pipeline.trial import CrfTrial, TrialJob, TrialRunner
+from pipeline.trial import CrfTrial, TrialJob, TrialRunner, run_trial
 from pipeline.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
 from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of
 
@@ -195,6 +195,15 @@ def test_a_share_of_a_gpu_that_is_not_there_is_one_line(job):
 def test_on_a_gpu_a_trial_scores_nearly_the_same(job):
     on_gpu = TrialRunner(with_search(job, gpus_per_trial=0.5)).run(0, POINT)
     assert on_gpu["mean_iou"] == pytest.approx(TrialRunner(job).run(0, POINT)["mean_iou"], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [DiskError, DeviceMemoryError])
+def test_what_a_machine_has_no_room_for_is_no_fault_of_the_point(job, kind):
+    def count():
+        raise kind("full")
+
+    line = run_trial(job, 0, POINT, count)
+    assert (line["state"], line["error"]) == ("unsaved", "full")
 
 
 def test_a_process_that_cannot_run_trials_says_so_and_blames_no_point(job, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +62,12 @@ def run_team(work: Callable[[int, NDArray[np.int64]], None], num_threads: int) -
     failures: list[BaseException] = []
     begun: list[int] = []
     ended: list[int] = []
-    lock, wake = threading.Lock(), threading.Semaphore(0)
+    gate, wake = threading.Lock(), threading.Lock()
+    wake.acquire()
     called_off = False
 
     def guarded(thread: int) -> None:
-        with lock:
+        with gate:
             if called_off:
                 return
             begun.append(thread)
@@ -76,25 +78,37 @@ def run_team(work: Callable[[int, NDArray[np.int64]], None], num_threads: int) -
             arrivals[0] = _ABORTED  # nobody waits for this thread
         finally:
             ended.append(thread)
-            wake.release()
+            with suppress(RuntimeError):  # it has been released already
+                wake.release()
 
     others = [threading.Thread(target=guarded, args=(n,), name=f"crf-{n}", daemon=True) for n in range(1, num_threads)]
-    try:
-        for other in others:
-            other.start()
-        work(0, arrivals)
-    except BaseException as failure:
-        failures.append(failure)
-        arrivals[0] = _ABORTED
-        with lock:
-            called_off = True
-    expected = len(begun) if called_off else len(others)
-    while len(ended) < expected:
+    tried = False
+    while True:
         try:
-            wake.acquire(timeout=0.1)  # a wake-up that Ctrl-C takes away is not missed
+            if not tried:
+                tried = True
+                for other in others:
+                    other.start()
+                work(0, arrivals)
+                expected = len(others)
+            else:
+                arrivals[0] = _ABORTED
+                with gate:
+                    called_off = True
+                expected = len(begun)
+            while len(ended) < expected:
+                wake.acquire(timeout=0.1)  # not for ever: Ctrl-C may take a wake-up away
+            break
         except BaseException as failure:
             failures.append(failure)
     if failures:
-        raise failures[0]
+        raise next(filter(None, map(_interruption, failures)), failures[0])
     for other in others:
         other.join()
+
+
+def _interruption(failure: BaseException | None) -> KeyboardInterrupt | None:
+    """Ctrl-C, where it is behind a failure: it may strike in the middle of a library's own tidying up."""
+    while failure is not None and not isinstance(failure, KeyboardInterrupt):
+        failure = failure.__context__
+    return failure

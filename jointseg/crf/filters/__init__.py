@@ -100,8 +100,11 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
     if len(taken) == 1:
         return taken[0], FILTERS[taken[0]](features)
     places = [[place for place, own in enumerate(names) if own == name] for name in taken]
-    built = [FILTERS[name](features.of_images(own)) for name, own in zip(taken, places, strict=True)]
-    return " and ".join(taken), ByImage(list(zip(places, built, strict=True)))
+    parts = [(own, FILTERS[name](features.of_images(own))) for name, own in zip(taken, places, strict=True)]
+    name = " and ".join(taken)
+    structured = [(own, gaussian) for own, gaussian in parts if isinstance(gaussian, StructuredFilter)]
+    whole = StructuredFilter.joined(name, structured) if len(structured) == len(parts) else ByImage(parts)
+    return name, whole
 
 
 __all__ = [

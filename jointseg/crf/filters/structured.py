@@ -8,9 +8,9 @@ Not here: their compiled code (cpu/), the sums over all pairs (exact.py), severa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,22 @@ class StructuredFilter:
         everywhere = np.ones(values_BPF.shape[:2], np.bool_)
         self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.contiguous().numpy()
         self.parts = [build(image_PF, valid_P) for image_PF, valid_P in zip(values_BPF, self.valid_BP, strict=True)]
+
+    @classmethod
+    def joined(cls, name: str, parts: Sequence[tuple[list[int], StructuredFilter]]) -> Self:
+        """One filter of several over the images of a batch.
+
+        Args:
+            name: for messages.
+            parts: the places of images in the batch and the filter over them, in that order; every image once.
+        """
+        whole, first = cls.__new__(cls), parts[0][1]
+        whole.name, whole.size, whole.num_threads, whole.dtype = name, first.size, first.num_threads, first.dtype
+        by_place = {place: (gaussian, i) for places, gaussian in parts for i, place in enumerate(places)}
+        ordered = [by_place[place] for place in sorted(by_place)]
+        whole.parts = [gaussian.parts[i] for gaussian, i in ordered]
+        whole.valid_BP = np.stack([gaussian.valid_BP[i] for gaussian, i in ordered])
+        return whole
 
     @cached_property
     def _engines(self) -> list[Engine]:
