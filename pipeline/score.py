@@ -25,6 +25,7 @@ from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import compute_unaries, labels_at_full_size, refined_labels, score_labels
+from jointseg.metrics import SegmentationSums
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
@@ -35,6 +36,7 @@ from pipeline.search_result import load_settings
 from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import papers_values
 from pipeline.tracking import Tracker
+from pipeline.trial_record import FrameSums, write_confusions
 from pipeline.workspace import Workspace
 
 NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"
@@ -57,7 +59,8 @@ def score_settings(
 ) -> dict[str, Score]:
     """Score each file's settings, the paper's and none on a split, once: asked again, what was found is read.
 
-    It is a run in MLflow, and a file in search/scores/, each of its own for other settings, weights or frames.
+    It is a run in MLflow, and a file in search/scores/ with the confusion matrices of every frame beside it, each of its own for
+    other settings, weights or frames.
 
     Args:
         config: the run's.
@@ -104,8 +107,11 @@ def score_settings(
             scores = _scores(confusion_NCC, config)
             _log(tracker, run, {**asked, "frames": len(frames)}, scores)
             described = {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()}
-            record = {**asked, "settings": settings, "scores": described, "provenance": provenance(config, place.out)}
+            matrices = _write_matrices(confusion_NCC, frames, path.with_suffix(""))
+            record = {**asked, "settings": settings, "scores": described, "confusions": matrices}
+            record |= {"provenance": provenance(config, place.out)}
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
+            tracker.log_artifact(run, path.with_suffix(""), "confusions")
     write_atomically(path, json.dumps(record, indent=1))
     screen.say(f"{path}: the scores, and what they come from")
     return scores
@@ -136,6 +142,16 @@ def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config) -> d
         accuracy = float(np.trace(pooled_CC) / max(int(pooled_CC.sum()), 1))
         scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), accuracy, gain)
     return scores
+
+
+def _write_matrices(confusion_NCC: Mapping[str, NDArray[np.int64]], frames: Sequence[int], folder: Path) -> dict[str, str]:
+    """A file of `trial_record` for each settings, as of trial 0, 1 and on; returns their names."""
+    files = {}
+    for number, (name, own_NCC) in enumerate(confusion_NCC.items()):
+        files[name] = f"{folder.name}/{number}.parquet"
+        sums = [FrameSums(SegmentationSums(own_CC), None) for own_CC in own_NCC]
+        write_confusions(folder.parent / files[name], number, frames, [0] * len(frames), sums)
+    return files
 
 
 def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score]) -> None:

@@ -23,11 +23,13 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from jointseg.checkpoint import digest, load_final
+from jointseg.cross_validation import mean_iou
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
 from pipeline.report import load_predictions
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
+from pipeline.trial_record import read_confusions
 from pipeline.workspace import Workspace
 from tests.integration.command_line import CommandLine
 from tests.integration.conftest import TINY, Head, as_options
@@ -255,7 +257,11 @@ def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Work
     said = jointseg(*words)
     found = json.loads(killed.crf_settings.read_text())
     (path,) = (killed.search / "scores").glob("validation-*.json")
-    scores = json.loads(path.read_text())["scores"]
+    record = json.loads(path.read_text())
+    scores = record["scores"]
+    rows, confusion_NCC = read_confusions(path.parent / record["confusions"][str(killed.crf_settings)])
+    assert [row["frame"] for row in rows] == record["frames"]
+    assert mean_iou(confusion_NCC.sum(0), absent=record["absent_classes"]) == found["score"]
     assert scores[str(killed.crf_settings)]["mean_iou"] == found["score"]
     assert scores["the paper's settings"]["mean_iou"] == found["paper_score"]
     assert scores["the paper's settings"]["gain"] == {"difference": 0, "low": 0, "high": 0}
