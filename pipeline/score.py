@@ -59,8 +59,8 @@ def score_settings(
 ) -> dict[str, Score]:
     """Score each file's settings, the paper's and none on a split, once: asked again, what was found is read.
 
-    It is a run in MLflow, and a file in search/scores/ with the confusion matrices of every frame beside it, each of its own for
-    other settings, weights or frames.
+    It is a run in MLflow, and a file in search/scores/ with the confusion matrices of every frame beside it, each of its own
+    for other settings, weights or frames.
 
     Args:
         config: the run's.
