@@ -262,9 +262,7 @@ def _unpacked(features: Mapping[str, Tensor] | None, config: Config) -> dict[str
 
 
 def _read_losses(losses: Sequence[Tensor], run: Run, place: Place) -> dict[str, float]:
-    """Losses since the last report, meaned over steps and ranks: here the loop waits for the device. In stages 1 and 2 nowhere
-    else; in stage 3 the CRF's filters also do, which each step builds for its images.
-    """
+    """Losses since the last report, meaned over steps and ranks. A step waits here and where CRF filters are built."""
     table = torch.stack(list(losses)).double()
     if place.world_size > 1:
         dist.all_reduce(table)
