@@ -44,6 +44,8 @@ NAIVE = {"training.precision": "float32", "training.channels_last": False, "trai
 PAPER_STEPS = {"stage1": 160_000, "stage2": 10_000, "stage3": 10_000}
 PREFETCHED = 2
 """Batches that torch has each loader process hold ready."""
+LOADED = 200
+"""Batches of the loader that are timed."""
 Row = dict[str, Any]
 
 
@@ -91,14 +93,12 @@ def loader(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
 
     Twice over the same views, the first time so that the store is in memory. What processes hold ready is not counted.
     """
-    config = timed(config, "stage2", args)
-    dataset = ViewDataset(store, make_views(store.train, config.data), config)
-    workers = config.training.loader_workers
+    workers, passes = config.training.loader_workers, config.stage2.accumulate
     ready = 1 + workers * PREFETCHED
-    if config.stage2.iterations * config.stage2.accumulate <= ready:
-        raise SystemExit(f"--steps: {args.steps} with --windows {args.windows} are no more than {workers} processes hold ready")
+    steps = with_overrides(config, {"stage2.iterations": -(-(ready + LOADED) // passes)}).stage2
+    dataset = ViewDataset(store, make_views(store.train, config.data), config)
     for _ in range(2):
-        fed = batches(dataset, config.stage2, Place(device=device()), first_step=0, loader_workers=workers)
+        fed = batches(dataset, steps, Place(device=device()), first_step=0, loader_workers=workers)
         for _ in range(ready):
             next(fed)
         start, count = time.perf_counter(), 0
