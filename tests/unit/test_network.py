@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
 from jointseg.losses import semantic_loss
-from jointseg.network.network import ConvReLU, build_network
+from jointseg.network.network import ConvReLU, _sum_at_full_size, build_network
 from jointseg.network.table import VARIANTS, MaxPool
 
 SIZE = 65
@@ -203,3 +203,10 @@ def test_names_in_a_table_are_unique_and_taps_exist(variant):
     names = [layer.name for branch in VARIANTS[variant] for layer in branch.layers]
     assert len(names) == len(set(names))
     assert {branch.reads for branch in VARIANTS[variant]} <= {"data", *names}
+
+
+def test_wide_steps_of_bfloat16_scores_are_taken_in_float32():
+    """Their gradients add up hundreds of terms a pixel."""
+    scores = [(8, torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)), (1, torch.ones(1, 2, 17, 17, dtype=torch.bfloat16))]
+    assert _sum_at_full_size(scores).dtype == torch.float32
+    assert _sum_at_full_size([(2, scores[0][1]), (1, torch.ones(1, 2, 5, 5, dtype=torch.bfloat16))]).dtype == torch.bfloat16
