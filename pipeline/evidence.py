@@ -40,6 +40,14 @@ class Evidence:
         return "table3" in self.record
 
     @property
+    def commit(self) -> str | None:
+        """The commit of the code that scored it; None where that is not known."""
+        if not self.is_run:
+            return self.record.get("commit")
+        commits: dict[str, str | None] = self.record.get("commits", {})
+        return commits.get("evaluate", self.record["provenance"]["commit"])
+
+    @property
     def config(self) -> Config:
         """The whole config that the record was made with.
 

@@ -11,6 +11,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,9 +39,9 @@ def provenance(config: Config, out: Path) -> dict[str, Any]:
     """
     flat = flatten(config)
     return {
-        "commit": commit(),
+        "commit": own_commit(),
         "command": shlex.join(command(config, out=f"{out.name}-again")),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "hardware": hardware(),
         "seeds": {path: value for path, value in flat.items() if path.rpartition(".")[2].endswith("seed")},
         "config": flat,
@@ -67,6 +70,27 @@ def _is_plain(value: Any) -> bool:
     except json.JSONDecodeError:
         return value == value.strip()
     return False
+
+
+@cache
+def own_commit() -> str | None:
+    """The commit of the code that this process runs: as it was when first asked for, whatever the files become."""
+    return commit()
+
+
+def typed() -> str:
+    """The command line that started this process, the program by its name alone."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str | None]:
+    """The version of Python and of each package that numbers depend on; None where it is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def versions_line(found: Mapping[str, str | None]) -> str:
+    """Versions as one line of text."""
+    return ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
 
 
 def commit(package: Path | None = None) -> str | None:
@@ -119,6 +143,16 @@ def hardware() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cluster": cluster,
     }
+
+
+def hardware_line(found: Mapping[str, Any]) -> str:
+    """Hardware as one line of text."""
+    parts = [f"{found['cpu']} × {found['cpus']}", f"{found['memory_gb']:g} GB", " + ".join(found["gpus"]) or "no GPU"]
+    if found["cluster"]:
+        there = found["cluster"]
+        kinds = f" ({', '.join(there['accelerators'])})" if there["accelerators"] else ""
+        parts.append(f"Ray with {there['nodes']} node(s), {there['cpus']:g} CPUs, {there['gpus']:g} GPUs{kinds}")
+    return ", ".join(parts)
 
 
 def _cpu_model() -> str:

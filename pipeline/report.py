@@ -98,6 +98,23 @@ def write(config: Config, place: Workspace, store: Store) -> None:
     write_atomically(place.out / "report.md", page)
 
 
+def headline(place: Workspace) -> dict[str, float]:
+    """The scores of each row by which runs are compared, as MLflow's metrics; those without a value are left out."""
+    found = _read(place.out / "report.json")
+    scores = {
+        f"{row}/{name}": found[table][row][name]
+        for table, names in (("table3", ("mean_iou", "pixel_accuracy")), ("table2", ("delta1", "rmse")))
+        for row in found[table]
+        for name in names
+    }
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+def description(place: Workspace) -> str:
+    """The report's tables and findings in Markdown, without pictures, for a page that shows no files."""
+    return report_page.description(_read(place.out / "report.json"))
+
+
 def summary(place: Workspace) -> RenderableType:
     """What the command line prints at the end, from report.json alone.
 
@@ -115,7 +132,7 @@ def summary(place: Workspace) -> RenderableType:
 def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
     metrics = _read(place.evaluation / METRICS)
     rows = {row: metrics["rows"][row] for row in ROW_NAMES if row in metrics["rows"]}
-    data = _data(place, store)
+    data, done = _data(place, store), place.done()
     return {
         "table2": {row: _only(own, TABLE2_METRICS) for row, own in rows.items() if "rmse" in own},
         "table3": {row: _only(own, TABLE3_METRICS) for row, own in rows.items()},
@@ -126,7 +143,8 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         "data": data,
         "provenance": provenance(_as_searched(config, place), place.out),
         # The report's own time is known only after it is written.
-        "seconds": {phase: seconds for phase, seconds in place.seconds().items() if phase != "report"},
+        "seconds": {phase: row["seconds"] for phase, row in done.items() if phase != "report"},
+        "commits": {phase: row["commit"] for phase, row in done.items() if phase != "report"},
     }
 
 

@@ -5,7 +5,7 @@ Not here: what it says (report_tables.py), the files (report.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from jointseg.published import ROW_NAMES
+from pipeline.provenance import hardware_line, versions_line
 from pipeline.report_confusions import confusion_table
 from pipeline.report_search import crf_table, fold_note, fold_table, search_finding, search_note
 from pipeline.report_tables import (
@@ -64,6 +65,19 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         *_section("Where it comes from", _provenance(report)),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def description(report: Report) -> str:
+    """The two tables, what the numbers say and the CRF settings, in Markdown that stands alone."""
+    sections = [
+        data_line(report),
+        *_section("Table 3: semantic segmentation, %", _grid(segmentation_table(report, rivals=False))),
+        *_section("Table 2: depth", _grid(depth_table(report, rivals=False))),
+        *_section("What the numbers say", _bullets(_marked(report))),
+        *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
+        "Protocol, pictures and where the numbers come from: `report.md` among the artifacts.",
+    ]
+    return "\n\n".join(sections)
 
 
 def terminal(report: Report, *, out: str) -> RenderableType:
@@ -117,11 +131,12 @@ def _seconds(report: Report) -> Table:
 
 def _provenance(report: Report) -> str:
     found: Mapping[str, Any] = report["provenance"]
-    machine = found["hardware"]
+    others = {phase: commit for phase, commit in report["commits"].items() if commit != found["commit"]}
     lines = {
         "commit": f"`{found['commit']}`" if found["commit"] else "not known (the code does not lie in its git repository)",
-        "versions": ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items()),
-        "hardware": ", ".join(_hardware(machine)),
+        **({"other commits": ", ".join(f"{phase} `{commit}`" for phase, commit in others.items())} if others else {}),
+        "versions": versions_line(found["versions"]),
+        "hardware": hardware_line(found["hardware"]),
         "seeds": ", ".join(f"{path} {seed}" for path, seed in found["seeds"].items()),
         "data": f"`{report['data']['digest']}`",
         "config": "`config.json` beside this page",
@@ -130,16 +145,6 @@ def _provenance(report: Report) -> str:
     if str(found["commit"]).endswith("-dirty"):
         again = "Again, though the code had changes that are in no commit:"
     return f"{_bullets([f'{name}: {text}' for name, text in lines.items()])}\n\n{again}\n\n```\n{found['command']}\n```"
-
-
-def _hardware(machine: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{machine['cpu']} × {machine['cpus']}"
-    yield f"{machine['memory_gb']:g} GB"
-    yield " + ".join(machine["gpus"]) or "no GPU"
-    if machine["cluster"]:
-        there = machine["cluster"]
-        kinds = f" ({', '.join(there['accelerators'])})" if there["accelerators"] else ""
-        yield f"Ray with {there['nodes']} node(s), {there['cpus']:g} CPUs, {there['gpus']:g} GPUs{kinds}"
 
 
 def _rich(table: Table, *, text_columns: int = 1) -> RenderableType:

@@ -21,6 +21,7 @@ from pipeline import evaluate, unaries
 from pipeline.cluster import connected
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
 from pipeline.finetune import run_finetune
+from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import trial_record
 from pipeline.trial import TrialJob, TrialRunner
@@ -70,6 +71,8 @@ def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: floa
                 found = compare_trials(evidence.record, _trial_again(evidence, store, scratch, screen), tolerance=tolerance)
     for line in found.lines:
         screen.say(f"differs: {line}")
+    if found.lines and evidence.commit != own_commit():
+        screen.say(f"it was scored at commit {evidence.commit or 'not known'}; this is {own_commit() or 'not known'}")
     if found.equal:
         within = f"within {tolerance:g}" if tolerance else "to the last digit"
         screen.say(f"equal: {evidence.name}, {found.compared} numbers, {within}")

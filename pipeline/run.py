@@ -25,6 +25,7 @@ from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, features, report, search
 from pipeline.cluster import connected, require_resources, result_of
+from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.tracking import TOP, Tracker
@@ -172,9 +173,12 @@ def evaluate_test(pipeline: Pipeline) -> None:
 def write_report(pipeline: Pipeline) -> None:
     """report.json, report.md and figures/, logged on the parent run."""
     report.write(pipeline.config, pipeline.place, pipeline.store)
+    tracker, parent = pipeline.tracker, pipeline.parent
     for path in (pipeline.place.out / "report.json", pipeline.place.out / "report.md"):
-        pipeline.tracker.log_artifact(pipeline.parent, path)
-    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.figures, "figures")
+        tracker.log_artifact(parent, path)
+    tracker.log_artifact(parent, pipeline.place.figures, "figures")
+    tracker.log_metrics(parent, report.headline(pipeline.place))
+    tracker.describe(parent, report.description(pipeline.place))
 
 
 WORK: dict[str, Callable[[Pipeline], None]] = {
@@ -244,7 +248,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
         with place.locked():
             search.take_over(result, study, place, screen)
             if not place.finished("search"):
-                place.finish("search", seconds=0.0)
+                place.finish("search", seconds=0.0, commit=own_commit())
         return
     with connected(verbose=verbose), place.locked():
         tracker = Tracker.open(place.out)
@@ -252,7 +256,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
             started = time.perf_counter()
             search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
             if not place.finished("search"):
-                place.finish("search", seconds=time.perf_counter() - started)
+                place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
 
 
 def _check_sources(config: Config) -> None:
@@ -282,5 +286,5 @@ def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
         started = time.perf_counter()
         WORK[phase](pipeline)
         seconds = time.perf_counter() - started
-        pipeline.place.finish(phase, seconds=seconds)
+        pipeline.place.finish(phase, seconds=seconds, commit=own_commit())
         pipeline.screen.say(f"{phase}: finished in {seconds:.0f} s")

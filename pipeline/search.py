@@ -26,6 +26,7 @@ from jointseg.stages import STAGES
 from pipeline import search_result, unaries
 from pipeline.cluster import require_resources
 from pipeline.log_lines import Line
+from pipeline.report_search import CRF_SYMBOLS, PAPERS
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
@@ -166,6 +167,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
             tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
         tracker.log_metrics(run, _summary(result), step=result["trials"])
         tracker.log_text(run, json.dumps(result, indent=1), search_result.SETTINGS)
+        tracker.describe(run, _described(result))
         for name in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
             path = study.folder / name
             tracker.log_artifact(run, path, name if path.is_dir() else None)
@@ -219,6 +221,12 @@ def said(result: dict[str, Any]) -> str:
         f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {gain['difference']:+.4f} "
         f"[{gain['low']:+.4f}, {gain['high']:+.4f}]{noise}"
     )
+
+
+def _described(result: dict[str, Any]) -> str:
+    """A result in Markdown."""
+    rows = [f"| {path} | {result['settings'][path]:.4g} | {PAPERS[path]:.4g} |" for path in CRF_SYMBOLS]
+    return "\n".join([f"{said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 
 def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:

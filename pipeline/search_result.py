@@ -146,6 +146,7 @@ def trial_record(line: Line, config: Config, folder: Path, *, identity: Mapping[
         "fold_scores": line["fold_scores"],
         "boundary_f1": line["boundary_f1"],
         "trial": line["trial"],
+        "commit": line.get("commit"),
         **identity,
         "config": flatten(own),
         "by_frame": [

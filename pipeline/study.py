@@ -25,6 +25,7 @@ from pipeline.cluster import require_resources
 from pipeline.failures import LostWorkerError
 from pipeline.finetune import FinetuneTrial
 from pipeline.log_lines import Line, append_line, following
+from pipeline.provenance import own_commit
 from pipeline.samplers import Asker
 from pipeline.spaces import Point
 from pipeline.trial import CrfTrial, TrialJob
@@ -137,7 +138,7 @@ class Batches(Searcher):  # type: ignore[misc]
                 self.stopped = LostWorkerError(f"trial {number}: its process ended {RETRIES + 1} times without a score")
                 self.lost = trial_id
             return
-        line = json.loads(result["line"])
+        line = {**json.loads(result["line"]), "commit": own_commit()}
         if line["state"] == UNSAVED:
             self.stopped = self.stopped or InputError(line["error"])
             return

@@ -6,6 +6,7 @@ Not here: what is worth logging (run.py and the file of each phase).
 from __future__ import annotations
 
 import fcntl
+import getpass
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
+from pipeline.provenance import hardware, hardware_line, own_commit, typed, versions, versions_line
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -33,7 +36,11 @@ KEY_TAG = "jointseg.key"
 TOP = "pipeline"
 """Key of the run that all others are under."""
 PARENT_TAG = "mlflow.parentRunId"
+COMMIT_TAG = "mlflow.source.git.commit"
+COMMITS_TAG = "commits"
+"""All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
 TRIAL_RECORD = "trial.json"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
@@ -78,6 +85,22 @@ def _create_store(uri: str) -> None:
             MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
             partial.replace(path)
         lock.unlink(missing_ok=True)  # nobody who comes later asks for it
+
+
+@cache
+def _origin() -> dict[str, str]:
+    """Tags that say where this process's numbers come from; MLflow shows the first four beside a run's name."""
+    found = {
+        "mlflow.source.name": typed(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": None,
+        COMMIT_TAG: own_commit(),
+        "versions": versions_line(versions()),
+        "hardware": hardware_line(hardware()),
+    }
+    with suppress(OSError, KeyError):  # a container's user may have no name
+        found["mlflow.user"] = getpass.getuser()
+    return {name: value[:MAX_TAG_LENGTH] for name, value in found.items() if value}
 
 
 @dataclass(frozen=True)
@@ -127,7 +150,7 @@ class Tracker:
             InputError: the store's disk was full when something was logged in the block.
         """
         key = key or name
-        run_id = self._find(key, parent) or self._create(name, key, parent)
+        run_id = self._gone_on_with(key, parent) or self._create(name, key, parent)
         self.client.update_run(run_id, status="RUNNING")
         try:
             yield run_id
@@ -142,7 +165,7 @@ class Tracker:
 
     def top_run(self, name: str) -> str:
         """The id of the run that all others are under, found or created, its status left as it is."""
-        return self._find(TOP, None) or self._create(name, TOP, None)
+        return self._gone_on_with(TOP, None) or self._create(name, TOP, None)
 
     def close(self, key: str) -> None:
         """Mark the run with this key FINISHED, if it is there and is not."""
@@ -157,8 +180,19 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
         return found[0].info.run_id if found else None
 
+    def _gone_on_with(self, key: str, parent: str | None) -> str | None:
+        """A run that is there, with this process's commit among its own."""
+        run_id = self._find(key, parent)
+        now = own_commit() or "not known"
+        if run_id is not None:
+            tags = self.client.get_run(run_id).data.tags
+            before = tags.get(COMMITS_TAG, tags.get(COMMIT_TAG, "not known")).split(", ")
+            if now not in before:
+                self.client.set_tag(run_id, COMMITS_TAG, ", ".join([*before, now]))
+        return run_id
+
     def _create(self, name: str, key: str, parent: str | None) -> str:
-        tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {})}
+        tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {}), **_origin()}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return run_id
 
@@ -197,6 +231,12 @@ class Tracker:
             self.client.log_artifacts(run_id, str(path), folder)
         else:
             self.client.log_artifact(run_id, str(path), folder)
+
+    def describe(self, run_id: str, text: str) -> None:
+        """The run's description, Markdown that MLflow shows on its page; what is longer than a tag may be is cut at a line."""
+        if len(text) > MAX_TAG_LENGTH:
+            text = text[: text.rfind("\n", 0, MAX_TAG_LENGTH - 1) + 1] + "…"
+        self.client.set_tag(run_id, "mlflow.note.content", text)
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """A file with this text."""
@@ -265,6 +305,8 @@ class Tracker:
             self.log_metrics(child, {metric: value for metric, value in known.items() if value is not None})
             if record is not None:
                 self.client.log_dict(child, dict(record), TRIAL_RECORD)
+            if line.get("commit"):  # it may have ended before an interruption, under another
+                self.client.set_tag(child, COMMIT_TAG, line["commit"])
             if line["state"] == "stopped":
                 self.client.set_tag(child, "stopped", f"early, after {len(line['fold_scores'])} folds")
             if line["error"]:

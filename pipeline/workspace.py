@@ -103,18 +103,28 @@ class Workspace:
 
     @property
     def phases(self) -> Path:
-        """Which phases have finished, and how long each took."""
+        """Which phases have finished, how long each took, and under which commit."""
         return self.out / "phases.json"
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each finished phase, in order."""
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Of each finished phase, in order: `seconds`, and the `commit` of the code that finished it, None where not known.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         if not self.phases.is_file():
             return {}
         try:
-            found: dict[str, float] = json.loads(self.phases.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.phases}: damaged ({error})") from None
-        return {phase: found[phase] for phase in PHASES if phase in found}
+            found = json.loads(self.phases.read_text(encoding="utf-8"))
+            # Until commit a0aeccc the seconds stood alone.
+            rows = {phase: row if isinstance(row, dict) else {"seconds": row, "commit": None} for phase, row in found.items()}
+            return {
+                phase: {"seconds": float(rows[phase]["seconds"]), "commit": rows[phase]["commit"]}
+                for phase in PHASES
+                if phase in rows
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.phases}: damaged ({error!r})") from None
 
     def subset(self) -> dict[str, Any]:
         """The validation subset: `frames`, `seed` and `digest`.
@@ -131,11 +141,12 @@ class Workspace:
     def finished(self, phase: str) -> bool:
         """Whether the phase has finished."""
         assert phase in PHASES
-        return phase in self.seconds()
+        return phase in self.done()
 
-    def finish(self, phase: str, *, seconds: float) -> None:
-        """Record that the phase has finished. What it leaves must be whole by now."""
-        write_atomically(self.phases, json.dumps({**self.seconds(), phase: round(seconds, 2)}, indent=1))
+    def finish(self, phase: str, *, seconds: float, commit: str | None = None) -> None:
+        """Record that the phase has finished, by the code of `commit`. What it leaves must be whole by now."""
+        row = {"seconds": round(seconds, 2), "commit": commit}
+        write_atomically(self.phases, json.dumps({**self.done(), phase: row}, indent=1))
 
     def require(self, phase: str, *, wanted: str) -> None:
         """Raise InputError unless the phase has finished."""
@@ -143,7 +154,7 @@ class Workspace:
             raise InputError(f"{self.out}: {wanted} needs {phase}, which has not finished there; finished: {self._list()}")
 
     def _list(self) -> str:
-        return ", ".join(self.seconds()) or "nothing"
+        return ", ".join(self.done()) or "nothing"
 
     def load_config(self) -> Config | None:
         """The config of this folder, or None in a new one.

@@ -27,7 +27,8 @@ from jointseg.cross_validation import mean_iou
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from pipeline.log_lines import read_lines
-from pipeline.report import load_predictions
+from pipeline.provenance import own_commit
+from pipeline.report import headline, load_predictions
 from pipeline.tracking import KEY_TAG, PARENT_TAG, experiment_name
 from pipeline.trial_record import read_confusions
 from pipeline.workspace import Workspace
@@ -175,6 +176,10 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     assert sorted(runs) == sorted(["pipeline", *phases, *trials])
     assert len(client.search_runs([experiment.experiment_id], max_results=1000)) == len(runs)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {run.data.tags["mlflow.source.git.commit"] for run in runs.values()} == {own_commit()}
+    assert runs["pipeline"].data.metrics == headline(killed)
+    assert "## Table 3" in runs["pipeline"].data.tags["mlflow.note.content"]
+    assert "| crf.theta_beta | " in runs[search].data.tags["mlflow.note.content"]
     assert {runs[name].data.tags[PARENT_TAG] for name in phases} == {runs["pipeline"].info.run_id}
     assert {runs[name].data.tags[PARENT_TAG] for name in trials} == {runs[search].info.run_id}
     config = killed.load_config()
@@ -219,6 +224,17 @@ def test_the_winner_and_the_four_rows_come_out_again_to_the_last_digit(killed: W
     said = jointseg("reproduce", f"mlflow:{search.info.run_id}", "--out", str(killed.out))
     assert "to the last digit" in said
     assert "to the last digit" in jointseg("reproduce", str(killed.out / "report.json"))
+
+
+def test_a_record_that_does_not_come_out_again_is_told_by_number_and_commit(killed: Workspace, jointseg: CommandLine) -> None:
+    record = json.loads(killed.crf_settings.read_text())
+    assert record["commit"] == own_commit()
+    altered = killed.out / "search" / "altered.json"
+    altered.write_text(json.dumps({**record, "score": record["score"] + 0.01, "commit": "another"}))
+    said = jointseg("reproduce", str(altered), code=1)
+    assert f"differs: mean IoU: {record['score'] + 0.01!r} then and {record['score']!r} now, by -0.01" in said
+    assert f"it was scored at commit another; this is {own_commit()}" in said
+    assert said.count("differs") == 1
 
 
 def test_with_other_instructions_the_winner_comes_out_within_the_tolerance_stated(

@@ -49,7 +49,7 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     save_search(place, SCORES)
     place.validation.write_text(json.dumps({"frames": [1, 4], "seed": 0, "digest": "d" * 64, "in_training": False}))
     for phase, seconds in {"data": 1.5, "stage1": 2.0, "evaluate": 3.25}.items():
-        place.finish(phase, seconds=seconds)
+        place.finish(phase, seconds=seconds, commit=f"{phase}'s")
     predictions = {row: guesses(store, wrong, depth=row != "unary_sem") for row, wrong in WRONG.items()}
     sums = {row: total(store, drawn) for row, drawn in predictions.items()}
     floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "depth": 2.534}
@@ -143,7 +143,8 @@ def test_the_confusions_that_the_paper_names_are_shares_of_the_true_class(writte
 
 def test_report_json_has_every_promised_key(written: Workspace) -> None:
     found = contents(written)
-    assert set(found) == {"table2", "table3", "search", "data", "provenance", "seconds", "floors", "paper", "confusions"}
+    promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper", "confusions"}
+    assert set(found) == promised
     assert list(found["table3"]) == list(ROW_NAMES)
     assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
     assert all(set(metrics) == set(TABLE3_METRICS) for metrics in found["table3"].values())
@@ -254,6 +255,29 @@ def test_the_folds_stand_beside_each_other_with_the_nested_estimate(place: Works
     assert cells(place, "found")[1:] == ["11.50", "10.50", "11.00 ± 0.50", "12.00"]
     assert cells(place, "chosen on the other folds")[1:] == ["10.00", "11.60", "", "10.80"]
     assert "folds are balanced by scene type" in page(place)
+
+
+def test_phases_of_another_commit_than_the_reports_are_named(written: Workspace) -> None:
+    assert contents(written)["commits"] == {"data": "data's", "stage1": "stage1's", "evaluate": "evaluate's"}
+    assert "- other commits: data `data's`, stage1 `stage1's`, evaluate `evaluate's`" in page(written)
+
+
+def test_the_headline_is_each_rows_scores_without_those_that_have_no_value(place: Workspace, store: Store) -> None:
+    edit_metrics(place, {"mean_iou": math.nan}, row="sem_crf")
+    report.write(demo(), place, store)
+    found, tables = report.headline(place), contents(place)
+    names = {f"{row}/{name}" for row in ROW_NAMES for name in ("mean_iou", "pixel_accuracy")} - {"sem_crf/mean_iou"}
+    assert set(found) == names | {f"{row}/{name}" for row in list(ROW_NAMES)[1:] for name in ("delta1", "rmse")}
+    assert found["sem_crf_plus/mean_iou"] == tables["table3"]["sem_crf_plus"]["mean_iou"]
+    assert found["unary_sem_depth/rmse"] == tables["table2"]["unary_sem_depth"]["rmse"]
+
+
+def test_the_description_has_the_tables_and_findings_and_names_no_picture(written: Workspace) -> None:
+    said, whole = report.description(written), page(written)
+    for row in (*ROW_NAMES.values(), "RMSE, m ↓", "w_appearance"):
+        assert next(line for line in whole.splitlines() if line.startswith(f"| {row} |")) in said.splitlines()
+    assert "Sem-CRF+ is below Unary-Sem+Depth in mean IoU" in said
+    assert "![" not in said
 
 
 def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: Store) -> None:

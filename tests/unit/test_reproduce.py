@@ -82,6 +82,20 @@ def test_every_metric_of_every_row_is_compared_and_no_number_equals_no_number():
 # What it was made from
 
 
+@pytest.mark.parametrize(
+    ("record", "commit"),
+    [
+        ({"by_frame": [], "commit": "c1"}, "c1"),
+        ({"by_frame": []}, None),
+        ({"table3": {}, "provenance": {"commit": "c2"}}, "c2"),
+        ({"table3": {}, "provenance": {"commit": "c2"}, "commits": {"stage1": "c0", "evaluate": "c1"}}, "c1"),
+    ],
+    ids=["trial", "older trial", "older run", "run"],
+)
+def test_a_record_knows_which_code_scored_it(record, commit):
+    assert Evidence("it", record, None).commit == commit
+
+
 def evidence_of(record=RECORD, place=None):
     return Evidence("trial.json", record, place)
 

@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 
 from jointseg.errors import DiskError, InputError
 from pipeline.log_lines import append_line
+from pipeline.provenance import own_commit
 from pipeline.study import Batches
 from pipeline.trial_record import read_trials
 
@@ -56,7 +57,7 @@ def test_a_batch_is_asked_when_the_one_before_the_last_has_ended_and_told_in_the
     batches.on_trial_complete("a3", done(0))
     assert batches.suggest("e")["trial"] == 4
     assert (asker.asked, asker.told) == (6, [(0, "finished"), (1, "finished")])
-    assert [line["trial"] for line in log] == [1, 2, 0]
+    assert [(line["trial"], line["commit"]) for line in log] == [(number, own_commit()) for number in (1, 2, 0)]
 
 
 @pytest.mark.parametrize("order", [list, reversed], ids=["first first", "last first"])

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
+from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
 from pipeline.tracking import KEY_TAG, PARENT_TAG, TRIAL_RECORD, Tracker
 
 
@@ -128,6 +129,34 @@ def test_closing_finishes_a_run_that_a_kill_left_open_and_makes_none(tracker):
     with tracker.run("run", key="pipeline") as run:
         tracker.close("pipeline")
         assert status(tracker, run) == "FINISHED"
+
+
+def test_a_run_says_what_made_it_and_which_other_commits_went_on_with_it(tracker, monkeypatch):
+    def tags():
+        return tracker.client.get_run(run).data.tags
+
+    with tracker.run("stage1") as run:
+        pass
+    assert tags()["mlflow.source.name"] == typed()
+    assert tags()["mlflow.source.git.commit"] == own_commit()
+    assert tags()["versions"] == versions_line(versions())
+    assert tags()["hardware"].startswith(hardware()["cpu"])
+    assert "commits" not in tags()
+    for commit in ("second", "third", "second"):
+        monkeypatch.setattr("pipeline.tracking.own_commit", lambda commit=commit: commit)
+        with tracker.run("stage1") as again:
+            assert again == run
+    assert tags()["mlflow.source.git.commit"] == own_commit()
+    assert tags()["commits"] == f"{own_commit()}, second, third"
+
+
+@pytest.mark.parametrize(("lines", "kept"), [(3, 3), (400, 199)])
+def test_a_description_too_long_for_mlflow_ends_at_a_line(tracker, lines, kept):
+    text = "\n".join(["x" * 39] * lines)
+    with tracker.run("pipeline") as run:
+        tracker.describe(run, text)
+    found = tracker.client.get_run(run).data.tags["mlflow.note.content"]
+    assert found == (text if kept == lines else "\n".join(["x" * 39] * kept) + "\n…")
 
 
 def test_an_experiment_that_was_deleted_is_one_line(out, tracker):
@@ -273,6 +302,14 @@ def test_a_trials_record_lies_with_its_run(tracker):
     found = trials_of(tracker, parent)
     assert tracker.client.list_artifacts(found["trial-0002"].info.run_id) == []
     assert tracker.read_json(found["trial-0001"].info.run_id, TRIAL_RECORD) == {"score": 0.5}
+
+
+def test_a_trial_is_of_the_commit_that_scored_it(tracker):
+    with tracker.run("search") as parent:
+        log(tracker, parent, [{**TRIALS[0], "commit": "then"}, TRIALS[1]])
+    found = trials_of(tracker, parent)
+    commits = [found[name].data.tags["mlflow.source.git.commit"] for name in ("trial-0000", "trial-0001")]
+    assert commits == ["then", own_commit()]
 
 
 def test_two_studies_have_a_run_each_trial(tracker):

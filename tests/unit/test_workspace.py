@@ -91,14 +91,18 @@ def test_a_config_with_a_bad_value_names_file_path_and_value(place):
 
 
 def test_nothing_has_finished_in_a_new_folder(place):
-    assert place.seconds() == {}
+    assert place.done() == {}
     assert not any(place.finished(phase) for phase in PHASES)
 
 
-def test_finished_phases_are_listed_in_the_pipelines_order_with_their_seconds(place):
-    for phase, seconds in (("stage1", 2.5), ("data", 1.25), ("stage2", 3.0)):
-        place.finish(phase, seconds=seconds)
-    assert list(place.seconds().items()) == [("data", 1.25), ("stage1", 2.5), ("stage2", 3.0)]
+def test_finished_phases_are_listed_in_the_pipelines_order_with_their_seconds_and_commits(place):
+    for phase, seconds, commit in (("stage1", 2.5, "c1"), ("data", 1.25, "c0"), ("stage2", 3.0, None)):
+        place.finish(phase, seconds=seconds, commit=commit)
+    assert [(phase, row["seconds"], row["commit"]) for phase, row in place.done().items()] == [
+        ("data", 1.25, "c0"),
+        ("stage1", 2.5, "c1"),
+        ("stage2", 3.0, None),
+    ]
     assert place.finished("stage2")
     assert not place.finished("search")
 
@@ -113,10 +117,18 @@ def test_a_missing_phase_is_named_with_those_that_have_finished(place):
     place.require("stage1", wanted="stage2")
 
 
-def test_a_damaged_record_of_phases_is_refused_by_file(place):
+@pytest.mark.parametrize("text", ['{"data": 1.0', "[]", '{"data": {"seconds": 1}}', '{"data": "soon"}'])
+def test_a_damaged_record_of_phases_is_refused_by_file(place, text):
     place.out.mkdir()
-    place.phases.write_text('{"data": 1.0')
-    assert refusal(place.seconds).startswith(f"{place.phases}: ")
+    place.phases.write_text(text)
+    assert refusal(place.done).startswith(f"{place.phases}: damaged")
+
+
+def test_an_older_record_of_phases_has_seconds_alone(place):
+    place.out.mkdir()
+    place.phases.write_text('{"data": 1.5}')
+    place.finish("stage1", seconds=2, commit="c1")
+    assert place.done() == {"data": {"seconds": 1.5, "commit": None}, "stage1": {"seconds": 2.0, "commit": "c1"}}
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"frames": [1]}'])
