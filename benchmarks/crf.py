@@ -6,9 +6,10 @@ Not here: correctness, which tests hold to the specification; the plots of what 
                              [--frame IMAGE DEPTH]... [--errors] [--json FILE]
 
 All candidates run interleaved in one process on the same picture, so read the ratios; times are medians in milliseconds, set-up
-included, for 10 iterations of the paper's three kernels. Memory is the rise of the process's peak (CUDA: of the allocator's),
-each run in a process of its own. Without --frame the picture is made up. `--errors` adds, over all frames given, the distance
-from the exact mean field on the middle 128 x 128 pixels: mean |dq|, and the share of labels that differ; it needs 5 GB.
+included, for 10 iterations of the paper's three kernels, or, last, of one kernel alone by the filter that is for it. Memory is
+the rise of the process's peak (CUDA: of the allocator's), each run in a process of its own. Without --frame the picture is made
+up. `--errors` adds, over all frames given, the distance from the exact mean field on the middle 128 x 128 pixels: mean |dq|, and
+the share of labels that differ; it needs 5 GB.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.crf.cpu.scratch import release
 from jointseg.crf.filters import ExactFilter, FilterName
 from jointseg.crf.kernels import kernel_features, paper_kernels
@@ -99,9 +100,12 @@ def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
     device = logits.device.type
     settings = CrfSettings(num_iterations=NUM_ITERATIONS).scaled(H / REFERENCE_SIZE)
 
-    def inference(filter: FilterName) -> Callable[[], Tensor]:
-        crf = DenseCRF(C, settings, filter=filter).to(device).requires_grad_(False)
-        return lambda: crf(logits, image=image, depth=depth, probabilities=True)
+    def inference(filter: FilterName, *kernels: Kernel) -> Callable[[], Tensor]:
+        """With all of the paper's kernels, or with those given alone."""
+        crf = DenseCRF(C, settings, kernels=kernels or None, filter=filter).to(device).requires_grad_(False)
+        compared = {name for kernel in crf.kernels for name in kernel.guides}
+        guides = {name: guide for name, guide in {"image": image, "depth": depth}.items() if name in compared}
+        return lambda: crf(logits, **guides, probabilities=True)
 
     crf, learning = (DenseCRF(C, settings).to(device) for _ in range(2))
     crf.requires_grad_(False)
@@ -120,6 +124,10 @@ def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
     runs["auto, training step of 5"] = step
     if device == "cpu":
         runs["permutohedral"] = inference("permutohedral")
+    general: FilterName = "permutohedral" if device == "cpu" else "block_sparse"
+    alone: dict[str, FilterName] = {"appearance": general, "depth": "bilateral_grid", "smoothness": "separable"}
+    for kernel in paper_kernels(settings):
+        runs[f"{alone[kernel.name]}, {kernel.name}"] = inference(alone[kernel.name], kernel)
     if H * W <= 5000 or device == "cuda":
         runs["exact"] = inference("exact")
     if importlib.util.find_spec("pykeops") is not None and (H * W <= 17000 or device == "cuda"):
@@ -127,23 +135,25 @@ def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
     return runs
 
 
-def errors(frames: list[Frame | None], C: int) -> dict[str, tuple[float, float]]:
+def errors(frames: list[Frame | None], C: int, device: str) -> dict[str, tuple[float, float]]:
     """Mean |dq| and the share of labels that differ from the exact mean field, over the middles of all frames."""
     sums: dict[str, list[tuple[float, float]]] = {}
     settings = CrfSettings(num_iterations=NUM_ITERATIONS)
     for frame in frames:
-        parts = scene((REFERENCE_SIZE, REFERENCE_SIZE), C, frame)
+        parts = scene((REFERENCE_SIZE, REFERENCE_SIZE), C, frame, device)
         middle = slice((REFERENCE_SIZE - CROP) // 2, (REFERENCE_SIZE + CROP) // 2)
         logits, image, depth = (part[..., middle, middle].contiguous() for part in parts)
         exact = partial(ExactFilter, budget_bytes=5 * CROP**4)
 
         def q_of(filter: FilterName | Callable[..., ExactFilter], parts: Scene = (logits, image, depth)) -> Tensor:
-            crf = DenseCRF(C, settings, filter=filter).requires_grad_(False)
+            crf = DenseCRF(C, settings, filter=filter).to(device).requires_grad_(False)
             return crf(parts[0], image=parts[1], depth=parts[2], probabilities=True)
 
         truth = q_of(exact)
-        found = {"auto": q_of("auto"), "permutohedral": q_of("permutohedral")}
-        if importlib.util.find_spec("pydensecrf") is not None:
+        found = {"auto": q_of("auto")}
+        if device == "cpu":
+            found["permutohedral"] = q_of("permutohedral")
+        if device == "cpu" and importlib.util.find_spec("pydensecrf") is not None:
             found["pydensecrf2"] = pydensecrf(logits, image, depth, settings)
         for name, q in found.items():
             labels = float((q.argmax(1) != truth.argmax(1)).float().mean())
@@ -229,11 +239,11 @@ def main() -> None:
     frames: list[Frame | None] = [tuple(frame) for frame in arguments.frame or []] or [None]
     machine = f"{processor(arguments.device)}, {arguments.threads} threads"
     print(f"{machine}; {versions()}; {NUM_ITERATIONS} iterations, three kernels, float32\n")
-    print(f"{'size':>9} {'C':>4}  {'run':<26}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}{'mean |dq|':>12}{'labels':>9}")
+    print(f"{'size':>9} {'C':>4}  {'run':<28}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}{'mean |dq|':>12}{'labels':>9}")
     rows = []
     processes = multiprocessing.get_context("spawn")
     for C in arguments.classes:
-        error = errors(frames, C) if arguments.errors else {}
+        error = errors(frames, C, arguments.device) if arguments.errors else {}
         for size in arguments.sizes:
             H, W = map(int, size.split("x"))
             medians = measure(candidates(scene((H, W), C, frames[0], arguments.device)), arguments.repeats, arguments.device)
@@ -246,7 +256,7 @@ def main() -> None:
                 row = {"size": size, "classes": C, "run": name, "ms": median, "peer_over_this": ratio, "peak_mib": peak}
                 rows.append({**row, "mean_dq": dq, "labels_differ": labels, "machine": machine})
                 columns = f"{median:>9.1f}{ratio:>11.2f}{peak:>10.0f}{dq:>12.2e}{labels:>9.2%}"
-                print(f"{size:>9} {C:>4}  {name:<26}{columns}", flush=True)
+                print(f"{size:>9} {C:>4}  {name:<28}{columns}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

@@ -155,7 +155,8 @@ class StageConfig(Settings):
     """What the rates are quoted on: `sum` L' = L_sem + L_depth / lambda, `joint` L = lambda L', `mean` L' / pixels. With `sgd`
     another unit wants another rate and decay: `jointseg.units.convert_rate` says which."""
     lr: float = Field(1e-10, gt=0)
-    """Learning rate of the network."""
+    """Learning rate of the network. The paper's 1e-10 (4.1) is taken to be on the `sum` unit, and stage 2's to be stage 1's: it
+    says neither."""
     crf_lr: float = Field(1e-13, gt=0)
     """Learning rate of the CRF's weights and compatibility (stage 3)."""
     schedule: Literal["constant", "cosine"] = "constant"

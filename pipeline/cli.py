@@ -31,7 +31,6 @@ app = typer.Typer(
     name="jointseg",
     help="Joint semantic segmentation and depth with a fully connected CRF (Mousavian et al. 2016), on Ray and MLflow.\n\n"
     "Begin with: jointseg run --preset demo --out runs/demo",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="rich",
@@ -300,9 +299,17 @@ def run_command_line() -> int:
     (with a traceback) a mistake of ours, 130 an interruption.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
+    stderr = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     try:
-        app()
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except (InputError, LostWorkerError) as error:
-        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        stderr.print(f"error: {error}", markup=False)
         return 2 if isinstance(error, InputError) else 1
-    return 0
+    except Exception as error:
+        # What was typed is no command. Typer's releases differ in which classes say so.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        where = "jointseg" if context is None else context.command_path
+        stderr.print(f"error: {where}: {error.format_message().rstrip('.')} ({where} --help says more)", markup=False)
+        return 2

@@ -16,7 +16,7 @@ from jointseg.data.store import prepare as prepare_store
 from jointseg.labels import CLASS_NAMES
 from pipeline.terminal import Terminal
 
-data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.")
 
 
 @data_app.command("rooms")

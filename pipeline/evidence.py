@@ -146,7 +146,12 @@ def find_checkpoint(evidence: Evidence) -> Path:
     if evidence.place is None:
         raise InputError(f"{evidence.name}: lies in no run's folder; give the one with checkpoint {wanted[:12]} as --out")
     final = evidence.place.final(STAGES["stage2"])
+    refuse_other_checkpoint(final, wanted)
+    return final
+
+
+def refuse_other_checkpoint(final: Path, wanted: str) -> None:
+    """Raise InputError unless the finished stage's weights have this digest."""
     _, found = load_final(final)
     if found != wanted:
         raise InputError(f"{final}: is checkpoint {found[:12]}; the record was made with {wanted[:12]}")
-    return final

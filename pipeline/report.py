@@ -144,6 +144,9 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         "provenance": provenance(_as_searched(config, place), place.out),
         # The report's own time is known only after it is written.
         "seconds": {phase: row["seconds"] for phase, row in done.items() if phase != "report"},
+        "checkpoints": {
+            stage.name: load_final(place.final(stage))[1] for stage in STAGES.values() if place.final(stage).is_dir()
+        },
         "commits": {phase: row["commit"] for phase, row in done.items() if phase != "report"},
     }
 

@@ -6,7 +6,7 @@ Not here: how report.json comes about (report.py), how a page or a terminal show
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -204,20 +204,25 @@ def _comparison(report: Report, row: str, other: str) -> Finding:
 
 
 def _floor_findings(report: Report) -> list[Finding]:
-    floor_label, floor_metres = f"all “{floor_class(report)}”", f"constant {floor_depth(report)}"
-    found = [_floor_finding(report, "table3", "mean_iou", floor=floor_label, show=lambda value: f"{percent(value)} %")]
-    found.append(_floor_finding(report, "table2", "rmse", floor=floor_metres, show=lambda value: f"{plain(value)} m"))
-    return [finding for finding in found if finding is not None]
+    """What is no better than its floor; of mean IoU and RMSE also where nothing is."""
+    floors = {"table3": f"all “{floor_class(report)}”", "table2": f"constant {floor_depth(report)}"}
+    asked = [("table3", name) for name in TABLE3_METRICS] + [("table2", name) for name in TABLE2_METRICS]
+    found = [(name, _floor_finding(report, table, name, floor=floors[table])) for table, name in asked]
+    return [finding for name, finding in found if finding is not None and (finding.against or name in {"mean_iou", "rmse"})]
 
 
-def _floor_finding(report: Report, table: str, metric: str, *, floor: str, show: Callable[[Number], str]) -> Finding | None:
+def _floor_finding(report: Report, table: str, metric: str, *, floor: str) -> Finding | None:
     bound = report["floors"].get(metric)
     values = {row: metrics[metric] for row, metrics in report[table].items() if metrics.get(metric) is not None}
     if bound is None or not values:
         return None
+    name, in_metres, _ = METRIC_NAMES[metric].partition(", m")
+
+    def show(value: Number) -> str:
+        return f"{percent(value)} %" if table == "table3" else f"{plain(value)}{' m' if in_metres else ''}"
+
     sign = 1 if metric in HIGHER_IS_BETTER else -1
     broken = [f"{ROW_NAMES[row]} ({show(value)})" for row, value in values.items() if sign * value <= sign * bound]
-    name = METRIC_NAMES[metric].partition(",")[0]
     if broken:
         return Finding(f"No better in {name} than the floor of {floor} ({show(bound)}): {_and(broken)}.", against=True)
     return Finding(f"Every row is better in {name} than the floor of {floor} ({show(bound)}).")

@@ -16,10 +16,10 @@ from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
-from jointseg.stages import STAGES
+from jointseg.stages import STAGES, TRAININGS
 from pipeline import evaluate, unaries
 from pipeline.cluster import connected
-from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
+from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered, refuse_other_checkpoint
 from pipeline.finetune import run_finetune
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
@@ -110,18 +110,21 @@ def compare_trials(record: Mapping[str, Any], again: Mapping[str, Any], *, toler
         lines += _differs(name, then, now, tolerance)
     by_frame = list(zip(record["by_frame"], again["by_frame"], strict=True))
     for then, now in by_frame:
-        name = f"frame {then['frame']}, pixel accuracy"
-        found = _differs(name, then["pixel_accuracy"], now["pixel_accuracy"], tolerance)
+        found = []
+        for name in ("pixel_accuracy", "mean_iou"):
+            found += _differs(f"frame {then['frame']}, {name.replace('_', ' ')}", then[name], now[name], tolerance)
         if not found and not tolerance and then["confusion"] != now["confusion"]:
             found = [f"frame {then['frame']}: other pixels are labelled otherwise, as many rightly"]
         lines += found
-    return Comparison(len(pairs) + len(by_frame), tuple(lines))
+    return Comparison(len(pairs) + 2 * len(by_frame), tuple(lines))
 
 
 def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Screen) -> Comparison:
     place, config, record = evidence.place, evidence.config, evidence.record
     if place is None or not all(place.final(stage).is_dir() for stage in STAGES.values()):
         raise InputError(f"{evidence.name}: its run's folder, with the stages' weights, is not found; give it as --out")
+    for name, wanted in record.get("checkpoints", {}).items():
+        refuse_other_checkpoint(place.final(TRAININGS[name]), wanted)
     found = with_overrides(config, record["search"]["best"]["settings"])
 
     def own(settings: str) -> Config:

@@ -186,15 +186,16 @@ VGG16_MSC = (
 
 def _deeplab_tap(reads: str, *, stride: int) -> Branch:
     layers = (
-        Conv(f"{reads}_conv1", 128, stride=stride),
+        Conv(f"{reads}_conv1", 128, stride=stride, starts_from=f"{reads}_conv"),
         Dropout(f"{reads}_drop1"),
-        Conv(f"{reads}_conv2", 128, kernel=1),
+        Conv(f"{reads}_conv2", 128, kernel=1, starts_from=f"{reads}_fc"),
         Dropout(f"{reads}_drop2"),
     )
     return Branch(reads, reads=reads, layers=layers, upsample=8)
 
 
-# The multi-scale heads of the paper's reference [4], all at an eighth of the image.
+# The multi-scale heads of the paper's reference [4], all at an eighth of the image. Files that were trained on from DeepLab-MSc
+# call their layers poolK_conv, poolK_fc and poolK_ms.
 DEEPLAB_MSC = (
     LARGE_FOV,
     _deeplab_tap(DATA, stride=8),

@@ -175,9 +175,12 @@ def _named(tensors: dict[str, Tensor], container: str, path: Path) -> StartingWe
 
 
 def _usual_mean(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
-    """Of weights under Caffe's names that do not say theirs: with a whole fc6 they are VGG-16's, else DeepLab's."""
+    """Of weights under Caffe's names that do not say theirs: DeepLab's where they have layers of its own, else VGG-16's."""
     fc6 = tensors.get("fc6.weight")
-    return VGG_MEAN_BGR if fc6 is not None and _is_whole_fc6(fc6) else CAFFE_MEAN_BGR
+    if fc6 is not None:
+        return VGG_MEAN_BGR if _is_whole_fc6(fc6) else CAFFE_MEAN_BGR
+    layers = {name.rpartition(".")[0] for name in tensors}
+    return VGG_MEAN_BGR if layers <= set(TORCHVISION_CONVS.values()) else CAFFE_MEAN_BGR
 
 
 def _own(tensors: dict[str, Tensor], path: Path) -> StartingWeights:

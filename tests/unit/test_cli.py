@@ -58,13 +58,21 @@ def test_the_commands_are_these():
         (["data", "rooms", "--out", "x", "--frames", "1"], "--frames"),
         (["data", "rooms", "--out", "x", "--seed", "-1"], "--seed"),
         (["data", "check"], "FOLDER"),
+        (["data"], "Missing command"),
+        (["search", "--out", "x", "--trials", "many"], "--trials"),
         (["ui", "--out", "x", "--port", "0"], "--port"),
     ],
 )
-def test_a_command_that_cannot_be_read_exits_2_and_names_the_word(jointseg, words, named):
-    code, _, err = jointseg(*words)
-    assert code == 2
-    assert named.lower() in err.lower()
+def test_a_command_that_cannot_be_read_exits_2_and_names_the_word_in_one_line(mistake, words, named):
+    said = mistake(*words)
+    assert named.lower() in said.lower()
+    assert said.endswith("--help says more)")
+
+
+def test_no_command_shows_the_help(jointseg):
+    code, out, err = jointseg()
+    assert (code, err) == (0, "")
+    assert "Usage: jointseg" in out
 
 
 # What reaches the pipeline

@@ -84,8 +84,10 @@ def test_every_program_that_is_run_lies_in_the_environment_that_setup_makes():
     assert all(program.startswith(f"{made[1]}/bin/") for program in programs)
 
 
-def test_results_and_environments_are_not_copied_to_the_machines():
-    assert {pattern.split("/")[0] for pattern in CLUSTER["rsync_exclude"]} >= {"runs", ".venv", ".git"}
+def test_results_and_environments_are_not_copied_to_the_machines_and_the_commit_is():
+    left_out = {pattern.split("/")[0] for pattern in CLUSTER["rsync_exclude"]}
+    assert left_out >= {"runs", ".venv"}
+    assert ".git" not in left_out
 
 
 def test_the_example_job_names_a_preset_options_and_settings_that_exist():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, Features
+from jointseg.crf.filters import FILTERS, Features, general_filter
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,6 +90,13 @@ def test_every_run_gives_the_same_bits():
     crf = learned("crfrnn", on_gpu)
     with torch.no_grad():
         assert torch.equal(crf(logits, **guides), crf(logits, **guides))
+
+
+def test_auto_for_any_number_of_features_takes_what_triton_can():
+    cuda = torch.device("cuda")
+    assert general_filter(cuda, torch.float32, num_pixels=4900) == "block_sparse"
+    with pytest.warns(UserWarning, match="which is slow: 'block_sparse' needs float32, not float64"):
+        assert general_filter(cuda, torch.float64, num_pixels=4900) == "exact"
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")

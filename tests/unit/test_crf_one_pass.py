@@ -184,14 +184,14 @@ def test_prepared_for_other_kernels_is_refused():
 
 
 def test_every_run_gives_the_same_bits_and_thread_counts_agree_to_1e_6():
-    parts = scene(C=40, H=60, W=75, dtype=torch.float32)
+    parts = scene(C=21, H=150, W=170, dtype=torch.float32)  # enough pixels for three threads
     outs = []
     for threads in (1, 2, 2, 3):
         torch.set_num_threads(threads)
-        outs.append(infer(DenseCRF(40, CrfSettings().scaled(1 / 4), filter=automatic), *parts).softmax(1))
+        outs.append(infer(DenseCRF(21, CrfSettings().scaled(1 / 4), filter=automatic), *parts).softmax(1))
     assert torch.equal(outs[1], outs[2])
     for out in outs[1:]:
-        assert (out - outs[0]).abs().mean() <= 1e-6
+        assert (out - outs[0]).abs().max() <= 1e-6
 
 
 def test_several_python_threads_at_once_give_what_one_gives():

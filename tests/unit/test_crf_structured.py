@@ -2,12 +2,15 @@
 them (test_crf_one_pass.py).
 """
 
+import sys
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, structured
+from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, general_filter, structured
 from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid
@@ -134,6 +137,17 @@ def test_auto_takes_exact_for_small_images_and_what_suits_each_kernel_for_large_
     assert "permutohedral" in repr(prepared)
     small = DenseCRF(3).prepare(image=image[:, :, :60, :60], depth=depth[:, :60, :60])
     assert set(small.filter_names.values()) == {"exact"}
+
+
+def test_auto_says_so_where_no_fast_filter_runs(monkeypatch):
+    with warnings.catch_warnings(action="error"):
+        assert general_filter(torch.device("cpu"), torch.float64, num_pixels=4900) == "permutohedral"
+    slow = "takes 'exact' for 4900 pixels, which is slow: 'block_sparse' needs"
+    with pytest.warns(UserWarning, match=f"{slow} the triton package and CUDA, not mps"):
+        assert general_filter(torch.device("mps"), torch.float32, num_pixels=4900) == "exact"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.warns(UserWarning, match=f"{slow} the triton package"):
+        assert general_filter(torch.device("cuda"), torch.float32, num_pixels=4900) == "exact"
 
 
 def test_auto_takes_the_lattice_where_the_grid_would_be_too_large():

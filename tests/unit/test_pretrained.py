@@ -14,6 +14,7 @@ from jointseg.errors import InputError
 from jointseg.network.network import CAFFE_MEAN_BGR, build_network
 from jointseg.network.pretrained import check_pretrained, load_pretrained
 from jointseg.network.table import LARGE_FOV, Conv
+from jointseg.network.weight_files import VGG_MEAN_BGR
 from tests.starting_weights import TORCHVISION_VGG16, caffemodel, torchvision_vgg16
 
 WIDTH = 0.05
@@ -64,6 +65,14 @@ def test_a_trunk_that_was_saved_comes_back_whole(variant, kind, tmp_path):
     assert set(trunk) <= set(report.loaded)
     for name in trunk:
         assert torch.equal(network.state_dict()[name], donor.state_dict()[name])
+
+
+def test_deeplabs_own_heads_are_taken_under_the_names_that_its_files_have(tmp_path):
+    network = small("deeplab_msc")
+    names = {"pool3_conv1.weight": "pool3_conv.weight", "pool3_conv2.bias": "pool3_fc.bias"}
+    file = {there: torch.full_like(network.get_parameter(own), 2.0) for own, there in names.items()}
+    save_file({name: tensor.detach() for name, tensor in file.items()}, tmp_path / "w")
+    assert set(load_pretrained(network, tmp_path / "w").loaded) == set(names)
 
 
 def test_every_name_is_reported_once(tmp_path):
@@ -209,9 +218,10 @@ def test_the_mean_follows_the_weights(tmp_path, torchvision_file):
     assert network.mean_bgr.tolist() == pytest.approx(CAFFE_MEAN_BGR)
     load_pretrained(network, torchvision_file)
     assert network.mean_bgr.tolist() == pytest.approx([103.53, 116.28, 123.675])
-    save_file({"conv5_3.bias": torch.ones(24)}, tmp_path / "w")
-    load_pretrained(network, tmp_path / "w")
-    assert network.mean_bgr.tolist() == pytest.approx(CAFFE_MEAN_BGR)
+    for of_deeplab, mean in (({}, VGG_MEAN_BGR), ({"fc8_voc12.bias": torch.ones(21)}, CAFFE_MEAN_BGR)):
+        save_file({"conv5_3.bias": torch.ones(24), **of_deeplab}, tmp_path / "w")
+        load_pretrained(network, tmp_path / "w")
+        assert network.mean_bgr.tolist() == pytest.approx(mean)
 
 
 # Before anything is begun
@@ -240,7 +250,7 @@ def test_all_of_vgg_16_loads_and_sees_a_room_as_it_should(shared):
     assert set(report.loaded) == trunk | branch
     assert report.unused == ()
 
-    image = torch.tensor([122.675, 116.669, 104.008]).view(1, 3, 1, 1).repeat(1, 1, 513, 513)
+    image = torch.tensor(VGG_MEAN_BGR[::-1]).view(1, 3, 1, 1).repeat(1, 1, 513, 513)
     room = Image.open(shared / "nyuv2" / "rgb" / "0001.jpg").resize((513, 385), Image.Resampling.BILINEAR)
     image[..., :385, :] = torch.from_numpy(np.array(room)).permute(2, 0, 1)
     kept = []

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from jointseg.batches import Place
-from jointseg.checkpoint import save_checkpoint, save_final
+from jointseg.checkpoint import load_final, save_checkpoint, save_final
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
@@ -143,7 +143,8 @@ def test_the_confusions_that_the_paper_names_are_shares_of_the_true_class(writte
 
 def test_report_json_has_every_promised_key(written: Workspace) -> None:
     found = contents(written)
-    promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper", "confusions"}
+    promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper"}
+    promised |= {"confusions", "checkpoints"}
     assert set(found) == promised
     assert list(found["table3"]) == list(ROW_NAMES)
     assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
@@ -257,8 +258,9 @@ def test_the_folds_stand_beside_each_other_with_the_nested_estimate(place: Works
     assert "folds are balanced by scene type" in page(place)
 
 
-def test_phases_of_another_commit_than_the_reports_are_named(written: Workspace) -> None:
+def test_phases_of_another_commit_than_the_reports_are_named_and_the_checkpoints_digests(written: Workspace) -> None:
     assert contents(written)["commits"] == {"data": "data's", "stage1": "stage1's", "evaluate": "evaluate's"}
+    assert contents(written)["checkpoints"] == {"stage3": load_final(written.final(STAGES["stage3"]))[1]}
     assert "- other commits: data `data's`, stage1 `stage1's`, evaluate `evaluate's`" in page(written)
 
 

@@ -48,7 +48,7 @@ def changed(**frame):
 def test_the_same_trial_is_equal():
     found = compare_trials(RECORD, copy.deepcopy(RECORD), tolerance=0)
     assert found.equal
-    assert found.compared == 2 + 2 + 2
+    assert found.compared == 2 + 2 + 2 * 2
 
 
 def test_a_score_that_differs_in_its_last_digit_is_said_with_both_and_by_how_much():
@@ -59,6 +59,11 @@ def test_a_score_that_differs_in_its_last_digit_is_said_with_both_and_by_how_muc
 def test_a_frame_that_differs_is_named():
     found = compare_trials(RECORD, changed(pixel_accuracy=0.5, confusion="cc"), tolerance=0)
     assert found.lines == ("frame 12, pixel accuracy: 0.75 then and 0.5 now, by -0.25",)
+
+
+def test_a_frame_whose_classes_came_out_otherwise_differs_whatever_is_tolerated_of_its_pixels():
+    found = compare_trials(RECORD, changed(mean_iou=0.25, confusion="cc"), tolerance=0.01)
+    assert found.lines == ("frame 12, mean iou: 0.75 then and 0.25 now, by -0.5",)
 
 
 def test_a_frame_with_as_many_pixels_right_but_other_labels_differs_unless_that_is_tolerated():

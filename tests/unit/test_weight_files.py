@@ -20,7 +20,7 @@ from torch import nn
 from jointseg.batches import Place
 from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.errors import InputError
-from jointseg.network.weight_files import read_weights
+from jointseg.network.weight_files import VGG_MEAN_BGR, read_weights
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
@@ -82,6 +82,14 @@ def test_the_content_says_what_a_file_is_and_not_its_name(read, kind):
     assert same(weights.tensors, CAFFE)
     assert weights.image.mean_bgr == DEEPLAB_MEAN
     assert (weights.image.scale_bgr, weights.image.rgb) == ((1, 1, 1), False)
+
+
+@pytest.mark.parametrize(
+    ("layer_", "mean"), [("conv5_3", VGG_MEAN_BGR), ("fc8_voc12", DEEPLAB_MEAN), ("pool2_conv", DEEPLAB_MEAN)]
+)
+def test_weights_that_do_not_say_their_mean_are_vggs_unless_they_have_layers_of_deeplabs(read, layer_, mean):
+    tensors = {"conv1_1.weight": torch.ones(8, 3, 3, 3), f"{layer_}.bias": torch.ones(8)}
+    assert read(save(tensors)).image.mean_bgr == mean
 
 
 @pytest.mark.parametrize("content", [save(TORCHVISION), torch_file(TORCHVISION), torch_file(TORCHVISION, zipped=False)])

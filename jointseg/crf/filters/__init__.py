@@ -15,6 +15,7 @@ the derivative is that of what was computed, also where a filter approximates.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
@@ -67,7 +68,7 @@ def choose_filters(features: Features) -> list[str]:
     """What `auto` takes for each image: `exact` for small ones; else by the kernel.
 
     `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small; for the rest on CPUs
-    `permutohedral`, on CUDA `block_sparse` (float32, with Triton), elsewhere `exact`.
+    `permutohedral`, on CUDA `block_sparse` (float32, with Triton), elsewhere `exact`, with a warning: its time grows with P².
     """
     values_BPF = features.values_BPF
     B, P, F = values_BPF.shape
@@ -75,10 +76,23 @@ def choose_filters(features: Features) -> list[str]:
         return ["exact"] * B
     if F == 2:
         return ["separable"] * B
-    device = values_BPF.device.type
-    triton = device == "cuda" and values_BPF.dtype == torch.float32 and triton_available()
-    general = "permutohedral" if device == "cpu" else "block_sparse" if triton else "exact"
-    return ["bilateral_grid" if fits else general for fits in grid_fits(features)]
+    fits_B = grid_fits(features)
+    general = "" if all(fits_B) else general_filter(values_BPF.device, values_BPF.dtype, num_pixels=P)
+    return ["bilateral_grid" if fits else general for fits in fits_B]
+
+
+def general_filter(device: torch.device, dtype: torch.dtype, *, num_pixels: int) -> str:
+    """What `auto` takes for features of any number on a device; warns where that is the slow exact one."""
+    if device.type == "cpu":
+        return "permutohedral"
+    triton = device.type == "cuda" and triton_available()
+    if triton and dtype == torch.float32:
+        return "block_sparse"
+    given = str(dtype).removeprefix("torch.")
+    needed = f"float32, not {given}" if triton else f"the triton package and CUDA, not {device.type}"
+    slow = f"filter='auto' takes 'exact' for {num_pixels} pixels, which is slow: 'block_sparse' needs {needed}"
+    warnings.warn(slow, stacklevel=3)
+    return "exact"
 
 
 def check_filter(choice: FilterName | BuildFilter) -> None:
