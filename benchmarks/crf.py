@@ -7,9 +7,9 @@ Not here: correctness, which tests hold to the specification; the plots of what 
 
 All candidates run interleaved in one process on the same picture, so read the ratios; times are medians in milliseconds, set-up
 included, for 10 iterations of the paper's three kernels, or, last, of one kernel alone by the filter that is for it. Memory is
-the rise of the process's peak (CUDA: of the allocator's), each run in a process of its own. Without --frame the picture is made
-up. `--errors` adds, over all frames given, the distance from the exact mean field on the middle 128 x 128 pixels: mean |dq|, and
-the share of labels that differ; it needs 5 GB.
+the rise of the process's peak (CUDA: of the allocator's), each run in a process of its own. Without --frame the picture is
+made up. `--errors` adds, over all frames given, the distance from the exact mean field on the middle 128 x 128 pixels: mean
+|dq|, and the share of labels that differ; it needs 5 GB.
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@ Not here: predictions and sums (jointseg/evaluation.py), metrics (jointseg/metri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import ray
@@ -24,6 +26,8 @@ from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
 from pipeline.shares import shared_out, shares_of
 
+FrameScores: TypeAlias = dict[str, float]
+
 
 @dataclass(frozen=True)
 class RowJob:
@@ -35,29 +39,58 @@ class RowJob:
     weights: Path
 
 
+class Part(NamedTuple):
+    """What came of one row on some frames."""
+
+    sums: Sums
+    frames: list[FrameScores]
+    """A dictionary a frame: its number as `frame`, and its own metrics."""
+    predictions: dict[int, Prediction]
+    """Of the frames that are drawn, by number."""
+
+
+class Evaluated(NamedTuple):
+    """What came of some rows, each by its row; see Part."""
+
+    sums: dict[str, Sums]
+    frames: dict[str, list[FrameScores]]
+    predictions: dict[str, dict[int, Prediction]]
+
+
 def evaluate_rows(
     jobs: dict[Stage, RowJob], numbers: tuple[int, ...], *, drawn: tuple[int, ...], progress: Callable[[int], None]
-) -> tuple[dict[str, Sums], dict[str, dict[int, Prediction]]]:
-    """The sums of every row over the frames `numbers`, and its predictions for the frames in `drawn`.
+) -> Evaluated:
+    """The sums of every row over the frames `numbers`, each frame's scores, and its predictions for the frames in `drawn`.
 
     Shares of the frames are added in one order, whatever the number of CPUs or GPUs.
     """
     shares = [(stage, share) for stage in jobs for share in shares_of(numbers)]
-    found: dict[int, tuple[Sums, dict[int, Prediction]]] = {}
+    found: dict[int, Part] = {}
 
-    def take(place: int, part: tuple[Sums, dict[int, Prediction]]) -> None:
+    def take(place: int, part: Part) -> None:
         found[place] = part
         progress(sum(len(shares[done][1]) for done in found))
 
     asked = [(jobs[stage], share) for stage, share in shares]
     shared_out(partial(_Evaluator, drawn), asked, take, config=next(iter(jobs.values())).config)
-    sums: dict[str, Sums] = {}
-    predictions: dict[str, dict[int, Prediction]] = {stage.row: {} for stage in jobs}
+    whole = Evaluated({}, {stage.row: [] for stage in jobs}, {stage.row: {} for stage in jobs})
     for place, (stage, _) in enumerate(shares):
-        own, seen = found[place]
-        sums[stage.row] = sums[stage.row].plus(own) if stage.row in sums else own
-        predictions[stage.row] |= seen
-    return sums, predictions
+        part, row = found[place], stage.row
+        whole.sums[row] = whole.sums[row].plus(part.sums) if row in whole.sums else part.sums
+        whole.frames[row] += part.frames
+        whole.predictions[row] |= part.predictions
+    return whole
+
+
+def extremes(frames: Sequence[FrameScores], *, most: int) -> tuple[list[int], list[int]]:
+    """Numbers of the frames with the highest and with the lowest pixel accuracy, either the most extreme first.
+
+    As many of both, together at most `most`, and no frame twice; frames without labels have no part.
+    """
+    scored = [own for own in frames if not math.isnan(own["pixel_accuracy"])]
+    numbers = [int(own["frame"]) for own in sorted(scored, key=lambda own: (-own["pixel_accuracy"], own["frame"]))]
+    half = min(most, len(numbers)) // 2
+    return numbers[:half], numbers[::-1][:half]
 
 
 class _Evaluator:
@@ -67,23 +100,25 @@ class _Evaluator:
         self._drawn, self._device = drawn, device
         self._job: RowJob | None = None
 
-    def __call__(self, share: tuple[RowJob, tuple[int, ...]]) -> tuple[Sums, dict[int, Prediction]]:
-        """The sums of a row's share of frames, and its predictions for those that are drawn."""
+    def __call__(self, share: tuple[RowJob, tuple[int, ...]]) -> Part:
+        """What comes of a row on a share of the frames."""
         job, numbers = share
         if job != self._job:
             self._job, self._store = job, Store.open(job.store)
             self._model = trained_model(job.config, load_final(job.weights)[0], device=self._device)
         stage, total, predictions = STAGES[job.stage], None, {}
+        scores: list[FrameScores] = []
         frames = map(self._store.frame, numbers)
         for frame, prediction in predict(
             self._model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device
         ):
             sums = score(frame, prediction, job.config.evaluation)
             total = sums if total is None else total.plus(sums)
+            scores.append({"frame": frame.number, **metrics_of(sums, job.config)})
             if frame.number in self._drawn:
                 predictions[frame.number] = prediction
         assert total is not None
-        return total, predictions
+        return Part(total, scores, predictions)
 
 
 def start_floors(config: Config, store: Path) -> ray.ObjectRef:

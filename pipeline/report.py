@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jointseg.crf.settings import CrfSettings
 from jointseg.crf_figure import learned_matrices
 from jointseg.data.store import Store
 from jointseg.errors import InputError
-from jointseg.evaluation import Prediction, Sums
+from jointseg.evaluation import Prediction
 from jointseg.figures import qualitative, save_png, search_history, with_and_without_crf
 from jointseg.labels import CLASS_NAMES
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
@@ -32,6 +32,7 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
+from pipeline.evaluate import Evaluated
 from pipeline.provenance import provenance
 from pipeline.report_confusions import named_confusions
 from pipeline.report_search import FIGURES
@@ -43,43 +44,50 @@ WITH_CRF, WITHOUT_CRF = "sem_crf_plus", "unary_sem_depth"
 
 def save_evaluation(
     place: Workspace,
+    found: Evaluated,
     *,
     rows: Mapping[str, Mapping[str, float]],
     floors: Mapping[str, float],
-    sums: Mapping[str, Sums],
-    predictions: Mapping[str, Mapping[int, Prediction]],
+    pictures: Mapping[str, Sequence[int]],
 ) -> None:
     """Write the evaluation's folder, all or nothing, in place of an earlier one.
 
-    metrics.json: rows and floors, NaN as null. sums.json: what they were divided from. confusion_ROW.parquet: true class by
-    predicted class. predictions_ROW.npz: `labels_N` and `depth_N` of each frame N that is drawn.
+    metrics.json: rows, floors and pictures, NaN as null. sums.json: what they were divided from. confusion_ROW.parquet: true
+    class by predicted class. frames_ROW.parquet: each frame's own metrics. predictions_ROW.npz: `labels_N` and `depth_N` of
+    each frame N that is drawn.
 
     Args:
         place: the run's folder.
+        found: by the evaluation.
         rows: metrics of each row.
         floors: metrics of the floors, with the `class` and the `depth` that they give every pixel.
-        sums: of each row.
-        predictions: of each row, by frame number.
+        pictures: numbers of the frames to draw: the `first` of the split, and the `best` and `worst` of the row with the CRF.
     """
     with appearing_whole(place.evaluation, replace=True) as folder:
-        _write_json(folder / METRICS, {"rows": rows, "floors": floors})
+        _write_json(folder / METRICS, {"rows": rows, "floors": floors, "pictures": pictures})
         _write_json(
             folder / SUMS,
             {
                 row: {"segmentation": total.segmentation.to_dict(), "depth": total.depth and total.depth.to_dict()}
-                for row, total in sums.items()
+                for row, total in found.sums.items()
             },
         )
-        for row, total in sums.items():
+        for row, total in found.sums.items():
             confusion = dict(zip(CLASS_NAMES, total.segmentation.confusion.T, strict=True))
             pq.write_table(pa.table({"truth": CLASS_NAMES, **confusion}), folder / f"confusion_{row}.parquet")
-        for row, drawn in predictions.items():
+        for row, scores in found.frames.items():
+            pq.write_table(pa.Table.from_pylist(scores), folder / _frames_file(place, row).name)
+        for row, drawn in found.predictions.items():
             arrays: dict[str, Any] = {}
             for number, prediction in drawn.items():
                 arrays[f"labels_{number}"] = prediction.labels
                 if prediction.depth is not None:
                     arrays[f"depth_{number}"] = prediction.depth
             np.savez_compressed(folder / f"predictions_{row}.npz", **arrays)
+
+
+def _frames_file(place: Workspace, row: str) -> Path:
+    return place.evaluation / f"frames_{row}.parquet"
 
 
 def load_predictions(place: Workspace, row: str) -> dict[int, Prediction]:
@@ -193,8 +201,8 @@ def _search(config: Config, place: Workspace) -> dict[str, Any]:
 
 def _draw(place: Workspace, store: Store) -> dict[str, str]:
     """Draw all figures; returns their captions by path from the run's folder."""
-    predictions = load_predictions(place, WITH_CRF)
-    frames = [store.frame(number) for number in predictions]
+    predictions, pictures = load_predictions(place, WITH_CRF), _read(place.evaluation / METRICS)["pictures"]
+    frames = [store.frame(number) for number in pictures["first"]]
     trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
     scores = pq.read_table(place.trials()).sort_by("trial")["mean_iou"].to_pylist()[:trials]
     captions = {}
@@ -213,6 +221,16 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
             save_png(with_and_without_crf(frames, predictions, alone, title=title), folder / "with_and_without_crf.png")
             captions["with_and_without_crf.png"] = (
                 f"With the CRF: {with_crf}; without: {without}, the network it started from (as the paper's Fig 3)."
+            )
+        if pictures["best"]:
+            right = {own["frame"]: own["pixel_accuracy"] for own in pq.read_table(_frames_file(place, WITH_CRF)).to_pylist()}
+            shown = [store.frame(number) for number in (*pictures["best"], *reversed(pictures["worst"]))]
+            title = f"{ROW_NAMES[WITH_CRF]} on its best and its worst test frames"
+            save_png(qualitative(shown, predictions, title=title), folder / "best_and_worst.png")
+            said = {end: ", ".join(f"{100 * right[number]:.0f}" for number in pictures[end]) for end in ("best", "worst")}
+            captions["best_and_worst.png"] = (
+                f"{ROW_NAMES[WITH_CRF]} on the test frames whose pixels it labels best ({said['best']} % rightly) and worst "
+                f"({said['worst']} %), the worst last."
             )
         weights, _ = load_final(place.final(STAGES["stage3"]))
         matrices = {name.removeprefix("crf."): tensor for name, tensor in weights.items() if name.startswith("crf.")}

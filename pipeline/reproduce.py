@@ -133,7 +133,7 @@ def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Scr
     jobs = {stage: evaluate.RowJob(own(stage.settings), stage.name, store, place.final(stage)) for stage in STAGES.values()}
     numbers = Store.open(store).test
     with screen.bar("evaluate", len(jobs) * len(numbers)) as progress:
-        sums, _ = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress)
+        sums = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress).sums
     then = {row: {**metrics, **record["table2"].get(row, {})} for row, metrics in record["table3"].items()}
     now = {row: evaluate.metrics_of(total, config) for row, total in sums.items()}
     return compare_rows(then, now, tolerance=tolerance)

@@ -160,10 +160,17 @@ def evaluate_test(pipeline: Pipeline) -> None:
     with tracker.run("evaluation", parent=pipeline.parent) as run:
         with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
             floor_task = evaluate.start_floors(config, place.store)
-            sums, predictions = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
+            found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
             floor = result_of(floor_task)
-        rows = {row: evaluate.metrics_of(total, config) for row, total in sums.items()}
-        report.save_evaluation(place, rows=rows, floors=floor, sums=sums, predictions=predictions)
+        rows = {row: evaluate.metrics_of(total, config) for row, total in found.sums.items()}
+        best, worst = evaluate.extremes(found.frames[report.WITH_CRF], most=len(drawn))
+        if best:
+            job = {stage: own for stage, own in jobs.items() if stage.row == report.WITH_CRF}
+            with screen.bar("pictures", len(best) + len(worst)) as progress:
+                seen = evaluate.evaluate_rows(job, (*best, *worst), drawn=(*best, *worst), progress=progress)
+            found.predictions[report.WITH_CRF].update(seen.predictions[report.WITH_CRF])
+        pictures = {"first": list(drawn), "best": best, "worst": worst}
+        report.save_evaluation(place, found, rows=rows, floors=floor, pictures=pictures)
         for row, metrics in rows.items():
             tracker.log_metrics(run, {f"{row}/{name}": value for name, value in metrics.items()})
         tracker.log_metrics(run, {f"floor/{name}": value for name, value in floor.items()})

@@ -72,7 +72,7 @@ def test_a_mistake_comes_out_as_itself() -> None:
 
 def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers, told = tuple(range(1, store.num_frames + 1)), []
-    jobs, expected = {}, {}
+    jobs, expected, by_frame = {}, {}, {}
     for name in ("stage1", "stage3"):
         stage, final = STAGES[name], tmp_path / name / "final"
         model = untrained_final(name, CONFIG, final)
@@ -89,15 +89,19 @@ def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: 
         for frame, prediction in seen:
             own = score(frame, prediction, CONFIG.evaluation)
             total = own if total is None else total.plus(own)
+            by_frame.setdefault(stage.row, []).append(metrics_of(own, CONFIG))
         assert total is not None
         expected[stage.row] = metrics_of(total, CONFIG)
     for together in (2, len(numbers)):
         monkeypatch.setattr(shares, "FRAMES_A_SHARE", together)
         assert len(shares_of(numbers)) == -(-len(numbers) // together)
-        sums, drawn = evaluate_rows(jobs, numbers, drawn=numbers[1:3], progress=told.append)
+        whole = evaluate_rows(jobs, numbers, drawn=numbers[1:3], progress=told.append)
         for row, metrics in expected.items():
-            found = metrics_of(sums[row], CONFIG)
+            found = metrics_of(whole.sums[row], CONFIG)
             assert found == pytest.approx(metrics, rel=1e-12)
-            assert list(drawn[row]) == list(numbers[1:3])
+            assert list(whole.predictions[row]) == list(numbers[1:3])
+            assert [own.pop("frame") for own in whole.frames[row]] == list(numbers)
+            for own, alone in zip(whole.frames[row], by_frame[row], strict=True):
+                assert own == pytest.approx(alone, rel=1e-12, nan_ok=True)
         assert told[-1] == 2 * len(numbers)
     assert np.isfinite(list(expected["sem_crf_plus"].values())).all()

@@ -29,6 +29,7 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import begin
 from pipeline import report
+from pipeline.evaluate import Evaluated, extremes
 from pipeline.workspace import Workspace
 from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total
 
@@ -54,7 +55,13 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     sums = {row: total(store, drawn) for row, drawn in predictions.items()}
     floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "depth": 2.534}
     rows = {row: metrics(one) for row, one in sums.items()}
-    report.save_evaluation(place, rows=rows, floors=floors, sums=sums, predictions=predictions)
+    frames = {
+        row: [{"frame": number, **metrics(total(store, {number: own}))} for number, own in drawn.items()]
+        for row, drawn in predictions.items()
+    }
+    best, worst = extremes(frames[report.WITH_CRF], most=2)
+    pictures = {"first": list(store.test), "best": best, "worst": worst}
+    report.save_evaluation(place, Evaluated(sums, frames, predictions), rows=rows, floors=floors, pictures=pictures)
     trained = begin(with_overrides(demo(), {"network.width": 0.01}), STAGES["stage3"], place=Place(), start=None)
     save_checkpoint(place.out / "checkpoint", trained.checkpoint([{"cpu": None, "cuda": None}]))
     save_final(place.final(STAGES["stage3"]), place.out / "checkpoint")
@@ -67,6 +74,8 @@ def place(evaluated: Workspace, tmp_path: Path) -> Workspace:
     place = Workspace(shutil.copytree(evaluated.out, tmp_path / "small"))
     for row in ROW_NAMES:
         np.savez(place.evaluation / f"predictions_{row}.npz")
+    path = place.evaluation / report.METRICS
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pictures": {"first": [], "best": [], "worst": []}}))
     return place
 
 
@@ -123,6 +132,31 @@ def test_the_evaluations_sums_and_predictions_come_back(evaluated: Workspace, st
             assert (prediction.depth is None) == (row == "unary_sem")
             if prediction.depth is not None:
                 np.testing.assert_array_equal(prediction.depth, drawn[number].depth)
+
+
+def test_every_frames_own_scores_are_kept(evaluated: Workspace, store: Store) -> None:
+    rows = pq.read_table(evaluated.evaluation / "frames_sem_crf_plus.parquet").to_pylist()
+    assert [row["frame"] for row in rows] == list(store.test)
+    drawn = guesses(store, WRONG["sem_crf_plus"], depth=True)
+    for row in rows:
+        alone = metrics(total(store, {row["frame"]: drawn[row["frame"]]}))
+        assert (row["pixel_accuracy"], row["rmse"]) == (alone["pixel_accuracy"], alone["rmse"])
+
+
+@pytest.mark.parametrize(
+    ("most", "best", "worst"), [(0, [], []), (1, [], []), (2, [7], [4]), (5, [7, 2], [4, 9]), (99, [7, 2], [4, 9])]
+)
+def test_the_extreme_frames_are_the_most_extreme_first_and_none_twice(most: int, best: list[int], worst: list[int]) -> None:
+    accuracy = {4: 0.1, 2: 0.8, 5: math.nan, 9: 0.2, 7: 0.9, 3: 0.5}
+    frames = [{"frame": number, "pixel_accuracy": share} for number, share in accuracy.items()]
+    assert extremes(frames, most=most) == (best, worst)
+
+
+def test_the_best_and_the_worst_frame_are_drawn_with_how_good_they_are(written: Workspace, store: Store) -> None:
+    rows = pq.read_table(written.evaluation / "frames_sem_crf_plus.parquet").to_pylist()
+    ends = [f"{100 * choose(row['pixel_accuracy'] for row in rows):.0f}" for choose in (max, min)]
+    assert f"whose pixels it labels best ({ends[0]} % rightly) and worst ({ends[1]} %)" in page(written)
+    assert (written.figures / "best_and_worst.png").is_file()
 
 
 def test_the_confusion_names_its_classes(evaluated: Workspace, store: Store) -> None:
@@ -286,7 +320,8 @@ def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: St
     rows = {row: dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan) for row in ROW_NAMES}
     predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
     floors = {**rows["sem_crf"], "class": 0.0, "depth": math.nan}
-    report.save_evaluation(place, rows=rows, floors=floors, sums={}, predictions=predictions)
+    nothing = {"first": (), "best": (), "worst": ()}
+    report.save_evaluation(place, Evaluated({}, {}, predictions), rows=rows, floors=floors, pictures=nothing)
     report.write(demo(), place, store)
     assert contents(place)["table3"]["sem_crf"]["mean_iou"] is None
     assert set(cells(place, "Sem-CRF")[1:]) == {"–"}
@@ -306,7 +341,7 @@ def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path
 def test_every_picture_on_the_page_is_a_png_with_something_in_it(written: Workspace) -> None:
     linked = [line.partition("](")[2].rstrip(")") for line in page(written).splitlines() if line.startswith("![")]
     assert sorted(linked) == sorted(f"figures/{path.name}" for path in written.figures.iterdir())
-    assert len(linked) == 4
+    assert len(linked) == 5
     for name in linked:
         picture = Image.open(written.out / name)
         assert picture.format == "PNG"
