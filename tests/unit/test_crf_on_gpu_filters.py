@@ -61,6 +61,40 @@ def test_q_is_near_the_exact_one(form):
 
 
 @FORMS
+def test_laws_of_q(form):
+    logits, guides = scene()
+    crf, permuted, order = learned(form, on_gpu), learned(form, on_gpu), [2, 0, 1]
+    for parameter in permuted.parameters():
+        parameter.data = parameter.data[order][:, order]
+    shift = torch.linspace(-5, 5, H * W, device=DEVICE).reshape(1, 1, H, W)
+    near = {"rtol": 1e-4, "atol": 2e-5}
+    with torch.no_grad():
+        out = crf(logits, **guides)
+        torch.testing.assert_close(crf(logits + shift, **guides).softmax(1), out.softmax(1), **near)
+        torch.testing.assert_close(permuted(logits[:, order], **guides), out[:, order], **near)
+        singles = [crf(logits[i : i + 1], **{name: guide[i : i + 1] for name, guide in guides.items()}) for i in range(2)]
+        torch.testing.assert_close(torch.cat(singles), out, **near)
+        crf.weights["depth"].zero_()
+        torch.testing.assert_close(crf(logits, **guides), crf(logits, image=guides["image"]), **near)
+        for weight in crf.weights.values():
+            weight.zero_()
+        assert torch.equal(crf(logits, **guides), logits)
+        assert crf(logits, **guides, num_iterations=0) is logits
+
+
+@pytest.mark.parametrize(("size", "classes"), [((1, 1), 2), ((1, 9), 150), ((9, 1), 3)])
+@pytest.mark.parametrize("bandwidth", [0.01, 3.0, 1e4])
+def test_any_size_class_count_and_bandwidth_gives_finite_logits(size, classes, bandwidth):
+    thetas = dict.fromkeys(("theta_alpha", "theta_beta", "theta_gamma", "theta_zeta", "theta_tau"), bandwidth)
+    crf = DenseCRF(classes, CrfSettings(num_iterations=2, **thetas), filter="block_sparse").to(DEVICE).requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    logits, image, depth = (torch.rand(shape, generator=draw) for shape in ((2, classes, *size), (2, 3, *size), (2, *size)))
+    out = crf(logits.to(DEVICE), image=255 * image.to(DEVICE), depth=1 + depth.to(DEVICE))
+    assert out.shape == logits.shape
+    assert out.isfinite().all()
+
+
+@FORMS
 def test_gradients_are_near_the_exact_ones(form):
     logits, guides = scene()
     target = torch.randint(0, C, (2, H, W), generator=torch.Generator().manual_seed(2)).to(DEVICE)

@@ -101,9 +101,10 @@ def test_laws_of_q(form):
     assert infer(crf, logits, image, depth, num_iterations=0) is logits
 
 
-def test_a_batch_equals_its_images_one_by_one():
+@FORMS
+def test_a_batch_equals_its_images_one_by_one(form):
     logits, image, depth = scene(B=3)
-    crf = learned(3, "crfrnn", automatic)
+    crf = learned(3, form, automatic)
     singles = [infer(crf, logits[i : i + 1], image[i : i + 1], depth[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(infer(crf, logits, image, depth), torch.cat(singles), rtol=0, atol=0)
 
@@ -119,12 +120,13 @@ def test_any_size_and_class_count_gives_finite_logits(size, C, threads):
     assert out.isfinite().all()
 
 
+@FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bandwidth", [0.01, 1.0, 1e4])
-def test_extreme_bandwidths_give_finite_logits(bandwidth, dtype):
+def test_extreme_bandwidths_give_finite_logits(form, bandwidth, dtype):
     parts = scene(H=70, W=70, dtype=dtype)
     thetas = dict.fromkeys(("theta_alpha", "theta_beta", "theta_gamma", "theta_zeta", "theta_tau"), bandwidth)
-    out = infer(DenseCRF(3, CrfSettings(**thetas)).to(dtype), *parts)
+    out = infer(DenseCRF(3, CrfSettings(pairwise=form, **thetas)).to(dtype), *parts)
     assert out.isfinite().all()
 
 
