@@ -149,6 +149,8 @@ def predict(
 ) -> None:
     """Classes and depth of pictures of your own, from a trained stage: a file each, and one to look at."""
     place, screen, training = _workspace(out), Terminal(), _training(stage)
+    if to is not None:
+        _refuse_relative("--to", to)
     place.require(training.name, wanted="predict")
     from pipeline.predict import predict_files
 

@@ -118,9 +118,11 @@ def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
     """The prepared store with the record's digest: in `data` (a store, or NYU's folder, prepared now), or in the run's folder.
 
     Raises:
-        InputError: neither has it.
+        InputError: neither has it, or `data` is no folder.
     """
     wanted = evidence.record["data"]["digest"] if evidence.is_run else evidence.record["data"]
+    if data is not None and not data.is_dir():
+        raise InputError(f"--data: {data} is not a folder")
     looked: list[str] = []
     source = evidence.config.data.source
     for folder in (data, evidence.place.store if evidence.place is not None else None, source):

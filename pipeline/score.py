@@ -155,10 +155,14 @@ def _write_matrices(confusion_NCC: Mapping[str, NDArray[np.int64]], frames: Sequ
 
 
 def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score]) -> None:
-    """To MLflow, whose names of metrics have no apostrophes: files are `settings_1` and on, which parameters name."""
+    """To MLflow, whose names of metrics have no apostrophes: files are `settings_1` and on, which tags name.
+
+    No parameters, which do not change: the same settings may lie elsewhere when an interrupted score begins again.
+    """
     given = [name for name in scores if name not in SHORT]
     short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
-    tracker.log_params(run, {**asked, **{short[name]: name for name in given}})
+    tracker.log_params(run, asked)
+    tracker.tag(run, {short[name]: name for name in given})
     for name, score in scores.items():
         values = {**score._asdict(), **{f"gain/{of}": value for of, value in score.gain._asdict().items()}}
         tracker.log_metrics(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})

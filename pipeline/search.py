@@ -250,12 +250,18 @@ def _require_room(config: Config) -> None:
         require_resources(config)
         return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
     for name, resource, wanted in (
-        ("cpus_per_trial", "CPU", settings.cpus_per_trial),
-        ("gpus_per_trial", "GPU", settings.gpus_per_trial),
+        ("cpus_per_trial", "CPU", cpus),
+        ("gpus_per_trial", "GPU", gpus),
     ):
         most = max((node.get(resource, 0) for node in nodes), default=0)
         if wanted > most:
             raise InputError(
                 f"search.{name}: {wanted:g} {resource} are asked for; allowed: up to {most:g}, the most that a node has"
             )
+    raise InputError(
+        f"search.cpus_per_trial, search.gpus_per_trial: {cpus} CPU and {gpus:g} GPU are asked for, and no node has both"
+    )

@@ -271,7 +271,7 @@ def _levels(own: BaseDistribution, levels: int) -> Sequence[Any]:
     if isinstance(own, IntDistribution):
         return sorted({round(value) for value in spaced.tolist()})
     inner: list[float] = spaced[1:-1].tolist()
-    return [own.low, *inner, own.high]  # the ends as they are: geomspace rounds them
+    return list(dict.fromkeys([own.low, *inner, own.high]))  # the ends as they are: geomspace rounds them
 
 
 def _point(drawn: Mapping[str, Any]) -> Point:

@@ -232,6 +232,11 @@ class Tracker:
         else:
             self.client.log_artifact(run_id, str(path), folder)
 
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Tags, in place of those of the same names."""
+        for name, value in tags.items():
+            self.client.set_tag(run_id, name, value[:MAX_TAG_LENGTH])
+
     def describe(self, run_id: str, text: str) -> None:
         """The run's description, Markdown that MLflow shows on its page; what is longer than a tag may be is cut at a line."""
         if len(text) > MAX_TAG_LENGTH:

@@ -289,7 +289,7 @@ def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Work
     runs = _all_runs(MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}"), killed)
     (run,) = [run for run in runs if run.info.run_name == "score validation"]
     assert run.data.metrics["settings_1/mean_iou"] == found["score"]
-    assert run.data.params["settings_1"] == str(killed.crf_settings)
+    assert run.data.tags["settings_1"] == str(killed.crf_settings)
 
 
 def test_a_picture_is_predicted_as_the_evaluation_did(killed: Workspace, jointseg: CommandLine, tmp_path: Path) -> None:

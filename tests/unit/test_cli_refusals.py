@@ -261,6 +261,12 @@ def test_a_job_takes_no_relative_path(mistake, monkeypatch, tmp_path, words, sai
     assert mistake("run", "--out", tmp_path / "run", *words).startswith(said)
 
 
+def test_a_jobs_pictures_go_to_no_relative_folder(mistake, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    said = mistake("predict", "--out", tmp_path / "run", "--to", "there", tmp_path / "a.png")
+    assert said.startswith("--to: there is relative, and a job's")
+
+
 def test_ray_client_is_refused(mistake, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
     message = mistake("run", "--out", "x")

@@ -150,6 +150,11 @@ def test_data_are_found_by_their_digest(rooms, tmp_path):
     message = refusal(find_store, evidence_of(), rooms.path, tmp_path)
     assert message.startswith(f"trial.json: its data has digest dddddddddddd; looked in {rooms.path} ({rooms.digest[:12]})")
     assert "looked in no folder; give its folder as --data" in refusal(find_store, evidence_of(), None, tmp_path)
+    gone, place = tmp_path / "gone", Workspace(tmp_path / "run")
+    place.out.mkdir()
+    place.store.symlink_to(rooms.path)
+    assert find_store(evidence_of(record, place), None, tmp_path) == place.store
+    assert refusal(find_store, evidence_of(record, place), gone, tmp_path) == f"--data: {gone} is not a folder"
 
 
 def test_the_checkpoint_is_found_by_its_digest(tmp_path):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
@@ -46,6 +47,29 @@ def test_a_study_has_a_result_once_it_has_the_trials_asked_for_or_more(place):
         assert search.finished_result(study_of(place, trials=trials)) == found
     assert search.finished_result(study_of(place, resamples=99)) is None
     assert search.finished_result(study_of(place, resamples=99, trials=1)) == result
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"cpus_per_trial": 16}, None),
+        ({"cpus_per_trial": 2, "gpus_per_trial": 1}, None),
+        ({"cpus_per_trial": 17}, r"search\.cpus_per_trial: 17 CPU are asked for; allowed: up to 16, the most that a node has"),
+        ({"gpus_per_trial": 2}, r"search\.gpus_per_trial: 2 GPU are asked for; allowed: up to 1, the most"),
+        ({"cpus_per_trial": 8, "gpus_per_trial": 1}, "8 CPU and 1 GPU are asked for, and no node has both"),
+    ],
+)
+def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said):
+    """A node has it all: Ray would wait for ever for CPUs of one and a GPU of another."""
+    nodes = [{"CPU": 16.0}, {"CPU": 2.0, "GPU": 1.0}]
+    gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    monkeypatch.setattr(search.ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
+    config = with_overrides(demo(), {f"search.{name}": value for name, value in wanted.items()})
+    if said is None:
+        search._require_room(config)
+    else:
+        with pytest.raises(InputError, match=said):
+            search._require_room(config)
 
 
 def test_a_finished_study_is_the_one_that_stage_3_starts_from_until_it_has(place, capsys):

@@ -295,6 +295,12 @@ def test_a_grid_keeps_to_the_steps(own_file):
     assert {point["crf/w_depth"] for point in found} == {1.0, 1.5, 2.0}
 
 
+def test_a_grid_over_a_range_of_one_number_has_it_once(own_file):
+    text = fixed("{'crf/num_iterations': IntDistribution(1, 2), 'crf/w_depth': FloatDistribution(4, 4)}")
+    found = grid(space_named(own_file(text)), levels=3, seed=0)
+    assert sorted(tuple(point.values()) for point in found) == [(1, 4.0), (2, 4.0)]
+
+
 def test_a_grids_order_is_the_seeds():
     space = space_named("crf_weights")
     assert grid(space, levels=2, seed=0) == grid(space, levels=2, seed=0)

@@ -159,6 +159,13 @@ def test_a_description_too_long_for_mlflow_ends_at_a_line(tracker, lines, kept):
     assert found == (text if kept == lines else "\n".join(["x" * 39] * kept) + "\n…")
 
 
+def test_a_tag_may_change(tracker):
+    with tracker.run("score") as run:
+        for path in ("a.json", "runs/a.json"):
+            tracker.tag(run, {"settings_1": path})
+    assert tracker.client.get_run(run).data.tags["settings_1"] == "runs/a.json"
+
+
 def test_an_experiment_that_was_deleted_is_one_line(out, tracker):
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match=r"was deleted; this brings it back: mlflow experiments restore --experiment-id \d+$"):
