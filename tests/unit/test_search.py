@@ -55,7 +55,6 @@ def test_a_study_has_a_result_once_it_has_the_trials_asked_for_or_more(place):
         ({"cpus_per_trial": 16}, None),
         ({"cpus_per_trial": 2, "gpus_per_trial": 1}, None),
         ({"cpus_per_trial": 17}, r"search\.cpus_per_trial: 17 CPU are asked for; allowed: up to 16, the most that a node has"),
-        ({"gpus_per_trial": 2}, r"search\.gpus_per_trial: 2 GPU are asked for; allowed: up to 1, the most"),
         ({"cpus_per_trial": 8, "gpus_per_trial": 1}, "8 CPU and 1 GPU are asked for, and no node has both"),
     ],
 )
