@@ -79,14 +79,18 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part, after a power cut too.
 
     Raises:
-        InputError: the disk is full; what was there is left.
+        InputError: the disk is full, failing or read-only; what was there is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial")
     with disk_errors_named(path):
-        unfinished.write_text(text, encoding="utf-8")
-        sync(unfinished)
-        unfinished.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            sync(unfinished)
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
         sync(path.parent)
 
 

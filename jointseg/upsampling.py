@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from jointseg.crf.cpu.compiled import compiled, inner
 
 _Neighbours = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """Of each place along a side of the frame: the two of the map that it lies between, and the share of the second."""
@@ -39,7 +40,7 @@ def _neighbours(length: int, target: int) -> _Neighbours:
     return first, np.minimum(first + 1, length - 1), (places - first).astype(np.float32)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _argmax_upsampled(logits_Chw: NDArray[Any], rows: _Neighbours, columns: _Neighbours, labels_HW: NDArray[Any]) -> None:
     """Row by row of the frame; of the map's rows, the two that it lies between are kept, as wide as the frame."""
     C, (H, W) = logits_Chw.shape[0], labels_HW.shape
@@ -65,7 +66,7 @@ def _argmax_upsampled(logits_Chw: NDArray[Any], rows: _Neighbours, columns: _Nei
             labels_HW[y, x] = label[x]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@inner
 def _widen(row: NDArray[Any], columns: _Neighbours, wide: NDArray[Any]) -> None:
     left, right, share = columns
     for x in range(len(wide)):

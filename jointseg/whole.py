@@ -38,7 +38,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        raise DiskError(f"{path}: cannot be written: {error.strerror}") from None
+        raise DiskError(f"{path}: cannot be written: {os.strerror(error.errno)}") from None
 
 
 @contextmanager
@@ -70,7 +70,12 @@ def appearing_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                     sync(path)
                 if replace and target.exists():
                     target.rename(old)
-                partial.rename(target)
+                try:
+                    partial.rename(target)
+                except OSError:
+                    if old.exists():
+                        old.rename(target)
+                    raise
                 sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:

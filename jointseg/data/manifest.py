@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from jointseg.data.views import View
 from jointseg.errors import InputError
+from jointseg.whole import disk_errors_named, sync
 
 _SCHEMA = pa.schema(
     {
@@ -45,20 +46,27 @@ class Origin:
 
 
 def write_manifest(views: Sequence[View], path: Path, *, seeds: Mapping[str, int], store_digest: str) -> None:
-    """Write the views in training order (column `order`); the file appears whole or not at all."""
+    """Write the views in training order (column `order`); the file appears whole or not at all.
+
+    Raises:
+        InputError: the disk is full, failing or read-only.
+    """
     columns: dict[str, list[Any]] = {
         field.name: [getattr(view, field.name) for view in views] for field in dataclasses.fields(View)
     }
     columns["order"] = list(range(len(views)))
     origin = json.dumps({"seeds": dict(seeds), "store_digest": store_digest}).encode()
     table = pa.table(columns, schema=_SCHEMA.with_metadata({_ORIGIN: origin}))
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        pq.write_table(table, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pq.write_table(table, partial)
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> tuple[View, ...]:

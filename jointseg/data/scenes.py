@@ -18,5 +18,5 @@ def read_scene_types(mat: h5py.File, num_frames: int) -> tuple[str, ...] | None:
         if len(references) != num_frames or references.dtype != h5py.ref_dtype:
             return None
         return tuple("".join(map(chr, np.asarray(mat[reference]).ravel().tolist())) for reference in references)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError):
         return None

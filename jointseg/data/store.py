@@ -123,7 +123,7 @@ def check_space(path: Path, *, needed: int) -> None:
     Raises:
         InputError: it has not; the message holds both sizes.
     """
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    existing = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")

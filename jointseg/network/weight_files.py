@@ -104,12 +104,12 @@ def _read(path: Path) -> StartingWeights:
             head = file.read(64)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {ALLOWED}") from None
+    if _is_safetensors(head):  # before .caffemodel: the length that it begins with may look like one
+        return _named(_read_safetensors(path), "safetensors", path)
     if looks_like_caffemodel(head):
         model = read_caffemodel(path)
         image = ImageInput(model.mean_bgr or _usual_mean(model.tensors), (model.scale,) * 3)
         return StartingWeights(".caffemodel", model.tensors, image)
-    if _is_safetensors(head):
-        return _named(_read_safetensors(path), "safetensors", path)
     if head.startswith(_TORCH):
         return _named(_read_state_dict(path), "PyTorch", path)
     raise InputError(f"{path}: is no file of weights, it begins with {head[:8]!r}; {ALLOWED}")

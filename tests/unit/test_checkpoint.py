@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
+import resource
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -289,6 +291,24 @@ def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
     write_atomically(path, "two θ")
     assert path.read_text(encoding="utf-8") == "two θ"
     assert [file.name for file in path.parent.iterdir()] == ["settings.json"]
+
+
+def write_with_files_limited(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        write_atomically(path, "x" * 2000)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_text_that_the_disk_has_no_room_for_leaves_the_one_before_and_nothing_else(tmp_path):
+    path = tmp_path / "settings.json"
+    write_atomically(path, "one")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(write_with_files_limited, (path,)) == f"{path}: cannot be written: File too large"
+    assert path.read_text() == "one"
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_weights_that_are_views_of_others_are_written_as_they_look(tmp_path):

@@ -50,7 +50,7 @@ def test_where_nothing_can_be_cached_each_process_compiles_for_itself(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     environment |= {"PYTHONPATH": str(package.parent), "HOME": str(home), "XDG_CACHE_HOME": str(home)}
     program = """
-import torch, jointseg
+import torch, jointseg, jointseg.predictor
 from jointseg.crf import DenseCRF
 DenseCRF(2)(torch.zeros(1, 2, 6, 7), image=torch.zeros(1, 3, 6, 7))
 print(jointseg.__file__)

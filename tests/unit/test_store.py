@@ -161,6 +161,13 @@ def test_too_small_a_disk_is_said_with_both_sizes_before_writing(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_disk_that_must_have_room_is_the_one_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "store")
+    with pytest.raises(InputError, match=rf"GB are free at {tmp_path / 'there'}$"):
+        check_space(tmp_path / "link", needed=10**18)
+
+
 def prepare_with_files_limited(folder: Path, path: Path) -> str:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     try:

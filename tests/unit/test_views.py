@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +247,22 @@ def test_a_manifest_comes_back_exactly(tmp_path: Path) -> None:
     origin = read_origin(path)
     assert (origin.seeds, origin.store_digest) == ({"data.views_seed": 0, "data.validation_seed": 3}, "abc")
     assert list(path.parent.iterdir()) == [path]
+
+
+def write_with_files_limited(path: Path) -> str:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        write_manifest(make_views(range(1, 99), DataConfig()), path, seeds={}, store_digest="")
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_manifest_that_the_disk_has_no_room_for_is_named_and_not_there(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        said = pool.apply(write_with_files_limited, (tmp_path / "views",))
+    assert said == f"{tmp_path / 'views'}: cannot be written: File too large"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_manifest_rows_may_be_reordered_by_others(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_torchvisions_names_mean_torchvisions_input(read, content):
     assert weights.image.rgb
 
 
+def test_safetensors_whose_length_looks_like_a_caffemodel_are_read(read):
+    content = save({"conv1_1.bias": torch.ones(8)})
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip()
+    for length in (0x10A, 0x112, 0x11A, 0x6A2):
+        padded = length.to_bytes(8, "little") + header.ljust(length) + torch.ones(8).numpy().tobytes()
+        assert same(read(padded).tensors, {"conv1_1.bias": torch.ones(8)})
+
+
 def test_a_caffemodel_that_says_its_mean_and_scale_is_believed(read):
     data = layer("layers", "data", transform=floats(5, [103.939, 116.779, 123.68]) + floats(1, [0.017], packed=False))
     weights = read(data + KINDS["layers"])

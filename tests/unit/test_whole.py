@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from jointseg.whole import appearing_whole
 
 
@@ -91,6 +91,22 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path):
     with pytest.raises(InputError, match=r"folder: cannot be written: No space left"), appearing_whole(tmp_path / "folder"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_folder_stands_again_where_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "folder", Path.rename
+    write(folder, "old")
+
+    def failing(path, target):
+        if path.name == ".folder.partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(DiskError, match="cannot be written: Input/output error"):
+        write(folder, "new", replace=True)
+    assert read(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def killed_in_the_block(folder: Path) -> None:

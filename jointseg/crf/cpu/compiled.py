@@ -1,4 +1,4 @@
-"""How functions of this folder are compiled: without Python's lock, and kept on disk for later processes, if numba can.
+"""How functions are compiled: without Python's lock, and kept on disk for later processes, if numba can.
 
 Not here: the functions.
 """
@@ -13,14 +13,12 @@ from typing import Any
 import numba
 from numba.core.caching import IndexDataCacheFile
 
-
-def _stamp() -> str:
-    """Changes with any file of this folder."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+_HERE = b"\0".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
 
 
-_STAMP = _stamp()
+def _stamp(function: Callable[..., Any]) -> str:
+    """Changes with any file of this folder, and with the function's own."""
+    return hashlib.sha256(_HERE + b"\0" + Path(function.__code__.co_filename).read_bytes()).hexdigest()
 
 
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
@@ -33,7 +31,8 @@ def _kept(function: Callable[..., Any], **options: Any) -> Any:
         return dispatcher
     # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed. Each
     # version of this folder has files of its own: another's may name classes that are no more.
-    cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{_STAMP[:12]}", _STAMP)
+    stamp = _stamp(function)
+    cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{stamp[:12]}", stamp)
     return dispatcher
 
 
