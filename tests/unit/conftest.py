@@ -101,6 +101,20 @@ def mistake(jointseg):
     return run
 
 
+@pytest.fixture
+def last_share_first(monkeypatch):
+    """Work that is shared out is done in this process, a frame a share, and the last share comes first; no Ray is needed."""
+
+    def shared_out(load, shares, take, *, config):
+        work = load(torch.device("cpu"))
+        for place in reversed(range(len(shares))):
+            take(place, work(shares[place]))
+
+    monkeypatch.setattr("pipeline.shares.FRAMES_A_SHARE", 1)
+    for module in ("evaluate", "features", "finetune", "score", "unaries"):
+        monkeypatch.setattr(f"pipeline.{module}.shared_out", shared_out)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Small tensors, and tests that run beside each other: more threads only get in each other's way."""

@@ -95,6 +95,13 @@ def test_tpe_comes_nearer_to_the_best_than_chance():
     assert missed("tpe") < 0.6 * missed("random")
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_as_many_trials_as_asked_for_are_random_before_the_sampler_looks_at_scores(sampler):
+    few, many = (asked(config_with(sampler=sampler, startup_trials=count)) for count in (2, 50))
+    assert few[:3] == many[:3]
+    assert few != many
+
+
 def test_what_is_asked_depends_on_the_batch():
     assert asked(config_with(), batch=3) != asked(config_with(), batch=4)
 
@@ -118,11 +125,12 @@ def test_a_trial_that_was_stopped_is_pruned_to_the_sampler_and_neither_complete_
 
 
 def test_the_journal_says_after_how_many_folds_a_trial_was_stopped_and_at_which_score(tmp_path):
-    asked(config_with(), trials=4, journal=tmp_path / "journal.log", stopping=(2,))
+    points = asked(config_with(), trials=4, journal=tmp_path / "journal.log", stopping=(2,))
     trials = journal_of(tmp_path / "journal.log").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
-    assert list(trials[2].intermediate_values) == [1]
-    assert trials[2].value == trials[2].intermediate_values[1]
+    partial = line_at(2, points[2], stopped=True)["partial_mean_iou"]
+    assert trials[2].intermediate_values == {1: partial}
+    assert trials[2].value == partial
 
 
 def test_a_grid_ends():
@@ -163,3 +171,33 @@ def test_optuna_opens_the_journal_with_every_trial_in_order_and_begun_again_it_h
     assert study.metric_names == ["mean_iou", "boundary_f1"][: len(study.directions)]
     assert study.best_trials
     assert all(trial.params for trial in study.trials)
+
+
+@pytest.mark.parametrize("second", ["boundary_f1", "seconds"])
+def test_each_objective_is_told_in_its_place(tmp_path, second):
+    points = asked(config_with(objective=f"miou,{second}"), trials=2, journal=tmp_path / "journal.log")
+    for number, trial in enumerate(journal_of(tmp_path / "journal.log").trials):
+        line = line_at(number, points[number])
+        assert trial.values == [line["mean_iou"], line[second]]
+
+
+@pytest.mark.parametrize(("objective", "stopped"), [("miou", 1), (TWO, None)])
+def test_a_sampler_is_told_what_the_journal_says(tmp_path, objective, stopped):
+    config = config_with(objective=objective)
+    space = load_space(config)
+    asker = Asker(config.search, space, first=start_points(space, config), journal=tmp_path / "journal.log")
+    for number in range(3):
+        asker.tell(number, line_at(number, asker.ask(number), stopped=number == stopped, failed=number == 2))
+    own, kept = (
+        [(trial.state, trial.values, trial.intermediate_values) for trial in study.trials]
+        for study in (asker.study, journal_of(tmp_path / "journal.log"))
+    )
+    assert own == kept
+
+
+def test_the_lock_that_a_killed_process_left_of_its_journal_is_removed(tmp_path):
+    """Optuna would wait for it."""
+    lock = tmp_path / "journal.log.lock"
+    lock.symlink_to(tmp_path / "gone")
+    asked(config_with(), trials=1, journal=tmp_path / "journal.log")
+    assert not lock.is_symlink()

@@ -106,6 +106,33 @@ def test_every_point_of_a_space_is_a_config(name):
         assert set(differences(demo(), with_overrides(demo(), point))) <= set(point)
 
 
+def distributions_of(name):
+    space = space_named(name)
+    if space.distributions is not None:
+        return dict(space.distributions)
+    trial = optuna.trial.FixedTrial(space.at(papers_values())[1])
+    space.draw(trial)
+    return trial.distributions
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_weights_and_bandwidths_are_drawn_on_log_scales_as_far_as_their_files_say(name):
+    """Weights from a tenth to three times the paper's, bandwidths from at least a half to at least twice, at most by 8."""
+    found = {path.replace("/", "."): own for path, own in distributions_of(name).items()}
+    for path in (WEIGHTS | BANDWIDTHS).keys() & found.keys():
+        assert found[path].log, path
+        low, high = found[path].low / papers_values()[path], found[path].high / papers_values()[path]
+        if path in WEIGHTS:
+            assert (low, high) == (pytest.approx(0.1), pytest.approx(3)), path
+        else:
+            assert 1 / 8 <= low <= 1 / 2 < 2 <= high <= 8, path
+
+
+def test_a_crf_without_an_iteration_is_in_no_space():
+    iterations = distributions_of("crf")["crf/num_iterations"]
+    assert (iterations.low, iterations.high) == (1, 15)
+
+
 def test_without_the_depth_kernel_nothing_else_of_it_is_drawn():
     points = drawn(space_named("depth_or_not"), 40)
     off = [point for point in points if point["crf.w_depth"] == 0]
@@ -196,6 +223,12 @@ def test_a_file_or_module_that_is_not_there_is_named(tmp_path):
         assert refusal(space_named, f"{module}:space").startswith(said)
 
 
+def test_a_conditional_space_is_another_where_its_own_code_changes(own_file):
+    text = "def space(trial): return {'crf/w_depth': trial.suggest_float('crf/w_depth', 1, 9)LATER}"
+    one, other = (space_named(own_file(text.replace("LATER", later))).digest for later in ("", " * 2"))
+    assert one != other
+
+
 def test_a_conditional_space_is_another_where_what_it_takes_from_another_file_changes(own_file, tmp_path):
     (tmp_path / "ranges.py").write_text("HIGH = 9.0")
     text = (
@@ -221,6 +254,15 @@ def test_the_papers_point_is_first_and_ones_own_is_second(tmp_path):
     first, second = points(space="crf_weights", start=str(tmp_path / "start.json"))
     assert first == (WEIGHTS, {path.replace(".", "/"): value for path, value in WEIGHTS.items()}, True)
     assert second[0] == WEIGHTS | {"crf.w_depth": 2.5}
+
+
+def test_what_is_searched_begins_at_the_papers_values_whatever_the_runs_own_are(tmp_path):
+    """And what a start does not hold is the paper's too."""
+    (tmp_path / "start.json").write_text('{"crf.w_depth": 2.5}')
+    config = config_with(space="crf_weights", start=str(tmp_path / "start.json"))
+    config = with_overrides(config, {"crf.w_depth": 9.0, "crf.w_smoothness": 5.0})
+    first, second = start_points(load_space(config), config)
+    assert (first[0], second[0]) == (WEIGHTS, WEIGHTS | {"crf.w_depth": 2.5})
 
 
 def test_a_start_may_lie_outside_the_ranges(tmp_path):

@@ -1,9 +1,13 @@
-"""Laws of one trial without Ray: what it scores and what is kept of it. Not here: which trials are run (test_study.py)."""
+"""Laws of one trial without Ray: what it scores and what is kept of it.
+
+Not here: which trials are run (test_study.py), how a trial that trains does so (integration tests).
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +16,16 @@ import torch
 from jointseg.boundary import BoundarySums
 from jointseg.checkpoint import digest
 from jointseg.errors import DeviceMemoryError, DiskError, InputError
-from jointseg.evaluation import compute_unaries, refined_labels, score_labels
+from jointseg.evaluation import compute_unaries, predict, refined_labels, score_labels
 from jointseg.metrics import SegmentationSums
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
-from pipeline.trial import CrfTrial, TrialJob, TrialRunner, run_trial
+from jointseg.stages import Kernels
+from pipeline import finetune
+from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, run_trial
 from pipeline.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
 from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of
+from tests.checkpoints import untrained_final
 
 # What is kept of a trial
 
@@ -38,8 +45,9 @@ def test_scores_are_of_pooled_matrices_over_all_frames_and_over_each_fold(small)
 
 
 def test_boundaries_are_pooled_too(small):
-    found = scores_of(sums_at(RIGHT, RIGHT, boundary=BoundarySums(8, 4, 8, 8)), (0, 1), small.evaluation)
-    assert found["boundary_f1"] == 2 * 0.5 * 1 / 1.5
+    one, other = BoundarySums(8, 8, 8, 8), BoundarySums(24, 0, 8, 8)
+    sums = [*sums_at(RIGHT, boundary=one), *sums_at(RIGHT, boundary=other)]
+    assert scores_of(sums, (0, 1), small.evaluation)["boundary_f1"] == pytest.approx(2 * 0.25 * 1 / 1.25)
 
 
 def test_confusion_matrices_come_back_whole(tmp_path):
@@ -50,6 +58,24 @@ def test_confusion_matrices_come_back_whole(tmp_path):
     assert (confusion_NCC == np.stack([own.segmentation.confusion for own in kept])).all()
     assert [row["pixel_accuracy"] for row in rows if row["frame"] != 1] == [1, 0.75]
     assert [path.name for path in path.parent.iterdir()] == ["trial-0007.parquet"]
+
+
+def test_a_cell_may_hold_every_pixel_of_a_frame(tmp_path):
+    pixels = 480 * 640
+    write_confusions(confusion_file(tmp_path, 0), 0, (3,), (0,), sums_at([[pixels, 0], [0, 1]]))
+    assert read_confusions(confusion_file(tmp_path, 0))[1][0, 0, 0] == pixels
+
+
+def test_matrices_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(table, where, **_):
+        Path(where).write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.trial_record.pq.write_table", full)
+    path = confusion_file(tmp_path, 7)
+    with pytest.raises(DiskError):
+        write_confusions(path, 7, (3,), (0,), sums_at(HALF))
+    assert not path.exists()
 
 
 def test_a_damaged_file_of_matrices_is_named(tmp_path):
@@ -171,6 +197,15 @@ def test_boundaries_are_counted_where_they_are_sought(job):
     assert 0 <= TrialRunner(with_search(job, objective="miou,boundary_f1")).run(0, POINT)["boundary_f1"] < 1
 
 
+def test_boundaries_are_counted_in_the_part_that_is_scored(small):
+    config = with_overrides(small, {"search.objective": "miou,boundary_f1", "evaluation.crop": "eigen"})
+    truth = np.zeros((480, 640), np.uint8)
+    truth[:, 320:] = 1
+    labels = truth.copy()
+    labels[:20] = np.arange(640) // 8 % 2  # outside the crop
+    assert frame_sums(labels, truth, config).boundary.f1 == 1
+
+
 def test_settings_that_the_crf_refuses_fail_the_trial_and_not_the_study(job):
     line = TrialRunner(job).run(0, {"crf.w_appearance": 3e38, "crf.w_depth": 3e38})
     assert (line["state"], line["mean_iou"], line["fold_scores"]) == ("failed", None, None)
@@ -231,3 +266,35 @@ def test_ray_hands_a_trial_its_number_and_point_and_the_next_ones_to_the_same_pr
     assert [json.loads(told["line"])["trial"] for told in (first, second)] == [0, 1]
     assert first["done"]
     assert outcome(json.loads(second["line"])) == outcome(TrialRunner(job).run(1, OTHER))
+
+
+def test_ray_hands_a_trial_its_rival(job):
+    """A rival that has left no matrices is looked for."""
+    trial = CrfTrial.__new__(CrfTrial)
+    trial.setup({"trial": 0, "point": POINT, "rival": 99}, job=job)
+    line = json.loads(trial.step()["line"])
+    assert line["error"].startswith(f"{confusion_file(job.folder, 99)}: missing")
+
+
+# Trials that train
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_a_trial_that_trains_does_so_from_its_point_and_counts_each_frame_in_its_own_place(job, rooms, tmp_path, monkeypatch):
+    trained = []
+
+    def train_stage(config, stage, place, **_):
+        trained.append((config, stage.name, untrained_final("stage3", config, place.final(stage))))
+
+    monkeypatch.setattr(finetune, "train_stage", train_stage)
+    own = replace(with_search(job, finetune_iterations=17), folder=tmp_path)
+    line = finetune.run_finetune(own, 3, POINT)
+    ((config, stage, model),) = trained
+    assert (config, stage) == (with_overrides(own.config, {**POINT, "stage3.iterations": 17}), "stage3")
+    frames = [rooms.frame(number) for number in job.cache.frames]
+    predictions = predict(model, frames, config, kernels=Kernels.SEM_CRF_PLUS, with_depth=True, device=torch.device("cpu"))
+    expected = [score_labels(found.labels, frame.labels, config.evaluation) for frame, found in predictions]
+    rows, confusion_NCC = read_confusions(confusion_file(tmp_path, 3))
+    assert [row["frame"] for row in rows] == list(job.cache.frames)
+    assert (confusion_NCC == np.stack([own.confusion for own in expected])).all()
+    assert line["mean_iou"] == pytest.approx((expected[0] + expected[1]).mean_iou())

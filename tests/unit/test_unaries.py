@@ -1,4 +1,4 @@
-"""Laws of the unaries on disk: which are taken and which refused. Not here: the network that makes them."""
+"""Laws of the unaries on disk: whose row is whose, which are taken and which refused. Not here: what the network says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 
 from jointseg.checkpoint import Checkpoint, digest, load_final, save_checkpoint, save_final
 from jointseg.errors import DiskError, InputError
-from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node
+from jointseg.evaluation import compute_unaries
+from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node, subset_labels
+from tests.checkpoints import untrained_final
 
 
 @pytest.fixture
@@ -33,6 +35,23 @@ def kept(tmp_path, small):
 def unaries_of(folder, config):
     final = folder.parent / "final"
     return cached_unaries(config, folder.parent, final, folder, frames=(1, 2), progress=lambda _: None)
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_a_frames_unaries_are_in_its_own_row_in_whatever_order_shares_come(rooms, small, tmp_path):
+    model, done = untrained_final("stage2", small, tmp_path / "final"), []
+    folder, frames = tmp_path / "unaries", rooms.train
+    cache = cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append)
+    for row, number in enumerate(frames):
+        expected = compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu"))
+        for name, own in cache.arrays().items():
+            np.testing.assert_array_equal(own[row], getattr(expected, name))
+    assert done == [1, 2, 3]
+
+
+def test_labels_of_frames_that_are_not_to_train_on_are_refused(rooms):
+    with pytest.raises(InputError, match=rf"validation frames \[{rooms.test[0]}\] are not in its train split"):
+        subset_labels(rooms.path, (rooms.train[0], rooms.test[0]))
 
 
 def test_unaries_of_this_checkpoint_and_these_frames_are_taken(kept, small):
