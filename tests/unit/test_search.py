@@ -1,8 +1,12 @@
-"""Laws of a study's result in a run's folder: when there is one, and whether stage 3 starts from it. Not here: the study."""
+"""Laws of a study in a run's folder: which it is, when it has a result, and whether stage 3 starts from that.
+
+Not here: its trials (test_study.py), what a result says of them (test_search_result.py).
+"""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +17,7 @@ from jointseg.stages import STAGES
 from pipeline import search
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
+from tests.checkpoints import untrained_final
 
 TRIALS = 6
 
@@ -38,6 +43,77 @@ def result_of(study):
 @pytest.fixture
 def place(tmp_path):
     return Workspace(tmp_path / "run")
+
+
+# Which study it is
+
+
+def at_stage_2(folder, rooms, config, frames):
+    """A run's folder whose stage 2 has finished."""
+    place = Workspace(folder)
+    place.final(STAGES["stage2"]).parent.mkdir(parents=True)
+    untrained_final("stage2", config, place.final(STAGES["stage2"]))
+    place.store.symlink_to(rooms.path)
+    place.validation.write_text(json.dumps({"frames": frames, "seed": 0, "digest": f"digest of {frames}"}))
+    return place
+
+
+@pytest.fixture(scope="module")
+def stage_2(rooms, small, tmp_path_factory):
+    return at_stage_2(tmp_path_factory.mktemp("run") / "run", rooms, small, rooms.train[:2])
+
+
+def folder_of(small, place, changes=None):
+    return search.open_study(with_overrides(small, {"search.folds": 2, **(changes or {})}), place).folder.name
+
+
+SAME = {
+    "search.trials": 7, "search.resamples": 9, "search.concurrent": 2, "search.filter_cache": 0, "search.node_folder": "/tmp/n",
+}  # fmt: skip
+OTHER = {
+    "search.batch": 3, "search.seed": 1, "search.early_stop": True, "search.startup_trials": 3, "search.sampler": "random",
+    "search.space": "crf_weights", "search.objective": "miou,boundary_f1", "search.fidelity": "finetune",
+    "crf.theta_beta": 4.0, "evaluation.crop": "eigen", "evaluation.absent_classes": "zero",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SAME)
+def test_what_changes_no_trial_is_the_same_study(stage_2, small, path):
+    assert folder_of(small, stage_2, {path: SAME[path]}) == folder_of(small, stage_2)
+
+
+@pytest.mark.parametrize("path", OTHER)
+def test_whatever_trials_hang_on_makes_another_study(stage_2, small, path):
+    digests = {folder_of(small, stage_2, own)[-8:] for own in ({}, {path: OTHER[path]})}
+    assert len(digests) == 2
+
+
+def test_other_weights_and_other_frames_make_another_study(stage_2, rooms, small, tmp_path):
+    weights = at_stage_2(tmp_path / "weights", rooms, with_overrides(small, {"seed": 1}), rooms.train[:2])
+    frames = at_stage_2(tmp_path / "frames", rooms, small, rooms.train[1:])
+    assert len({folder_of(small, place) for place in (stage_2, weights, frames)}) == 3
+
+
+def test_folds_are_the_seeds_and_balanced_by_the_scene_types_of_their_own_frames(rooms, small, tmp_path, monkeypatch):
+    """Frames are numbered from 1."""
+    place = at_stage_2(tmp_path / "run", rooms, small, (2, 4, 6, 8))
+    types = ("attic", "bath", "attic", "bath", "attic", "hall", "attic", "hall", "attic")
+    monkeypatch.setattr(search.Store, "open", lambda _: SimpleNamespace(scene_types=types, digest="d"))
+    drawn = set()
+    for seed in range(8):
+        study = search.open_study(with_overrides(small, {"search.folds": 2, "search.seed": seed}), place)
+        assert study.folds[0] != study.folds[1]
+        assert study.folds[2] != study.folds[3]
+        drawn.add(study.folds)
+    assert len(drawn) > 1
+    assert study.identity["balanced_by"] == "scene type"
+
+
+def test_as_many_folds_as_frames_are_allowed():
+    search.check_search(with_overrides(demo(), {"data.validation_frames": 5, "search.folds": 5}))
+
+
+# Its result
 
 
 def test_a_study_has_a_result_once_it_has_the_trials_asked_for_or_more(place):
@@ -83,3 +159,38 @@ def test_a_finished_study_is_the_one_that_stage_3_starts_from_until_it_has(place
     )
     assert json.loads(place.crf_settings.read_text())["study"] == "crf-tpe-0"
     assert "stays: stage3 began from study crf-tpe-0" in capsys.readouterr().out
+
+
+def test_a_study_that_went_on_to_another_winner_does_not_replace_what_stage_3_began_from(place, capsys):
+    study = study_of(place)
+    first = result_of(study)
+    search.take_over(first, study, place, Terminal())
+    place.stage(STAGES["stage3"]).mkdir(parents=True)
+    other = {**first, "settings": {"crf.theta_beta": 5.0}}
+    (study.folder / "crf_settings.json").write_text(json.dumps(other))
+    search.take_over(other, study, place, Terminal())
+    assert json.loads(place.crf_settings.read_text()) == first
+    assert "stays: stage3 began from study crf-tpe-0" in capsys.readouterr().out.replace("\n", " ")
+
+
+RESULT = {
+    "score": 0.5, "paper_score": 0.4, "trial": 3, "trials": 6, "nested": {"score": 0.45, "optimism": 0.05},
+    "folds": {"mean": 0.48, "standard_error": 0.02, "scores": []},
+    "gain": {"difference": 0.1, "low": -0.2, "high": 0.3, "within_noise": True},
+}  # fmt: skip
+NO_PAPER = {**RESULT, "paper_score": None, "gain": None}
+
+
+def test_a_result_in_one_line():
+    best = "best mean IoU 0.5000 (trial 3 of 6; over folds 0.4800 ± 0.0200; nested 0.4500)"
+    gain = "; at the paper's point 0.4000, a gain of +0.1000 [-0.2000, +0.3000]"
+    assert search.said(RESULT) == f"{best}{gain}: within noise"
+    assert search.said({**RESULT, "gain": {**RESULT["gain"], "within_noise": False}}) == f"{best}{gain}"
+    assert search.said(NO_PAPER) == f"{best}; at the paper's point: no score"
+
+
+def test_a_results_numbers_have_their_names_in_mlflow_and_without_a_papers_score_there_is_none_of_it():
+    found = {"best_mean_iou": 0.5, "nested_mean_iou": 0.45, "optimism": 0.05, "folds/mean": 0.48, "folds/standard_error": 0.02}
+    gain = {"gain/difference": 0.1, "gain/low": -0.2, "gain/high": 0.3}
+    assert search._summary(RESULT) == {**found, "paper_mean_iou": 0.4, **gain}
+    assert search._summary(NO_PAPER) == found

@@ -85,6 +85,27 @@ def test_the_best_so_far_only_rises_and_passes_over_failures(tmp_path):
     assert best_so_far(lines[1:2]) == [-math.inf]
 
 
+def test_trials_that_were_stopped_are_counted_and_win_nothing(tmp_path):
+    _, lines = study(tmp_path, SHARES)
+    lines[2] |= {"state": "stopped", "mean_iou": None, "partial_mean_iou": 1.0}
+    found = save_result(lines, config_with(), tmp_path, identity=IDENTITY)
+    assert (found["trials"], found["failed"], found["stopped"], found["trial"]) == (4, 1, 1, 3)
+
+
+def test_the_table_of_trials_is_replaced_whole_or_stays(tmp_path, monkeypatch):
+    _, lines = study(tmp_path, SHARES)
+    before = (tmp_path / "trials.parquet").read_bytes()
+
+    def full(table, where, **_):
+        where.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.search_result.pq.write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_result(lines, config_with(), tmp_path, identity=IDENTITY)
+    assert (tmp_path / "trials.parquet").read_bytes() == before
+
+
 def test_a_study_in_which_every_trial_failed_is_no_result(tmp_path):
     with pytest.raises(InputError, match="search: none of 2 trials has a score; the first says: it failed"):
         study(tmp_path, [None, None])
@@ -104,9 +125,9 @@ def test_over_folds_it_has_a_mean_and_a_standard_error(tmp_path):
 
 
 def test_a_trial_that_is_lucky_on_one_fold_is_found_out_by_the_nested_estimate(tmp_path):
-    found, _ = study(tmp_path, [(0.5, 0.5, 0.5, 0.5), (0.9, 0.2, 0.9, 0.2), (0.1, 0.9, 0.1, 0.9)])
-    assert found["trial"] == 1
-    assert found["nested"]["chosen"] == [2, 1]
+    found, _ = study(tmp_path, [(0.5, 0.5, 0.5, 0.5), None, (0.9, 0.2, 0.9, 0.2), (0.1, 0.9, 0.1, 0.9)])
+    assert found["trial"] == 2
+    assert found["nested"]["chosen"] == [3, 2]
     assert found["nested"]["score"] == pytest.approx(iou(0.15))
     assert found["nested"]["optimism"] == pytest.approx(found["score"] - iou(0.15))
 
@@ -118,6 +139,22 @@ def test_a_gain_on_every_frame_is_beyond_noise_and_one_on_half_of_them_within(tm
     assert not found["gain"]["within_noise"]
     found, _ = study(tmp_path / "two", [(0.5, 0.6, 0.5, 0.6), (0.95, 0.2, 0.9, 0.2)])
     assert found["gain"]["within_noise"]
+
+
+def test_the_interval_is_the_seeds_and_of_as_many_resamples_as_asked_for(tmp_path):
+    shares = [(0.5, 0.62, 0.44, 0.71), (0.95, 0.23, 0.87, 0.31)]
+    settings = ({"seed": 0}, {"seed": 0}, {"seed": 1}, {"resamples": 20})
+    gains = [study(tmp_path / str(place), shares, **own)[0]["gain"] for place, own in enumerate(settings)]
+    assert gains[0] == gains[1]
+    assert gains[2]["low"] != gains[0]["low"] != gains[3]["low"]
+
+
+def test_all_statistics_follow_the_rule_for_absent_classes(tmp_path):
+    config = with_overrides(config_with(), {"evaluation.absent_classes": "zero"})
+    _, lines = study(tmp_path, SHARES)
+    found = save_result(lines, config, tmp_path, identity=IDENTITY)
+    assert found["nested"]["score"] == pytest.approx(2 * iou(0.85) / 40)
+    assert found["gain"]["difference"] == pytest.approx(2 * (iou(0.85) - iou(0.5)) / 40)
 
 
 def test_without_a_score_at_the_papers_point_there_is_no_gain(tmp_path):

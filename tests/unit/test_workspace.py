@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,3 +193,28 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_presets_refuse_each_other_in_one_line(place):
     place.adopt_config(demo())
     assert "network.input_size is 65 there and 513 here" in refusal(place.adopt_config, paper())
+
+
+# A full disk
+
+
+def refusal_with_files_limited(act, *arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    return refusal(act, *arguments)
+
+
+def refusal_on_a_full_disk(act, *arguments):
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(refusal_with_files_limited, (act, *arguments))
+
+
+def test_a_phase_that_cannot_be_recorded_leaves_those_before_it(place):
+    place.finish("data", seconds=1.25)
+    said = refusal_on_a_full_disk(partial(place.finish, seconds=2.25), "stage1")
+    assert said == f"{place.phases}: cannot be written: File too large"
+    assert list(place.done()) == ["data"]
+
+
+def test_a_new_folders_config_appears_whole_or_not_at_all(place):
+    assert refusal_on_a_full_disk(place.adopt_config, demo()) == f"{place.config}: cannot be written: File too large"
+    assert not place.config.exists()

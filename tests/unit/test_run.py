@@ -1,0 +1,178 @@
+"""Laws of the phases: what each is given, and what it leaves in the folder and in MLflow. Not here: Ray, whole runs
+(tests/integration/test_pipeline.py).
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+import pipeline.run
+from jointseg.data.manifest import read_manifest
+from jointseg.data.store import prepare
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES, TRAININGS
+from pipeline.run import Pipeline, evaluate_test, prepare_data, train
+from pipeline.terminal import Terminal
+from pipeline.tracking import Tracker
+from pipeline.workspace import PIPELINE, Workspace
+from tests.checkpoints import untrained_final
+
+
+class Noting:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        self.metrics, self.artifacts, self.params, self.datasets = {}, [], {}, []
+
+    @contextmanager
+    def run(self, name, *, parent=None, key=None):
+        yield name
+
+    def log_metrics(self, run, metrics, *, step=0):
+        self.metrics |= {(run, name, step): value for name, value in metrics.items()}
+
+    def log_artifact(self, run, path, folder=None):
+        self.artifacts.append((run, path.name, folder))
+
+    def log_params(self, run, params):
+        self.params[run] = params
+
+    def log_dataset(self, run, **own):
+        self.datasets.append((run, own))
+
+    def last_step(self, run, metric):
+        return 1
+
+
+@pytest.fixture
+def pipeline_of(rooms, small, tmp_path):
+    """A run in a folder whose data are prepared."""
+    place = Workspace(tmp_path / "run")
+    place.out.mkdir()
+    place.store.symlink_to(rooms.path)
+
+    def made(changes=None):
+        own = {"data.source": str(rooms.path.parent / "nyu"), "data.validation_frames": 2}
+        return Pipeline(with_overrides(small, own | (changes or {})), place, Noting(), "top", Terminal(), False)
+
+    return made
+
+
+def find_settings(place, **found):
+    """Leave what a search found."""
+    place.crf_settings.write_text(json.dumps({"settings": {f"crf.{name}": value for name, value in found.items()}}))
+
+
+# Data
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_validation_frames_are_trained_on_only_where_that_is_asked_for(pipeline_of, rooms, kept):
+    own = pipeline_of({"data.train_on_validation": kept})
+    prepare_data(own)
+    subset = own.place.subset()
+    trained = {view.frame for view in read_manifest(own.place.views)}
+    assert trained == set(rooms.train) - (set() if kept else set(subset["frames"]))
+    assert (len(subset["frames"]), subset["in_training"]) == (2, kept)
+
+
+def test_the_data_go_to_mlflow_by_their_digest_with_the_views_and_the_validation_frames(pipeline_of, rooms):
+    own = pipeline_of()
+    prepare_data(own)
+    ((run, data),) = own.tracker.datasets
+    assert (run, data["digest"]) == ("top", rooms.digest)
+    assert sorted(own.tracker.artifacts) == [("top", "validation.json", None), ("top", "views.parquet", None)]
+
+
+# Training
+
+
+def test_stage_3_alone_takes_the_settings_that_were_found(pipeline_of):
+    own = pipeline_of()
+    find_settings(own.place, theta_beta=9.0)
+    found = {name: own.stage_config(stage).crf.theta_beta for name, stage in TRAININGS.items()}
+    assert found == {"stage1": 3.0, "stage2": 3.0, "stage3_sem_crf": 9.0, "stage3": 9.0, "one_stage": 3.0}
+
+
+def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_logged_before(pipeline_of, monkeypatch):
+    own, trained = pipeline_of(), []
+    find_settings(own.place, theta_beta=9.0)
+    own.place.validation.write_text(json.dumps({"frames": [1, 2], "seed": 0, "digest": "d"}))
+
+    def train_stage(config, stage, place, *, validation, tell, say):
+        trained.append((config.crf.theta_beta, stage.name, validation))
+        for step in (1.0, 2.0):
+            tell({"step": step, "loss/total": 1 / step})
+
+    monkeypatch.setattr(pipeline.run, "train_stage", train_stage)
+    train(own, STAGES["stage3"])
+    assert trained == [(9.0, "stage3", (1, 2))]
+    assert own.tracker.metrics == {("stage3", "loss/total", 2): 0.5}
+    assert own.tracker.params["stage3"]["crf.theta_beta"] == 9.0
+    assert own.tracker.artifacts == [("stage3", "final", "checkpoint")]
+
+
+# Evaluation
+
+
+@pytest.fixture
+def evaluated(pipeline_of, small, small_nyu, monkeypatch, last_share_first):
+    """A run of untrained stages, evaluated without Ray on two test frames; and what each evaluation was asked for."""
+    own, asked, evaluate = pipeline_of({"evaluation.num_figures": 2}), [], pipeline.run.evaluate
+    own.place.store.unlink()
+    prepare(small_nyu, own.place.store)
+    find_settings(own.place, theta_beta=9.0)
+    for name, stage in STAGES.items():
+        untrained_final(name, small, own.place.final(stage))
+    evaluate_rows = evaluate.evaluate_rows
+
+    def noting(jobs, numbers, **named):
+        asked.append((jobs, numbers, named))
+        return evaluate_rows(jobs, numbers, **named)
+
+    monkeypatch.setattr(evaluate, "evaluate_rows", noting)
+    monkeypatch.setattr(evaluate, "start_floors", evaluate.floors)
+    monkeypatch.setattr(pipeline.run, "result_of", lambda floors: floors)
+    evaluate_test(own)
+    return own, asked
+
+
+def test_each_row_has_its_stages_weights_and_settings_and_the_best_and_worst_frames_of_the_full_crf_are_drawn_too(evaluated):
+    own, ((jobs, numbers, first), (again, extremes, then)) = evaluated
+    assert numbers == own.store.test
+    assert {stage.name: (job.stage, job.weights, job.config.crf.theta_beta) for stage, job in jobs.items()} == {
+        name: (name, own.place.final(stage), 9.0 if stage.settings == "stage3" else 3.0) for name, stage in STAGES.items()
+    }
+    pictures = json.loads((own.place.evaluation / "metrics.json").read_text())["pictures"]
+    assert pictures == {"first": list(numbers), "best": [extremes[0]], "worst": [extremes[1]]}
+    assert (first["drawn"], then["drawn"], set(extremes)) == (numbers, extremes, set(numbers))
+    assert [stage.name for stage in again] == ["stage3"]
+
+
+def test_rows_and_floors_go_to_mlflow_as_they_are_written(evaluated):
+    own, _ = evaluated
+    written = json.loads((own.place.evaluation / "metrics.json").read_text())
+    assert list(written["rows"]) == ["unary_sem", "unary_sem_depth", "sem_crf", "sem_crf_plus"]
+    assert len({metrics["mean_iou"] for metrics in written["rows"].values()}) > 1
+    expected = {f"{row}/{name}": value for row, metrics in written["rows"].items() for name, value in metrics.items()}
+    expected |= {f"floor/{name}": value for name, value in written["floors"].items()}
+    assert own.tracker.metrics == {("evaluation", name, 0): value for name, value in expected.items()}
+    assert own.tracker.artifacts == [("evaluation", "evaluation", "evaluation")]
+
+
+# The run as a whole
+
+
+def test_a_run_that_a_kill_left_open_after_its_last_phase_is_closed(tmp_path, monkeypatch):
+    place, closed = Workspace(tmp_path / "run"), []
+    place.adopt_config(demo())
+    for phase in PIPELINE:
+        place.finish(phase, seconds=1)
+    monkeypatch.setattr(Tracker, "open", lambda out: SimpleNamespace(close=closed.append))
+    pipeline.run.run_phases(demo(), place, PIPELINE, screen=Terminal(), verbose=False)
+    assert closed == ["pipeline"]
