@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +114,8 @@ def test_paths_do_not_hang_on_where_the_command_was_called(given, tmp_path):
     config, _, _ = given("search", "--out", "x", "--space", "mine.py:draw", "--start", "best.json")
     assert config.search.space == f"{tmp_path / 'mine.py'}:draw"
     assert config.search.start == tmp_path / "best.json"
+    config, _, _ = given("search", "--out", "x", "--set", "search.node_folder=node")
+    assert config.search.node_folder == tmp_path / "node"
 
 
 def test_a_searchs_own_options_are_settings(given):
@@ -122,11 +125,79 @@ def test_a_searchs_own_options_are_settings(given):
     assert found == with_overrides(demo(), {f"search.{name}": value for name, value in settings.items()})
 
 
+def test_a_searchs_option_stands_over_its_setting_and_data_over_its_own(given, tmp_path):
+    assert given("search", "--out", "x", "--trials", "7", "--set", "search.trials=9")[0].search.trials == 7
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert given(*TRAIN, "--out", "x", "--data", "one", "--set", "data.source=two")[0].data.source == tmp_path / "one"
+
+
 @pytest.mark.parametrize(
     ("stage", "name"), [("1", "stage1"), ("stage2", "stage2"), ("3", "stage3"), ("3_sem_crf", "stage3_sem_crf")]
 )
 def test_a_stage_runs_itself_and_the_data_it_needs(given, stage, name):
     assert given("train", "--out", "x", "--stage", stage)[2] == ("data", name)
+
+
+def test_an_evaluation_ends_with_its_report(given, monkeypatch):
+    monkeypatch.setattr("pipeline.report.summary", lambda place: "")
+    assert given("evaluate", "--out", "x")[2] == ("evaluate", "report")
+
+
+@pytest.fixture
+def called(jointseg, monkeypatch):
+    """Runs a command whose work, a function, comes to this: its exit code, and what the function was given."""
+
+    def run(work, *words, comes_to=None):
+        kept = []
+        monkeypatch.setattr(work, lambda *given, **named: kept.append((given, named)) or comes_to)
+        code, *_ = jointseg(*words)
+        return code, *kept[-1]
+
+    return run
+
+
+def test_settings_are_scored_on_the_validation_frames_unless_the_test_split_is_asked_for(called, monkeypatch):
+    monkeypatch.setattr("pipeline.score.score_table", lambda *_, **__: "")
+    for words, split in (((), "validation"), (("--split", "test"), "test")):
+        code, (_, _, files), named = called("pipeline.score.score_settings", "score", "--out", "x", "a.json", *words)
+        assert (code, files, named["split"]) == (0, [Path("a.json")], split)
+
+
+def test_predictions_go_to_a_folder_of_their_stage_unless_another_is_named(called, tmp_path):
+    place = Workspace(tmp_path / "run")
+    for stage in ("stage1", "stage3"):
+        place.finish(stage, seconds=1)
+    for words, stage in (((), "stage3"), (("--stage", "1"), "stage1")):
+        _, (final, pictures, to), _ = called("pipeline.predict.predict_files", "predict", "--out", "run", "a.jpg", *words)
+        assert (final, to) == (place.out / stage / "final", place.out / "predictions" / stage)
+        assert pictures == [Path("a.jpg")]
+    words = ("predict", "--out", "run", "--to", "t", "a.jpg")
+    assert called("pipeline.predict.predict_files", *words)[1][2] == Path("t")
+
+
+@pytest.mark.parametrize(("equal", "code"), [(True, 0), (False, 1)])
+def test_the_exit_code_says_whether_a_result_came_out_again(called, equal, code):
+    words = ("reproduce", "trial.json", "--tolerance", "0.001", "--data", "d", "--out", "o")
+    found, (what,), named = called("pipeline.reproduce.reproduce", *words, comes_to=equal)
+    assert (found, what, named["tolerance"], named["data"], named["out"]) == (code, "trial.json", 0.001, Path("d"), Path("o"))
+    assert called("pipeline.reproduce.reproduce", "reproduce", "trial.json", comes_to=equal)[2]["tolerance"] == 0
+
+
+@pytest.mark.parametrize(("frames", "train", "test"), [(2, 1, 1), (3, 2, 1), (80, 60, 20)])
+def test_three_quarters_of_the_rooms_are_to_train_on(called, frames, train, test):
+    words = ("data", "rooms", "--out", "r", "--frames", str(frames), "--seed", "7")
+    _, _, named = called("pipeline.cli_data.write_rooms", *words)
+    assert (named["num_train"], named["num_test"], named["seed"]) == (train, test, 7)
+
+
+def test_the_ui_listens_to_this_machine_alone(jointseg, monkeypatch, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    monkeypatch.setattr("pipeline.tracking.Tracker.open", lambda out: SimpleNamespace(experiment_id="5"))
+    kept = []
+    monkeypatch.setattr(os, "execv", lambda program, words: kept.append(words))
+    assert jointseg("ui", "--out", "run")[0] == 0
+    assert kept[0][kept[0].index("--host") + 1] == "127.0.0.1"
 
 
 def test_there_are_two_splits_to_score_on(mistake):
@@ -156,6 +227,16 @@ def test_an_interruption_exits_130(jointseg, monkeypatch, tmp_path, work):
     monkeypatch.setattr(pipeline.run, "run_study", work)
     said = f"interrupted; the same command goes on with {tmp_path / 'x'} where it stopped\n"
     assert jointseg("run", "--out", "x") == jointseg("search", "--out", "x") == (130, said, "")
+
+
+def test_an_interruption_of_what_does_not_go_on_says_what_becomes_of_it(jointseg, monkeypatch, tmp_path):
+    place = Workspace(tmp_path / "x")
+    place.adopt_config(demo())
+    place.finish("stage3", seconds=1)
+    monkeypatch.setattr("pipeline.score.score_settings", interrupted)
+    monkeypatch.setattr("pipeline.predict.predict_files", interrupted)
+    assert jointseg("score", "--out", "x") == (130, "interrupted; the same command begins again\n", "")
+    assert jointseg("predict", "--out", "x", "a.jpg") == (130, "interrupted; the pictures done before are kept\n", "")
 
 
 def test_an_error_beside_no_interruption_is_none(jointseg, monkeypatch):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jointseg.data.nyu import check
 from jointseg.data.store import Store
+from jointseg.labels import CLASS_NAMES
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline.workspace import Workspace
@@ -49,6 +51,10 @@ def test_a_bad_override_is_named_by_every_command_that_takes_them(mistake, words
 
 def test_the_last_of_two_overrides_of_one_path_stands(mistake):
     assert "-2 is not allowed" in mistake("run", "--out", "x", "--set", "crf.w_depth=4", "--set", "crf.w_depth=-2")
+
+
+def test_an_option_is_taken_whatever_its_value(mistake):
+    assert mistake("search", "--out", "x", "--trials", "0").startswith("search.trials: 0 is not allowed")
 
 
 # Predictions
@@ -141,6 +147,12 @@ def test_data_is_checked_and_prepared(jointseg, mistake, small_nyu, tmp_path):
     assert mistake("data", "check", "store").startswith("store: its contents were changed after it was made")
 
 
+def test_the_commonest_classes_of_a_folder_are_named(jointseg, small_nyu):
+    pixels = check(small_nyu, progress=lambda *_, **__: None).class_pixels
+    common = sorted(range(40), key=lambda label: -pixels[label])[:3]
+    assert f"most common: {', '.join(CLASS_NAMES[label] for label in common)}" in jointseg("data", "check", small_nyu)[1]
+
+
 def test_a_name_with_colons_is_printed_as_it_is(mistake):
     assert mistake("reproduce", "mlflow:abc", "--out", "x:abc:y") == "x:abc:y/mlflow.db: not found; x:abc:y has no MLflow store"
     assert mistake("reproduce", "mlflow:abc").startswith("mlflow:abc: in which store? ")
@@ -215,6 +227,22 @@ def test_a_missing_earlier_phase_is_named_and_leaves_no_folder(mistake, tmp_path
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("missing", ["stage1", "stage2", "stage3_sem_crf", "stage3"])
+def test_an_evaluation_needs_every_row(mistake, tmp_path, missing):
+    place = Workspace(tmp_path / "run")
+    place.adopt_config(demo())
+    for phase in ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3"):
+        if phase != missing:
+            place.finish(phase, seconds=1)
+    assert f"evaluate needs {missing}, which has not finished" in mistake("evaluate", "--out", "run")
+
+
+def test_a_search_may_have_settings_of_its_own_beside_the_folders_config_and_no_others(mistake, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    assert "search needs stage2" in mistake("search", "--out", "run", "--space", "crf_weights", "--trials", "3")
+    assert "crf.theta_beta is 3.0 there and 4.0 here" in mistake("search", "--out", "run", "--set", "crf.theta_beta=4")
+
+
 def test_an_unknown_search_space_is_named_before_anything_is_made(mistake, tmp_path):
     message = mistake("run", "--out", "x", "--set", "search.space=all")
     assert message.startswith("search.space: 'all' is not in tune_spaces/; allowed: crf, crf_bandwidths, crf_weights")
@@ -241,6 +269,12 @@ def test_the_store_of_what_is_no_run_is_neither_shown_nor_made(mistake, tmp_path
     folder = (tmp_path / out).resolve()
     assert mistake("ui", "--out", out) == f"{folder / 'config.json'}: not found; {folder} is not the folder of a run"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_a_server_has_are_looked_at_there(mistake, monkeypatch, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert mistake("ui", "--out", "run").startswith("MLFLOW_TRACKING_URI: the runs are at http://server:5000; ")
 
 
 def test_a_job_needs_an_absolute_folder(mistake, monkeypatch):

@@ -27,6 +27,7 @@ from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import Kernels
+from pipeline.evaluate import metrics_of
 
 CPU = torch.device("cpu")
 
@@ -72,6 +73,19 @@ def test_sums_of_frames_add_to_the_sums_of_all(frames):
     assert total.depth.num_pixels == sum(int((frame.filled_depth > 0).sum()) for frame in frames)
     errors = np.concatenate([(frame.filled_depth[frame.filled_depth > 0] - 2.0).astype(np.float64) for frame in frames])
     assert depth_metrics(total.depth)["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
+
+
+def test_metrics_of_sums_follow_the_configs_switches(frames, small):
+    total = None
+    for frame, factor in zip(frames[:2], (1.1, 2.0), strict=True):
+        guess = perfect(frame)
+        sums = score(frame, guess._replace(depth=guess.depth * np.float32(factor)), small.evaluation)
+        total = sums if total is None else total.plus(sums)
+    plain = metrics_of(total, small)
+    zero = metrics_of(total, with_overrides(small, {"evaluation.absent_classes": "zero"}))
+    images = metrics_of(total, with_overrides(small, {"evaluation.depth_pooling": "images"}))
+    assert plain["mean_iou"] == 1 > zero["mean_iou"]
+    assert plain["rmse"] != images["rmse"]
 
 
 def test_sums_without_depth_add_to_sums_without_depth(frames):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from jointseg.labels import VOID
 from jointseg.settings import with_overrides
+from pipeline import evaluate
 from pipeline.evaluate import floors
 
 
@@ -46,3 +50,15 @@ def test_one_depth_everywhere_varies_in_log_as_the_truth_does(rooms, small, spli
     _, test = split
     true = np.concatenate([frame.filled_depth[frame.filled_depth > 0] for frame in test]).astype(np.float64)
     assert floors(small, rooms.path)["si_log_var"] == pytest.approx(np.log(true).var(), rel=1e-4)
+
+
+def test_the_class_is_that_of_most_pixels_and_not_of_most_frames(small, split, monkeypatch):
+    """1 is in every frame and is all of one; 5 is nearly all of two."""
+    frame = split[0][0]
+    mostly_5 = np.full_like(frame.labels, 5)
+    mostly_5[0, 0] = 1
+    labels = {1: mostly_5, 2: np.full_like(mostly_5, 1), 3: mostly_5}
+    frames = {number: replace(frame, labels=own) for number, own in labels.items()}
+    store = SimpleNamespace(train=(1, 2, 3), test=(1,), frame=frames.__getitem__)
+    monkeypatch.setattr(evaluate.Store, "open", lambda _: store)
+    assert floors(small, "store")["class"] == 5

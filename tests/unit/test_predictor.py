@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps
 
 from jointseg.data.views import content_size, render_input
 from jointseg.errors import InputError
-from jointseg.evaluation import depth_at_full_size, labels_at_full_size, predict
+from jointseg.evaluation import Prediction, depth_at_full_size, labels_at_full_size, predict
 from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.settings import with_overrides
@@ -85,6 +87,26 @@ def test_the_files_hold_the_prediction(final_of, rooms, tmp_path):
     np.testing.assert_allclose(millimetres / 1000, expected.depth, atol=5.1e-4)
 
 
+def test_depth_is_rounded_to_millimetres_and_ends_at_the_most_that_a_file_holds(tmp_path, monkeypatch):
+    depth = np.array([[1.2346, 70.0], [-1.0, 0.0004]], np.float32)
+    predicted = Prediction(np.zeros((2, 2), np.uint8), depth)
+
+    class Predicting:
+        stage = SimpleNamespace(with_depth=True)
+
+        def __init__(self, final):
+            pass
+
+        def __call__(self, image):
+            return predicted
+
+    monkeypatch.setattr("pipeline.predict.Predictor", Predicting)
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    predict_files(tmp_path / "final", [tmp_path / "a.png"], tmp_path / "to", screen=Terminal())
+    with Image.open(tmp_path / "to" / "a.depth.png") as found:
+        assert np.asarray(found).tolist() == [[1235, 65535], [0, 0]]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_read_upright(tmp_path, orientation):
     rng = np.random.default_rng(0)
@@ -127,6 +149,14 @@ def test_a_prediction_never_overwrites_a_picture(final_of, tmp_path):
     with pytest.raises(InputError, match=r"a\.png: its prediction would overwrite the picture .*a\.classes\.png; give another"):
         predict_files(final, pictures, tmp_path, screen=Terminal())
     assert pictures[1].read_bytes() == before
+
+
+def test_nor_where_the_folder_has_another_name(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "to").symlink_to(tmp_path / "pictures")
+    pictures = [tmp_path / "pictures" / name for name in ("a.png", "a.classes.png")]
+    with pytest.raises(InputError, match="would overwrite the picture"):
+        predict_files(tmp_path / "final", pictures, tmp_path / "to", screen=Terminal())
 
 
 def test_a_folder_that_cannot_be_written_is_named(final_of, tmp_path):

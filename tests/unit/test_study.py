@@ -8,10 +8,14 @@ import pytest
 from ray.tune.search import Searcher
 
 from jointseg.errors import DiskError, InputError
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from pipeline import study
 from pipeline.log_lines import append_line
 from pipeline.provenance import own_commit
 from pipeline.study import Batches
-from pipeline.trial_record import read_trials
+from pipeline.trial import TrialJob
+from pipeline.trial_record import confusion_file, read_trials
 
 
 class Counting:
@@ -101,6 +105,20 @@ def test_a_trial_keeps_up_with_the_best_that_was_told_before_it_was_asked(early_
         state = {"state": "finished" if score else "stopped", "mean_iou": score}
         batches.on_trial_complete(str(number), {"line": json.dumps({**line_of(number), **state})})
     assert rivals == ([None, None, None, None, 0, 0, 3, 3] if early_stop else [None] * 8)
+
+
+def test_a_lost_trial_keeps_its_rival_and_of_equals_the_first_is_the_rival():
+    batches = Batches(Counting(), size=1, total=5, ended={}, log=lambda line: None, early_stop=True)
+    scored = {number: {"line": json.dumps({**line_of(number), "mean_iou": 0.5})} for number in range(3)}
+    for number, name in enumerate("ab"):
+        batches.suggest(name)
+        batches.on_trial_complete(name, scored[number])
+    asked = batches.suggest("c")
+    assert asked == {"trial": 2, "point": {"number": 2}, "rival": 0}
+    batches.on_trial_complete("c", error=True)
+    assert batches.suggest("c2") == asked
+    batches.on_trial_complete("c2", scored[2])
+    assert batches.suggest("d")["rival"] == 0
 
 
 def test_after_the_last_trial_there_is_no_more_and_all_is_told():
@@ -213,3 +231,39 @@ def test_a_trial_stands_once_in_the_log_of_a_study_that_was_begun_again(tmp_path
     for trial, score in ((1, 0.5), (0, 0.25), (1, 0.75), (2, None)):
         append_line(log, {"trial": trial, "mean_iou": score})
     assert [(trial, line["mean_iou"]) for trial, line in read_trials(log).items()] == [(1, 0.5), (0, 0.25), (2, None)]
+
+
+def job_of(folder, **search):
+    config = with_overrides(demo(), {f"search.{name}": value for name, value in search.items()})
+    return TrialJob(config, folder, None, (), folder, folder)
+
+
+def test_a_logged_trial_whose_matrices_are_gone_is_run_again(tmp_path, monkeypatch):
+    """One that failed left none."""
+
+    class Asker(Counting):
+        def limit(self, trials):
+            return trials
+
+    class BegunError(Exception):
+        pass
+
+    def begin(job, batches, trials, *, verbose):
+        raise BegunError(trials)
+
+    for number, state in enumerate(("finished", "finished", "failed", "stopped")):
+        append_line(tmp_path / "log.jsonl", {**line_of(number), "state": state})
+    confusion_file(tmp_path, 1).parent.mkdir()
+    confusion_file(tmp_path, 1).touch()
+    monkeypatch.setattr(study, "_tune", begin)
+    with pytest.raises(BegunError) as begun:
+        study.run_study(job_of(tmp_path, trials=5), Asker(), tell=lambda line: None)
+    assert begun.value.args == (3,)
+    assert list(read_trials(tmp_path / "log.jsonl")) == [1, 2]
+
+
+@pytest.mark.parametrize(("concurrent", "at_once"), [(0, 3), (2, 2), (8, 3)])
+def test_no_more_trainings_are_begun_than_there_is_room_for(tmp_path, monkeypatch, concurrent, at_once):
+    monkeypatch.setattr(study, "require_resources", lambda config: 3)
+    assert study._at_once(job_of(tmp_path, concurrent=concurrent, fidelity="finetune")) == at_once
+    assert study._at_once(job_of(tmp_path, concurrent=concurrent)) == concurrent
