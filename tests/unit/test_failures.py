@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
@@ -57,6 +57,11 @@ def test_what_is_the_users_to_mend_comes_first():
     wrapped = RuntimeError("of Ray's")
     wrapped.__cause__ = mistake
     assert said({1: wrapped}) is mistake
+
+
+def test_a_mistake_inside_rays_account_of_a_task_comes_out_as_itself():
+    mistake = InputError("stage1: mine")
+    assert said({0: RayTaskError("train_worker", "Traceback ...", mistake)}) is mistake
 
 
 def test_a_gpu_without_memory_is_one_line_with_what_to_do():

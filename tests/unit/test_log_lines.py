@@ -106,6 +106,6 @@ def test_a_line_whose_telling_went_wrong_is_told_at_a_later_look(log):
     assert told == LINES
 
 
-def test_the_log_of_a_stage_that_was_resumed_has_each_step_once_and_in_order(log):
-    write(log, [{"step": step, "loss/total": value} for step, value in ((2, 0.5), (4, 0.25), (2, 0.5), (4, 0.25), (6, 0.125))])
+def test_the_log_of_a_stage_that_was_resumed_has_each_step_once_as_it_was_first_and_in_order(log):
+    write(log, [{"step": step, "loss/total": value} for step, value in ((2, 0.5), (4, 0.25), (2, 0.6), (4, 0.3), (6, 0.125))])
     assert [(row["step"], row["loss/total"]) for row in read_log(log)] == [(2, 0.5), (4, 0.25), (6, 0.125)]

@@ -1,10 +1,11 @@
-"""Laws of computing a result again: what is compared, and what is not found. Not here: the computing (integration tests)."""
+"""Laws of computing a result again: what is compared, and what is not found. Not here: all of it on Ray (integration tests)."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ import torch
 from jointseg.checkpoint import Checkpoint, load_final, save_checkpoint, save_final
 from jointseg.errors import InputError
 from jointseg.presets import demo
-from jointseg.settings import flatten
+from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
+from pipeline import evaluate, reproduce
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
 from pipeline.reproduce import compare_rows, compare_trials
+from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import Workspace
+from tests.checkpoints import untrained_final
 
 RECORD = {
     "settings": {"crf.theta_beta": 3.0},
@@ -82,6 +86,17 @@ def test_every_metric_of_every_row_is_compared_and_no_number_equals_no_number():
     found = compare_rows(then, now, tolerance=0)
     assert found.compared == 3
     assert found.lines == ("unary_sem, mean_iou: 0.25 then and 0.5 now, by +0.25",)
+
+
+@pytest.mark.parametrize("now", [{"rmse": 0.5}, {}])
+def test_a_number_and_no_number_differ_whatever_is_tolerated(now):
+    then = {"sem_crf": {"rmse": None if now else 0.5}}
+    assert not compare_rows(then, {"sem_crf": now}, tolerance=0.001).equal
+
+
+def test_boundaries_are_compared():
+    found = compare_trials({**RECORD, "boundary_f1": 0.5}, {**RECORD, "boundary_f1": 0.25}, tolerance=0)
+    assert found.lines == ("boundary F1: 0.5 then and 0.25 now, by -0.25",)
 
 
 # What it was made from
@@ -157,6 +172,18 @@ def test_data_are_found_by_their_digest(rooms, tmp_path):
     assert refusal(find_store, evidence_of(record, place), gone, tmp_path) == f"--data: {gone} is not a folder"
 
 
+def test_data_are_looked_for_in_the_runs_folder_and_where_they_came_from(rooms, tmp_path):
+    place = Workspace(tmp_path / "run")
+    place.out.mkdir()
+    config = {"data.source": str(rooms.path.parent / "nyu")}
+    trial = {**RECORD, "data": rooms.digest, "config": config}
+    assert find_store(evidence_of(trial, place), None, tmp_path) == tmp_path / "store-0"
+    place.store.symlink_to(rooms.path)
+    run = {"table3": {}, "provenance": {"config": config}, "data": {"digest": rooms.digest}}
+    for record in (trial, run):
+        assert find_store(evidence_of(record, place), None, tmp_path / "none") == place.store
+
+
 def test_the_checkpoint_is_found_by_its_digest(tmp_path):
     place = Workspace(tmp_path / "run")
     save_checkpoint(tmp_path / "last", Checkpoint("stage2", 1, demo(), {"weight": torch.zeros(1)}, {}, []))
@@ -165,6 +192,59 @@ def test_the_checkpoint_is_found_by_its_digest(tmp_path):
     assert find_checkpoint(evidence_of({**RECORD, "checkpoint": digest}, place)) == place.final(STAGES["stage2"])
     assert "the record was made with cccccccccccc" in refusal(find_checkpoint, evidence_of(RECORD, place))
     assert "give the one with checkpoint cccccccccccc as --out" in refusal(find_checkpoint, evidence_of())
+
+
+# Computed again
+
+
+@pytest.fixture
+def again(monkeypatch, last_share_first, rooms, tmp_path, capsys):
+    """Computes a record again without Ray, on the rooms: whether it came out equal, and what was said."""
+
+    def run(record, place=None):
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        out = None if place is None else place.out
+        equal = reproduce.reproduce(
+            str(tmp_path / "record.json"), data=rooms.path, out=out, tolerance=0, screen=Terminal(), verbose=False
+        )
+        return equal, capsys.readouterr().out.replace("\n", "")
+
+    monkeypatch.setattr(reproduce, "connected", lambda **_: nullcontext())
+    return run
+
+
+def test_both_tables_of_a_run_are_compared_each_row_under_its_own_settings(again, rooms, small, tmp_path):
+    place, found = Workspace(tmp_path / "run"), with_overrides(small, {"crf.theta_beta": 30.0, "crf.w_appearance": 50.0})
+    jobs = {}
+    for name, stage in STAGES.items():
+        untrained_final(name, small, place.final(stage))
+        config = found if stage.settings == "stage3" else small
+        jobs[stage] = evaluate.RowJob(config, name, rooms.path, place.final(stage))
+    sums = evaluate.evaluate_rows(jobs, rooms.test, drawn=(), progress=lambda _: None).sums
+    rows = {row: evaluate.metrics_of(total, small) for row, total in sums.items()}
+    record = {
+        "table3": {row: {"mean_iou": metrics["mean_iou"]} for row, metrics in rows.items()},
+        "table2": {row: {"rmse": metrics["rmse"]} for row, metrics in rows.items() if row != "unary_sem"},
+        "search": {"best": {"settings": {"crf.theta_beta": 30.0, "crf.w_appearance": 50.0}}},
+        "provenance": {"config": flatten(small), "commit": None},
+        "data": {"digest": rooms.digest},
+    }
+    equal, said = again(record, place)
+    assert (equal, "7 numbers, to the last digit" in said) == (True, True)
+    record["table2"]["sem_crf"]["rmse"] += 1
+    equal, said = again(record, place)
+    assert (equal, "differs: sem_crf, rmse: " in said) == (False, True)
+    assert "sem_crf_plus" not in said
+    assert "with the stages' weights, is not found; give it as --out" in refusal(again, record)
+
+
+def test_a_trial_that_fails_here_is_said_to(again, rooms, small, tmp_path):
+    place = Workspace(tmp_path / "run")
+    untrained_final("stage2", small, place.final(STAGES["stage2"]))
+    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    record = {**RECORD, "data": rooms.digest, "frames": list(rooms.train[:2]), "checkpoint": checkpoint}
+    record |= {"config": flatten(small), "settings": {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}}
+    assert "the trial fails here: the CRF's logits are NaN or infinite" in refusal(again, record, place)
 
 
 # MLflow

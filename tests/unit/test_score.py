@@ -1,15 +1,30 @@
-"""Laws of a score that was found before. Not here: scoring (tests/integration/test_pipeline.py)."""
+"""Laws of settings scored as they are: which, on which frames, how often. Not here: scoring on Ray (integration tests)."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import pytest
+import torch
 
 from jointseg.cross_validation import Interval
 from jointseg.errors import InputError
-from pipeline.score import Score, _read
+from jointseg.evaluation import compute_unaries, labels_at_full_size, score_labels
+from jointseg.presets import demo
+from jointseg.settings import flatten, with_overrides
+from jointseg.stages import STAGES
+from pipeline import score
+from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Score, _read, _scores, score_settings, score_table
+from pipeline.spaces import papers_values
 from pipeline.terminal import Terminal
+from pipeline.trial_record import read_confusions
+from pipeline.workspace import Workspace
+from tests.checkpoints import untrained_final
+
+# Scored before
 
 SETTINGS = {"no CRF": None, "old/best.json": {"w_depth": 1.0, "theta_beta": 3.0}}
 SCORES = {"no CRF": Score(0.2, 0.5, Interval(-0.1, -0.2, 0.0)), "old/best.json": Score(0.3, 0.6, Interval(0.0, 0.0, 0.0))}
@@ -34,3 +49,148 @@ def test_a_damaged_record_is_named(path, content):
     path.write_text(content)
     with pytest.raises(InputError, match=r"scores\.json: damaged \(.*\); remove it to score again"):
         _read(path, SETTINGS, Terminal())
+
+
+# Scored now
+
+
+class Noting:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        self.metrics, self.tags, self.artifacts, self.runs = {}, {}, [], []
+
+    def top_run(self, name):
+        return "top"
+
+    @contextmanager
+    def run(self, name, *, parent=None, key=None):
+        self.runs.append((name, parent))
+        yield name
+
+    def log_params(self, run, params):
+        pass
+
+    def tag(self, run, tags):
+        self.tags |= tags
+
+    def log_metrics(self, run, metrics, *, step=0):
+        self.metrics |= metrics
+
+    def log_text(self, run, text, name):
+        self.artifacts.append(name)
+
+    def log_artifact(self, run, path, folder=None):
+        self.artifacts.append(folder)
+
+
+def matrices(*shares):
+    """Of a frame each, of two classes of 100 pixels, this share of the first labelled rightly."""
+    hits = (round(100 * share) for share in shares)
+    return np.stack([np.pad(np.array([[own, 100 - own], [0, 100]]), (0, 38)) for own in hits])
+
+
+@pytest.fixture
+def place(rooms, small, tmp_path, monkeypatch):
+    """A run's folder whose stage 2 has finished, beside settings in best.json; no Ray is needed."""
+    place = Workspace(tmp_path / "run")
+    untrained_final("stage2", small, place.final(STAGES["stage2"]))
+    place.finish("stage2", seconds=1)
+    place.store.symlink_to(rooms.path)
+    place.validation.write_text(json.dumps({"frames": rooms.train[:2], "seed": 0, "digest": "d"}))
+    (tmp_path / "best.json").write_text(json.dumps({"settings": {"crf.theta_beta": 9.0}}))
+    monkeypatch.setattr(score, "connected", lambda **_: nullcontext())
+    return place
+
+
+@pytest.fixture
+def scored(place, small, tmp_path, monkeypatch):
+    """Scores them, each frame's matrix made up: the jobs and frames that were counted, the tracker, the scores."""
+    shares = {NO_CRF: 0.5, PAPER: 0.6, PAPER_NO_DEPTH: 0.7}
+
+    def run(split="validation", config=small):
+        counted, tracker = [], Noting()
+
+        def confusions(config, place, jobs, frames, *, progress):
+            counted.append((jobs, frames))
+            return {name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}
+
+        monkeypatch.setattr(score, "_confusions", confusions)
+        monkeypatch.setattr(score.Tracker, "open", lambda out: tracker)
+        files = [tmp_path / "best.json"]
+        return counted, tracker, score_settings(config, place, files, split=split, screen=Terminal(), verbose=False)
+
+    return run
+
+
+def test_settings_are_scored_beside_the_papers_with_and_without_depth_and_none(scored, small, tmp_path):
+    own, file = with_overrides(small, {"crf.theta_alpha": 80.0}), str(tmp_path / "best.json")
+    ((jobs, _),), tracker, found = scored(config=own)
+    assert list(jobs) == [NO_CRF, PAPER, PAPER_NO_DEPTH, file]
+    assert jobs.pop(NO_CRF) is None
+    crfs = {name: {f"crf.{path}": value for path, value in flatten(config.crf).items()} for name, config in jobs.items()}
+    assert crfs[PAPER] == papers_values()
+    assert crfs[PAPER_NO_DEPTH] == papers_values() | {"crf.w_depth": 0.0}
+    assert (crfs[file]["crf.theta_beta"], crfs[file]["crf.theta_alpha"]) == (9.0, 80.0)
+    assert tracker.metrics["no_crf/gain/high"] < tracker.metrics["paper/gain/difference"] == 0
+    assert tracker.metrics["paper_no_depth/gain/difference"] > 0
+    assert tracker.metrics["settings_1/mean_iou"] == found[file].mean_iou
+    assert tracker.tags["settings_1"] == file
+    assert tracker.artifacts == ["scores.json", "confusions"]
+
+
+def test_each_split_has_its_own_frames_and_is_scored_once(scored, place, rooms):
+    for split, frames in (("validation", rooms.train[:2]), ("test", rooms.test)):
+        counted, tracker, found = scored(split)
+        assert [own for _, own in counted] == [frames]
+        assert tracker.runs == [(f"score {split}", "top")]
+        again, _, read = scored(split)
+        assert (again, read) == ([], found)
+    assert len(list((place.search / "scores").glob("*.json"))) == 2
+
+
+def test_other_rules_other_settings_and_other_weights_are_scored_anew(scored, place, small, tmp_path):
+    scored()
+    rules = {"evaluation.absent_classes": "zero", "evaluation.crop": "eigen", "search.seed": 1, "search.resamples": 7}
+    for path, value in rules.items():
+        assert len(scored(config=with_overrides(small, {path: value}))[0]) == 1, path
+    (tmp_path / "best.json").write_text(json.dumps({"settings": {"crf.theta_beta": 8.0}}))
+    assert len(scored()[0]) == 1
+    shutil.rmtree(place.stage(STAGES["stage2"]))
+    untrained_final("stage2", with_overrides(small, {"seed": 1}), place.final(STAGES["stage2"]))
+    assert len(scored()[0]) == 1
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_each_frames_matrix_stands_under_its_number(place, small, rooms, monkeypatch):
+    monkeypatch.setattr(score.Tracker, "open", lambda out: Noting())
+    score_settings(small, place, [], split="validation", screen=Terminal(), verbose=False)
+    (path,) = (place.search / "scores").glob("*/0.parquet")
+    rows, confusion_NCC = read_confusions(path)
+    model = untrained_final("stage2", small, place.out / "again" / "final")
+    frames = [rooms.frame(number) for number in rooms.train[:2]]
+    logits = [compute_unaries(model, frame, small, device=torch.device("cpu")).logits for frame in frames]
+    labels = [labels_at_full_size(own, (480, 640)) for own in logits]
+    expected = [score_labels(own, frame.labels, small.evaluation) for own, frame in zip(labels, frames, strict=True)]
+    assert [row["frame"] for row in rows] == list(rooms.train[:2])
+    assert (confusion_NCC == np.stack([own.confusion for own in expected])).all()
+
+
+def test_scores_are_pooled_and_a_gain_is_over_the_papers_settings():
+    kept = {PAPER: matrices(0.5, 0.6, 0.7, 0.4, 0.33, 0.57), PAPER_NO_DEPTH: matrices(0.8, 0.9, 0.65, 0.5, 0.41, 0.73)}
+    found = _scores(kept, demo())
+    paper, gain = found[PAPER], found[PAPER_NO_DEPTH].gain
+    assert paper.pixel_accuracy == pytest.approx((310 + 600) / 1200)
+    assert paper.mean_iou == pytest.approx((310 / 600 + 600 / 890) / 2)
+    assert paper.gain == (0, 0, 0)
+    assert gain.difference == pytest.approx(found[PAPER_NO_DEPTH].mean_iou - paper.mean_iou)
+    assert gain.difference > 0
+    assert _scores(kept, with_overrides(demo(), {"search.seed": 1}))[PAPER_NO_DEPTH].gain.low != gain.low
+    zero = _scores(kept, with_overrides(demo(), {"evaluation.absent_classes": "zero"}))
+    assert zero[PAPER].mean_iou == pytest.approx(paper.mean_iou / 20)
+
+
+def test_a_score_is_shown_in_percent_and_its_gain_in_points():
+    table = score_table({"a.json": Score(0.25, 0.5, Interval(0.0123, -0.01, 0.03))}, split="test")
+    assert table.title == "test split"
+    assert [list(column.cells) for column in table.columns] == [["a.json"], ["25.00"], ["50.00"], ["+1.23 [-1.00, +3.00]"]]

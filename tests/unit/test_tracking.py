@@ -5,6 +5,7 @@ run leaves (integration tests).
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -13,7 +14,7 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
-from pipeline.tracking import KEY_TAG, PARENT_TAG, TRIAL_RECORD, Tracker
+from pipeline.tracking import KEY_TAG, PARENT_TAG, RETRIES, TRIAL_RECORD, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,15 @@ def test_an_experiment_that_was_deleted_is_one_line(out, tracker):
         Tracker.open(out)
 
 
+@pytest.mark.parametrize("given", [None, "7"])
+def test_opening_a_store_leaves_how_often_the_client_asks_as_it_was(out, monkeypatch, given):
+    monkeypatch.delenv(RETRIES, raising=False)
+    if given is not None:
+        monkeypatch.setenv(RETRIES, given)
+    Tracker.open(out)
+    assert os.environ.get(RETRIES) == given
+
+
 # Parameters, metrics, inputs, artifacts
 
 
@@ -309,6 +319,15 @@ def test_a_trials_record_lies_with_its_run(tracker):
     found = trials_of(tracker, parent)
     assert tracker.client.list_artifacts(found["trial-0002"].info.run_id) == []
     assert tracker.read_json(found["trial-0001"].info.run_id, TRIAL_RECORD) == {"score": 0.5}
+
+
+def test_a_trial_that_was_stopped_has_finished_and_says_after_how_many_folds(tracker):
+    stopped = {**TRIALS[0], "state": "stopped", "mean_iou": None, "fold_scores": [0.25, 0.75], "boundary_f1": 0.125}
+    with tracker.run("search") as parent:
+        log(tracker, parent, [stopped])
+    (run,) = trials_of(tracker, parent).values()
+    assert (run.info.status, run.data.tags["stopped"]) == ("FINISHED", "early, after 2 folds")
+    assert run.data.metrics == {"boundary_f1": 0.125, "seconds": 1.5, "fold/0": 0.25, "fold/1": 0.75}
 
 
 def test_a_trial_is_of_the_commit_that_scored_it(tracker):
