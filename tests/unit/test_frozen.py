@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from jointseg.batches import Place, ViewDataset
 from jointseg.config import Config, NetworkConfig
 from jointseg.data import features
 from jointseg.data.features import FeatureStore
+from jointseg.data.manifest import write_manifest
 from jointseg.data.views import make_views
 from jointseg.errors import InputError
 from jointseg.network.network import build_network
@@ -19,6 +21,7 @@ from jointseg.network.table import VARIANTS, layers_up_to
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import begin, resume, train
+from pipeline.features import cached_features
 
 ALONE = Place()
 
@@ -152,6 +155,26 @@ def test_the_stamp_changes_with_whatever_the_features_depend_on(rooms, views, fr
     changes.append({"training.precision": "bfloat16"})
     others = [stamp(with_overrides(frozen, change)) for change in changes] + [stamp(frozen, views[1:])]
     assert same not in others
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_features_are_computed_again_for_other_weights_and_where_they_are_damaged_and_else_kept(
+    rooms, views, small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.features.VIEWS_A_SHARE", 4)
+    write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
+    folder, done = tmp_path / "features", []
+
+    def computed(seed):
+        done.clear()
+        config = with_overrides(small, {"network.frozen_until": "pool1", "seed": seed})
+        cached_features(config, store=rooms.path, views=tmp_path / "views", folder=folder, progress=done.append)
+        return done[-1] if done else 0
+
+    assert [computed(seed) for seed in (3, 3, 4)] == [len(views), 0, len(views)]
+    assert all(own.any() for own in np.load(folder / "pool1.npy"))
+    (folder / "pool1.npy").write_bytes(b"")
+    assert [computed(4), computed(4)] == [len(views), 0]
 
 
 def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen, tmp_path):

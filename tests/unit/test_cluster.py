@@ -1,0 +1,130 @@
+"""Laws of the Ray that is used: how it is reached, what it has room for, how frames are shared out.
+
+Not here: work on a real one (integration tests).
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from jointseg.errors import InputError
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from pipeline import cluster
+from pipeline.shares import FRAMES_A_SHARE, shares_of
+
+# How it is reached
+
+
+@pytest.fixture
+def init(monkeypatch):
+    """What Ray was asked for, in place of Ray; "ended" where it was ended."""
+    kept = []
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **asked: kept.append(asked))
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: kept.append("ended"))
+    return kept
+
+
+def test_a_ray_of_our_own_opens_no_port_that_takes_jobs(init):
+    with cluster.connected():
+        pass
+    assert (init[0]["address"], init[0]["include_dashboard"], init[1]) == ("local", False, "ended")
+
+
+@pytest.mark.parametrize("in_job", [False, True])
+def test_our_code_goes_to_a_cluster_that_was_given_unless_a_job_has_brought_it(init, monkeypatch, in_job):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    if in_job:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with cluster.connected():
+        pass
+    assert init[0]["address"] == "head:6379"
+    sent = (init[0]["runtime_env"] or {"py_modules": []})["py_modules"]
+    assert [path.rpartition("/")[2] for path in sent] == ([] if in_job else ["jointseg", "pipeline", "tune_spaces"])
+
+
+def test_sigterm_stays_ours_and_ray_ends_whatever_happens(init, monkeypatch):
+    before, inside = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+
+    def work():
+        with cluster.connected():
+            inside.append(signal.getsignal(signal.SIGTERM))
+            raise InputError("mine")
+
+    try:
+        with pytest.raises(InputError, match="mine"):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (inside, init) == ([before], ["ended"])
+
+
+def test_a_cluster_that_does_not_answer_is_named_in_one_line(init, monkeypatch):
+    def silent(**_):
+        raise ConnectionError("nobody\nthere")
+
+    monkeypatch.setattr(cluster.ray, "init", silent)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at 'head:6379': nobody$"), cluster.connected():
+        pass
+
+
+# What it has room for
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Makes a cluster of such nodes."""
+
+    def there(*resources, dead=()):
+        listed = [{"Alive": True, "Resources": own} for own in resources] + [{"Alive": False, "Resources": own} for own in dead]
+        total = {name: sum(own.get(name, 0) for own in resources) for name in {name for own in resources for name in own}}
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: total)
+
+    return there
+
+
+def with_training(**own):
+    return with_overrides(demo(), {f"training.{name}": value for name, value in own.items()})
+
+
+def test_gpus_are_used_where_every_worker_gets_one_or_where_they_are_asked_for(nodes):
+    nodes({"CPU": 8, "GPU": 2})
+    for own, used in (
+        ({"num_workers": 2}, True),
+        ({"num_workers": 3}, False),
+        ({"num_workers": 3, "device": "cuda"}, True),
+        ({"device": "cpu"}, False),
+    ):
+        assert cluster.uses_gpu(with_training(**own)) is used
+    nodes({"CPU": 8})
+    assert not cluster.uses_gpu(with_training())
+    with pytest.raises(InputError, match=r"training\.device: cuda is asked for, and no node of Ray has a GPU"):
+        cluster.uses_gpu(with_training(device="cuda"))
+
+
+def test_workers_fit_node_by_node_and_the_room_is_counted_in_trainings(nodes):
+    """Five CPUs and three are no place for four workers of two."""
+    nodes({"CPU": 5}, {"CPU": 3}, dead=[{"CPU": 64}])
+    for workers, cpus, trainings in ((1, 1, 8), (2, 1, 4), (3, 2, 1)):
+        assert cluster.require_resources(with_training(num_workers=workers, cpus_per_worker=cpus)) == trainings
+    with pytest.raises(InputError, match=r"4 workers of 2 CPU each .*; there is room for 3 on 2 node\(s\) with 5 CPU; 3 CPU$"):
+        cluster.require_resources(with_training(num_workers=4, cpus_per_worker=2))
+    nodes({"CPU": 8, "GPU": 1})
+    assert cluster.require_resources(with_training(num_workers=1, cpus_per_worker=2)) == 1
+
+
+# How frames are shared out
+
+
+@pytest.mark.parametrize("number", [0, 1, 6, 7, 13])
+def test_shares_have_every_frame_once_and_in_order(number):
+    frames = tuple(range(number))
+    assert tuple(frame for share in shares_of(frames) for frame in share) == frames
+    assert all(len(share) <= FRAMES_A_SHARE for share in shares_of(frames))

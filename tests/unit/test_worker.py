@@ -1,0 +1,126 @@
+"""Laws of a training stage's driver and of a worker's reports. Not here: Ray Train itself (tests/integration), the loop
+(test_training.py).
+"""
+
+from __future__ import annotations
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+import ray
+import ray.train
+import torch
+
+from jointseg.batches import Place
+from jointseg.errors import InputError
+from jointseg.stages import STAGES
+from jointseg.training import Report
+from pipeline import train, worker
+from pipeline.failures import LostWorkerError
+from pipeline.log_lines import append_line, read_lines
+from pipeline.workspace import Workspace
+from tests.checkpoints import untrained_final
+
+STAGE = STAGES["stage2"]
+
+
+# The driver
+
+
+@pytest.fixture
+def place(tmp_path, small):
+    """A run's folder that stage 2 may begin in."""
+    place = Workspace(tmp_path / "run")
+    untrained_final("stage1", small, place.final(STAGES["stage1"]))
+    return place
+
+
+@pytest.fixture
+def trained(place, small, monkeypatch):
+    """Trains stage 2 with an act in place of Ray's: the workers' job, what was told and said, the checkpoint it ended with."""
+
+    def run(act):
+        kept = SimpleNamespace(job=None, told=[], said=[], end=None)
+
+        class Trainer:
+            def __init__(self, train_worker, *, train_loop_config, **_):
+                kept.job = train_loop_config["job"]
+
+            def fit(self):
+                act(kept.job)
+
+        monkeypatch.setattr(train, "TorchTrainer", Trainer)
+        monkeypatch.setattr(train, "uses_gpu", lambda config: False)
+        monkeypatch.setattr(train, "save_final", lambda final, source: setattr(kept, "end", source.name))
+        train.train_stage(small, STAGE, place, validation=(3,), tell=kept.told.append, say=kept.said.append)
+        return kept
+
+    return run
+
+
+def test_a_stage_goes_from_the_weights_before_it_to_the_checkpoint_of_its_last_step(trained, place):
+    kept = trained(lambda job: None)
+    assert (kept.job.start, kept.job.validation) == (place.final(STAGES["stage1"]), (3,))
+    assert kept.end == "step_00000004"
+
+
+def test_a_stage_is_not_begun_from_damaged_weights(trained, place):
+    (place.final(STAGES["stage1"]) / "weights.safetensors").write_bytes(b"short")
+    begun = []
+    with pytest.raises(InputError, match="stage1/final"):
+        trained(begun.append)
+    assert begun == []
+
+
+def test_reports_are_told_and_of_the_notes_those_of_this_start_are_said(trained, place):
+    place.stage(STAGE).mkdir()
+    append_line(place.stage(STAGE) / "notes.jsonl", {"said": "earlier"})
+
+    def work(job):
+        append_line(job.notes, {"said": "now"})
+        append_line(job.log, {"step": 1.0})
+
+    kept = trained(work)
+    assert (kept.said, kept.told) == (["now"], [{"step": 1.0}])
+
+
+def test_an_interruption_that_ray_train_makes_an_exit_is_one_again_and_its_handler_goes(trained):
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(job):
+        signal.signal(signal.SIGINT, lambda *_: None)
+        raise SystemExit(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_lost_worker_says_where_the_stage_goes_on(trained, place):
+    def lost(job):
+        for step in (2, 4):
+            (job.folder / f"step_{step:08d}").mkdir()
+        raise ray.train.WorkerGroupError("lost", {1: ray.exceptions.WorkerCrashedError()})
+
+    with pytest.raises(LostWorkerError, match=r"stage2: lost worker 1 .*training\.max_failures = 0 .*goes on from step 4"):
+        trained(lost)
+
+
+# A worker
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_log_comes_before_the_checkpoint_and_ray_hears_of_steps_with_one(monkeypatch, tmp_path, rank):
+    """And rank 0 alone writes."""
+    events, log = [], tmp_path / "log.jsonl"
+
+    def written(step, save):
+        events.append(f"wrote {step} after lines of {[line['step'] for line in read_lines(log)]}")
+
+    writer = SimpleNamespace(check=lambda: None, write=written)
+    monkeypatch.setattr(worker.ray.train, "report", lambda metrics: events.append(f"told {metrics['step']:g}"))
+    for step, save in ((1, None), (2, lambda folder: None)):
+        worker._report(Report(step, {"loss/total": 1.0}, save), Place(rank, 2, torch.device("cpu")), log, writer)
+    assert events == (["wrote 2 after lines of [1.0, 2.0]"] if rank == 0 else []) + ["told 2"]
+    assert len(read_lines(log)) == (2 if rank == 0 else 0)
