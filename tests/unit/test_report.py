@@ -30,6 +30,7 @@ from jointseg.stages import STAGES
 from jointseg.training import begin
 from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
+from pipeline.report_page import markdown
 from pipeline.workspace import Workspace
 from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total
 
@@ -94,6 +95,10 @@ def edit_metrics(place: Workspace, change: dict[str, Any], *, row: str) -> None:
     path.write_text(json.dumps(content))
 
 
+def edit_search(place: Workspace, change: dict[str, Any]) -> None:
+    place.crf_settings.write_text(json.dumps(json.loads(place.crf_settings.read_text()) | change))
+
+
 def contents(place: Workspace) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((place.out / "report.json").read_text())
     return found
@@ -101,6 +106,11 @@ def contents(place: Workspace) -> dict[str, Any]:
 
 def page(place: Workspace) -> str:
     return (place.out / "report.md").read_text()
+
+
+def page_of(found: dict[str, Any]) -> str:
+    """The page of such contents."""
+    return markdown(found, name="small", figures={})
 
 
 def cells(place: Workspace, name: str) -> list[str]:
@@ -251,11 +261,28 @@ def test_a_crf_row_below_its_unary_row_is_said(written: Workspace) -> None:
     assert "! Sem-CRF+ is below Unary-Sem+Depth" in on_terminal(written)
 
 
+def test_rows_are_read_beside_the_one_they_add_to(written: Workspace) -> None:
+    said = [line.lstrip("- *") for line in page(written).splitlines() if " in mean IoU" in line and " is " in line]
+    pairs = [(text.partition(" is ")[0], text.partition(" in mean IoU")[0].rpartition(" ")[2]) for text in said[:4]]
+    assert pairs == [
+        ("Unary-Sem+Depth", "Unary-Sem"),
+        ("Sem-CRF", "Unary-Sem+Depth"),
+        ("Sem-CRF+", "Unary-Sem+Depth"),
+        ("Sem-CRF+", "Sem-CRF"),
+    ]
+
+
 def test_a_row_below_its_floor_is_said(place: Workspace, store: Store) -> None:
     edit_metrics(place, {"rmse": 9.0}, row="sem_crf")
     report.write(demo(), place, store)
     assert "**No better in RMSE than the floor of constant 2.53 m" in page(place)
     assert "Every row is better in mean IoU than the floor of all “wall”" in page(place)
+
+
+def test_a_row_that_only_equals_its_floor_is_no_better(written: Workspace) -> None:
+    found = contents(written)
+    found["table2"]["sem_crf"]["rmse"] = found["floors"]["rmse"]
+    assert "**No better in RMSE than the floor of constant 2.53 m" in page_of(found)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +312,55 @@ def test_a_winner_within_noise_of_the_papers_point_is_said_to_be_so(place: Works
     assert "95 % interval -1.00 to 2.00, within noise of the paper's." in page(place)
 
 
+def test_a_search_that_only_found_as_good_settings_found_nothing_better(written: Workspace) -> None:
+    found = contents(written)
+    found["search"]["best"]["score"] = found["search"]["paper"]["score"]
+    assert "**The search found nothing better than the paper's CRF settings: 10.50 %" in page_of(found)
+
+
+def test_trials_that_were_stopped_are_not_said_to_have_failed(written: Workspace) -> None:
+    found = contents(written)
+    found["search"]["stopped"] = 2
+    assert "(4 trials, 1 of them failed, 2 of them stopped early)" in page_of(found)
+
+
+def test_settings_that_were_not_searched_are_the_runs_own_beside_the_papers(place: Workspace, store: Store) -> None:
+    report.write(with_overrides(demo(), {"crf.theta_alpha": 80.0, "crf.theta_beta": 9.0}), place, store)
+    papers = contents(place)["search"]["paper"]["settings"]
+    assert (papers["crf.theta_alpha"], papers["crf.theta_beta"]) == (80.0, 3.0)
+    assert cells(place, "theta_alpha")[-1] == "160 (held at 80)"
+    assert cells(place, "theta_beta")[-1] == "3"
+
+
+def test_the_command_makes_the_search_that_stage_3_began_from(place: Workspace, store: Store) -> None:
+    edit_search(place, {"search": {**flatten(demo().search), "seed": 77}})
+    report.write(demo(), place, store)
+    found = contents(place)["provenance"]
+    assert "--set search.seed=77" in found["command"]
+    assert found["seeds"]["search.seed"] == 77
+
+
+def test_the_history_is_of_the_results_trials_in_their_order(
+    place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study may have been gone on with since."""
+    drawn, draw = [], report.search_history
+
+    def noting(scores: list[float | None], **own: Any) -> Any:
+        drawn.append(scores)
+        return draw(scores, **own)
+
+    monkeypatch.setattr(report, "search_history", noting)
+    pq.write_table(pq.read_table(place.trials()).sort_by([("trial", "descending")]), place.trials())
+    edit_search(place, {"trials": 3})
+    report.write(demo(), place, store)
+    assert drawn == [SCORES[:3]]
+
+
+def test_the_scale_of_the_crfs_pixels_is_that_of_the_input(written: Workspace) -> None:
+    assert "513 × 513 input; at this run's 65 × 65 they count × 0.127." in page(written)
+
+
 def test_the_folds_stand_beside_each_other_with_the_nested_estimate(place: Workspace, store: Store) -> None:
     report.write(demo(), place, store)
     assert cells(place, "found")[1:] == ["11.50", "10.50", "11.00 ± 0.50", "12.00"]
@@ -296,6 +372,45 @@ def test_phases_of_another_commit_than_the_reports_are_named_and_the_checkpoints
     assert contents(written)["commits"] == {"data": "data's", "stage1": "stage1's", "evaluate": "evaluate's"}
     assert contents(written)["checkpoints"] == {"stage3": load_final(written.final(STAGES["stage3"]))[1]}
     assert "- other commits: data `data's`, stage1 `stage1's`, evaluate `evaluate's`" in page(written)
+
+
+def test_the_phases_seconds_are_added_up(written: Workspace) -> None:
+    assert cells(written, "together")[1:] == ["6.8"]
+
+
+@pytest.mark.parametrize(
+    ("commit", "said"),
+    [
+        ("abc", "Again, on that commit:"),
+        ("abc-dirty", "though the code had changes that are in no commit"),
+        (None, "Again:"),
+    ],
+)
+def test_changes_that_are_in_no_commit_are_said(written: Workspace, commit: str | None, said: str) -> None:
+    found = contents(written)
+    found["provenance"]["commit"] = commit
+    assert said in page_of(found)
+
+
+def test_whether_validation_frames_were_trained_on_is_said(written: Workspace) -> None:
+    found = contents(written)
+    assert "of the train frames for validation and the search, left out of training" in page_of(found)
+    found["provenance"]["config"]["data.train_on_validation"] = True
+    assert "of the train frames for validation and the search, also trained on" in page_of(found)
+
+
+@pytest.mark.parametrize(
+    ("crop", "said"),
+    [
+        ("none", "the whole frame (no crop)"),
+        ("eigen", "rows 45–470, columns 41–600"),
+        ("gupta", "rows 45–469, columns 40–599"),
+    ],
+)
+def test_the_part_that_is_scored_is_said_by_its_first_and_last_rows(written: Workspace, crop: str, said: str) -> None:
+    found = contents(written)
+    found["provenance"]["config"]["evaluation.crop"] = crop
+    assert said in page_of(found)
 
 
 def test_the_headline_is_each_rows_scores_without_those_that_have_no_value(place: Workspace, store: Store) -> None:

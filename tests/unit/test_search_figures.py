@@ -8,8 +8,13 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from jointseg.figures import PAPERS
+from jointseg.presets import demo
 from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, slices
+from jointseg.settings import with_overrides
+from pipeline import search_figures
+from pipeline.samplers import Asker
 from pipeline.search_figures import changed_most, importance
+from pipeline.spaces import load_space, start_points
 
 BETA = Axis("theta_beta", [3.0, 6.0, None, 12.0], log=True, paper=3.0)
 FORM = Axis("pairwise", ["crfrnn", "hadamard", "crfrnn", None], log=False, paper="crfrnn")
@@ -71,6 +76,29 @@ def test_a_front_is_a_line_along_the_second_objective():
     assert panel.lines[1].get_ydata().tolist() == [0.1, 0.3]
 
 
+# What of a study is drawn
+
+
+def test_the_ten_best_trials_and_the_papers_point_are_shown_fold_by_fold():
+    finished = [{"trial": trial, "mean_iou": trial / 20, "fold_scores": [trial]} for trial in range(12)]
+    shown = search_figures._top(finished)
+    assert [name for name, _ in shown] == [*(f"trial {trial}" for trial in range(11, 1, -1)), "paper"]
+    assert shown[-1][1] == [0]
+
+
+def test_an_axis_is_logarithmic_where_its_range_is_and_no_value_is_0():
+    config = with_overrides(demo(), {"search.space": "depth_or_not", "search.startup_trials": 3})
+    space = load_space(config)
+    asker = Asker(config.search, space, first=start_points(space, config))
+    lines = [{"point": asker.ask(number)} for number in range(12)]
+    axes = {axis.name: axis for axis in search_figures._axes(lines, asker)}
+    assert axes["theta_beta"].log
+    assert 0 in axes["w_depth"].values
+    assert not axes["w_depth"].log
+    assert None in axes["theta_zeta"].values
+    assert axes["theta_zeta"].paper == 0.2
+
+
 # What mattered
 
 
@@ -88,6 +116,16 @@ def test_what_moves_the_score_more_is_more_important_with_its_uncertainty():
     assert found["much"][0] > 0.8
     assert sum(mean for mean, _ in found.values()) == pytest.approx(1)
     assert all(deviation >= 0 for _, deviation in found.values())
+
+
+def test_importance_is_of_mean_iou_also_where_two_objectives_are_sought():
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        study.tell(trial, (trial.suggest_float("of the first", 0, 1), trial.suggest_float("of the second", 0, 1)))
+    found = importance(study)
+    assert found["of the first"][0] > 0.8
+    assert 0 < found["of the first"][1] < 0.2
 
 
 def test_of_too_few_trials_and_of_a_score_that_never_moves_nothing_is_said():
