@@ -303,7 +303,7 @@ def run_command_line() -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
     stderr = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     try:
-        return app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        return app(sys.argv[1:] or ["--help"], prog_name="jointseg", standalone_mode=False) or 0
     except (InputError, LostWorkerError) as error:
         stderr.print(f"error: {error}", markup=False)
         return 2 if isinstance(error, InputError) else 1
