@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from jointseg.batches import Place, ViewDataset, batches, visits_of
 from jointseg.config import StageConfig
-from jointseg.data.views import make_views
+from jointseg.data.augment import coloured, view_of_visit
+from jointseg.data.views import make_views, render_view
 from jointseg.settings import with_overrides
 
 ALONE = Place()
@@ -82,3 +85,28 @@ def test_online_batches_do_not_depend_on_who_cuts_them_or_where_training_began(r
     assert all(torch.equal(*pair) for pair in zip(whole, seen(first_step=0, loader_workers=1), strict=True))
     assert all(torch.equal(*pair) for pair in zip(whole[3:], seen(first_step=3, loader_workers=0), strict=True))
     assert not torch.equal(whole[0], whole[2])
+
+
+@pytest.mark.parametrize("how", ["offline", "online"])
+@pytest.mark.parametrize("depth", ["raw", "filled"])
+def test_the_depth_that_is_asked_for_is_trained_on(rooms, views, small, how, depth):
+    config = with_overrides(small, {"data.views": how, "data.train_depth": depth})
+    dataset = ViewDataset(rooms, views, config)
+    for visit in range(6):
+        view = view_of_visit(dataset.numbers, visit, config.data)[0] if how == "online" else views[visit]
+        expected = render_view(rooms.frame(view.frame), view, network=config.network, depth=depth)
+        assert torch.equal(dataset[visit][0].depth, expected.depth)
+
+
+def test_colours_change_where_that_is_asked_for_and_labels_stay(rooms, views, small):
+    plain = with_overrides(small, {"data.views": "online"})
+    jittered = with_overrides(plain, {"data.color_jitter": 0.4})
+    as_they_are, changed = (ViewDataset(rooms, views, config) for config in (plain, jittered))
+    for visit in range(4):
+        one, other = as_they_are[visit][0], changed[visit][0]
+        view, colour = view_of_visit(changed.numbers, visit, jittered.data)
+        frame = rooms.frame(view.frame)
+        recoloured = render_view(frame, view, network=plain.network, depth="raw", recolour=partial(coloured, colour=colour))
+        assert torch.equal(other.image, recoloured.image)
+        assert not torch.equal(other.image, one.image)
+        assert torch.equal(other.labels, one.labels)

@@ -14,6 +14,7 @@ from jointseg.errors import InputError
 from jointseg.evaluation import (
     Prediction,
     Sums,
+    Unaries,
     compute_unaries,
     depth_at_full_size,
     labels_at_full_size,
@@ -174,6 +175,10 @@ def test_an_even_map_stays_even_when_grown():
     assert (labels_at_full_size(logits) == 7).all()
 
 
+def test_depth_grows_about_the_middles_of_pixels():
+    np.testing.assert_allclose(depth_at_full_size(torch.tensor([[1.0, 2.0]]), (2, 4)), [[1, 1.25, 1.75, 2]] * 2)
+
+
 def confusions(model, frames, config):
     """A trial's, of each frame."""
     crf = build_crf(config)
@@ -202,3 +207,12 @@ def test_settings_change_a_trials_score(model, small, frames):
 def test_a_crf_whose_logits_are_not_finite_is_refused(model, small, frames):
     with pytest.raises(InputError, match="the CRF's logits are NaN or infinite"):
         confusions(model, frames[:1], with_overrides(small, {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_single_logit_that_is_not_finite_is_refused(small, value):
+    logits = torch.zeros(40, 2, 2)
+    logits[1, 0, 0] = value
+    unaries = Unaries(torch.zeros(3, 2, 2, dtype=torch.uint8), logits, torch.ones(2, 2))
+    with pytest.raises(InputError, match="the CRF's logits are NaN or infinite"):
+        refined_labels(unaries, build_crf(with_overrides(small, {"crf.num_iterations": 0})))

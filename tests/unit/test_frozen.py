@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 
@@ -88,6 +89,14 @@ def test_scores_from_kept_features_are_those_from_the_image(variant, until, read
     assert torch.equal(everything_trained(picture()).logits, whole.logits)
 
 
+def test_nothing_drops_out_of_frozen_layers_in_training():
+    config = NetworkConfig(width=0.0625, input_size=65, frozen_until="fc7", dropout=0.5)
+    network = build_network(config, seed=0).train()
+    one, other = network.frozen_features(picture()), network.frozen_features(picture())
+    assert one["fc7"].any()
+    assert torch.equal(one["fc7"], other["fc7"])
+
+
 def test_recomputing_changes_no_gradient():
     gradients = []
     for recompute in (False, True):
@@ -155,6 +164,16 @@ def test_the_stamp_changes_with_whatever_the_features_depend_on(rooms, views, fr
     changes.append({"training.precision": "bfloat16"})
     others = [stamp(with_overrides(frozen, change)) for change in changes] + [stamp(frozen, views[1:])]
     assert same not in others
+
+
+def test_the_stamp_is_of_these_frames_and_of_what_is_taken_off_the_image(rooms, views, frozen):
+    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
+    before = features.stamp(network, frozen, views, rooms)
+    others = copy.copy(rooms)
+    others.digest = "0" * 64
+    assert features.stamp(network, frozen, views, others) != before
+    network.mean_bgr.add_(1)
+    assert features.stamp(network, frozen, views, rooms) != before
 
 
 @pytest.mark.usefixtures("last_share_first")

@@ -203,15 +203,40 @@ def test_a_visit_is_a_function_of_the_seed_and_its_number():
     numbers, data = (1, 2, 3), DataConfig(crop_scale_min=0.5, views="online", color_jitter=0.3)
     drawn = [view_of_visit(numbers, visit, data) for visit in range(60)]
     assert drawn == [view_of_visit(numbers, visit, data) for visit in range(60)]
-    assert drawn != [
-        view_of_visit(numbers, visit, DataConfig(views="online", color_jitter=0.3, views_seed=1)) for visit in range(60)
-    ]
     views = [view for view, _ in drawn]
     assert len(set(views)) == 60
     assert {view.mirror for view in views} == {True, False}
     assert all(0 <= view.top <= 480 - view.height and 0 <= view.left <= 640 - view.width for view in views)
     assert all(0.5 <= view.height / 480 <= 1 and view.zoom == pytest.approx(640 / view.width) for view in views)
     assert all(0.7 <= factor <= 1.3 for _, colour in drawn for factor in vars(colour).values())
+
+
+def of_seed(seed, numbers):
+    data = DataConfig(views="online", color_jitter=0.3, views_seed=seed)
+    return [view_of_visit(numbers, visit, data) for visit in range(40)]
+
+
+def test_another_seed_visits_the_frames_in_another_order():
+    one, other = ([view.frame for view, _ in of_seed(seed, range(1, 41))] for seed in (0, 1))
+    assert one != other
+
+
+def test_another_seed_has_other_crops_and_colours_of_the_same_frame():
+    one, other = of_seed(0, [7]), of_seed(1, [7])
+    assert not {view for view, _ in one} & {view for view, _ in other}
+    assert not {colour for _, colour in one} & {colour for _, colour in other}
+
+
+def test_online_views_fill_their_ranges():
+    data = DataConfig(views="online", color_jitter=0.3, crop_scale_min=0.5, crop_scale_max=0.9)
+    drawn = [view_of_visit((1, 2, 3), visit, data) for visit in range(60)]
+    shares = [view.height / 480 for view, _ in drawn]
+    assert min(shares) < 0.6
+    assert max(shares) > 0.95
+    for name in ("brightness", "contrast", "saturation"):
+        factors = [getattr(colour, name) for _, colour in drawn]
+        assert min(factors) < 0.8
+        assert max(factors) > 1.2
 
 
 def test_colours_by_hand():

@@ -189,6 +189,11 @@ def test_gradients_reach_every_parameter(variant):
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
+def test_dropout_is_as_the_config_says(variant):
+    rates = {module.p for module in small(variant, dropout=0.3).modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.3}
+
+
 def test_channels_last_and_bfloat16_give_nearly_the_same_scores(variant):
     network = small(variant).eval()
     want = network(image()).logits

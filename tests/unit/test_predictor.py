@@ -64,6 +64,13 @@ def test_a_picture_of_any_shape_is_predicted_at_its_size(final_of, rooms, size):
     np.testing.assert_array_equal(found.depth, depth_at_full_size(depth[0], size))
 
 
+def test_the_device_that_is_named_is_taken_whatever_training_took(final_of, monkeypatch):
+    final, _, _ = final_of("stage1", **{"training.device": "auto"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    predictor = Predictor(final, device=CPU)
+    assert predictor(np.zeros((48, 64, 3), np.uint8)).labels.shape == (48, 64)
+
+
 def test_what_is_no_rgb_picture_is_refused(final_of):
     predictor = Predictor(final_of("stage1")[0], device=CPU)
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):

@@ -120,6 +120,16 @@ def test_a_stage_starts_from_the_earlier_ones_network_and_its_own_configs_crf(sm
     assert run.step == 0
 
 
+def test_stage_3_learns_through_crf_train_iterations_whatever_inference_takes(small, fit):
+    def first_loss(*, training, inference):
+        changes = {"crf_train_iterations": training, "crf.num_iterations": inference, "stage3.iterations": 1}
+        return fit(fresh(with_overrides(small, changes), "stage3"))[0].metrics["loss/total"]
+
+    expected = first_loss(training=1, inference=1)
+    assert first_loss(training=1, inference=3) == expected
+    assert first_loss(training=3, inference=1) != expected
+
+
 # Reports
 
 
@@ -177,6 +187,17 @@ def test_validation_has_both_tables_where_the_stage_has_depth(small, rooms):
     assert names["stage1"] == {"validation/mean_iou", "validation/mean_accuracy", "validation/pixel_accuracy"}
     table2 = {f"validation/{name}" for name in depth_metrics(DepthSums.from_dict({"images": [[1.0] * 10]}))}
     assert names["stage2"] == names["stage1"] | table2
+
+
+def test_validation_divides_as_the_evaluation_is_set(small, rooms):
+    def validated(**changes):
+        run = fresh(with_overrides(small, {f"evaluation.{name}": value for name, value in changes.items()}), "stage2")
+        return validate(run, rooms, rooms.train[:2], place=ALONE)
+
+    plain, zero, images = validated(), validated(absent_classes="zero"), validated(depth_pooling="images")
+    assert zero["validation/mean_iou"] < plain["validation/mean_iou"]
+    assert images["validation/rmse"] != plain["validation/rmse"]
+    assert images["validation/mean_iou"] == plain["validation/mean_iou"]
 
 
 def test_validating_changes_no_weight_and_no_later_step(small, fit, rooms):

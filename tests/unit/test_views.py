@@ -28,6 +28,7 @@ from jointseg.data.views import (
     depth_target,
     draw_validation,
     make_views,
+    random_crop,
     render_input,
     render_view,
     subset_digest,
@@ -81,6 +82,13 @@ def test_crop_scales_fill_their_range_evenly() -> None:
     scales = [1 / view.zoom for view in make_views(range(1, 796), DataConfig()) if view.kind == "crop"]
     counts, _ = np.histogram(scales, bins=4, range=(0.5, 0.9))
     assert (abs(counts - 795) < 5 * 795**0.5).all()
+
+
+def test_crops_reach_every_place() -> None:
+    draw = np.random.default_rng(0)
+    crops = [random_crop(1, draw, (480, 640), scale=(0.993, 0.996)) for _ in range(300)]  # 477 x 636
+    assert {crop.top for crop in crops} == {0, 1, 2, 3}
+    assert {crop.left for crop in crops} == {0, 1, 2, 3, 4}
 
 
 def test_leaving_frames_out_changes_no_other_frames_crops() -> None:
