@@ -48,6 +48,15 @@ def test_a_band_of_void_between_two_classes_is_a_boundary(off):
     assert sums(shifted(4), truth, pixels=3)[2:] == (8, 0)
 
 
+@pytest.mark.parametrize("off", [0, 1, 2, 3])
+def test_boundaries_between_rows_are_boundaries_as_between_columns(off):
+    truth = HALVES.copy()
+    truth[:, 7:] = VOID
+    turned = sums(shifted(off).T, truth.T)
+    assert turned == sums(shifted(off), truth)
+    assert turned.true == len(truth)
+
+
 def test_a_boundary_that_meets_none_is_a_mistake_but_beside_void():
     truth = np.zeros((8, 20), int)
     truth[:, 15:] = VOID

@@ -14,6 +14,7 @@ from jointseg.metrics import SegmentationSums
 RIGHT = np.array([[4, 0], [0, 4]])  # mean IoU 1
 HALF = np.array([[2, 2], [0, 4]])  # (2/4 + 4/6) / 2 = 7/12
 WRONG = np.array([[0, 4], [4, 0]])  # mean IoU 0
+ABSENT = pytest.mark.parametrize("absent", ["ignore", "zero", "gt_present"])
 
 
 def shared_out(sizes):
@@ -53,7 +54,7 @@ def test_fewer_frames_than_folds_are_refused():
 # Scores
 
 
-@pytest.mark.parametrize("absent", ["ignore", "zero", "gt_present"])
+@ABSENT
 def test_mean_iou_of_many_is_that_of_each(absent):
     matrices = np.random.default_rng(0).integers(0, 3, (6, 5, 5)) * (np.arange(5) < 4)  # the last class is never predicted
     matrices[0], matrices[1, 4] = 0, 0
@@ -64,6 +65,13 @@ def test_mean_iou_of_many_is_that_of_each(absent):
 
 def test_by_hand():
     assert mean_iou(np.stack([RIGHT, HALF, WRONG]), absent="ignore") == pytest.approx([1, 7 / 12, 0])
+
+
+def without_a_class(seed, images):
+    """Class 3 is nowhere, and class 2 is only predicted."""
+    matrices = np.random.default_rng(seed).integers(0, 9, (images, 4, 4))
+    matrices[:, :, 3] = matrices[:, 2:] = 0
+    return matrices
 
 
 def test_the_folds_sums_add_up_to_the_whole():
@@ -101,6 +109,14 @@ def test_a_trial_without_a_pixel_elsewhere_is_not_chosen():
     assert nested(np.array([[empty, RIGHT], [HALF, HALF]]), absent="ignore").chosen == (0, 1)
 
 
+@ABSENT
+def test_a_single_trial_is_worth_what_it_scores_whatever_counts_as_absent(absent):
+    folds = without_a_class(2, 3)
+    found = nested(folds[None], absent=absent)
+    assert found.score == pytest.approx(float(mean_iou(folds.sum(0), absent=absent)))
+    assert found.folds == pytest.approx(mean_iou(folds, absent=absent).tolist())
+
+
 # The bootstrap
 
 
@@ -117,6 +133,15 @@ def test_the_same_on_both_sides_differs_by_nothing():
 def test_the_difference_is_of_pooled_scores():
     found = interval([RIGHT, HALF], [HALF, HALF])
     assert found.difference == pytest.approx((6 / 8 + 8 / 10) / 2 - 7 / 12)
+
+
+@ABSENT
+def test_the_difference_is_that_of_the_mean_ious_whatever_counts_as_absent(absent):
+    one, other = without_a_class(0, 12), without_a_class(1, 12)
+    found = paired_bootstrap(one, other, absent=absent, num_resamples=200, seed=0)
+    expected = mean_iou(one.sum(0), absent=absent) - mean_iou(other.sum(0), absent=absent)
+    assert found.difference == pytest.approx(float(expected))
+    assert found.low < found.difference < found.high
 
 
 def test_what_is_better_on_every_image_is_beyond_noise_and_what_wins_half_of_them_is_not():
@@ -153,6 +178,26 @@ def test_what_is_worse_on_every_image_is_behind_and_what_is_as_good_or_wins_half
     assert not behind([RIGHT] * 8, [RIGHT] * 8)
     assert not behind([RIGHT] * 8, [HALF] * 8)
     assert not behind([RIGHT, WRONG] * 4, [WRONG, RIGHT] * 4)
+
+
+@pytest.mark.parametrize(("worse", "verdict"), [(1, False), (2, True)])
+def test_a_side_is_behind_where_few_resamples_lack_all_images_on_which_it_is_worse(worse, verdict):
+    """Of ten images, all else equal: 0.9^10 = 35% of the resamples lack one of them, 0.8^10 = 11% two; up to 15% may."""
+    assert behind([HALF] * worse + [RIGHT] * (10 - worse), [RIGHT] * 10) == verdict
+
+
+def test_what_counts_as_absent_decides_who_is_behind():
+    """One side is nearer the truth but for a pixel of a class that is in no truth."""
+    stray, plain = np.array([[9, 0, 0], [0, 8, 1], [0, 0, 0]]), np.array([[8, 1, 0], [1, 8, 0], [0, 0, 0]])
+    sides = np.array([stray] * 4), np.array([plain] * 4)
+    assert is_behind(*sides, absent="ignore", seed=0)
+    assert not is_behind(*sides, absent="gt_present", seed=0)
+
+
+def test_at_the_border_the_verdict_is_the_seeds():
+    """Two images of a hundred are worse: 13% of all resamples lack them both, and more or less of 400 that are drawn."""
+    one, other = np.array([HALF] * 2 + [RIGHT] * 98), np.array([RIGHT] * 100)
+    assert {is_behind(one, other, absent="ignore", seed=seed) for seed in range(30)} == {True, False}
 
 
 def test_the_interval_is_the_seeds():

@@ -156,6 +156,18 @@ def test_units_are_one_factor_apart_in_every_term(unit, per_sum):
         torch.testing.assert_close(in_unit, per_sum * in_sum)
 
 
+def test_the_joint_loss_has_the_depth_loss_of_its_invariance():
+    logits, labels = torch.zeros(1, 4, 1, 4, dtype=torch.float64), torch.zeros(1, 1, 4)
+    loss = joint_loss(logits, labels, depth=DEPTH, target_depth=TARGET, lambda_semantic=1e-2, unit="joint", invariance=0.5)
+    torch.testing.assert_close(loss.depth, scale_invariant_loss(DEPTH.log(), TARGET, invariance=0.5).mean())
+
+
+def test_the_mean_unit_counts_the_pixels_of_any_shape():
+    logits, labels = torch.zeros(1, 4, 2, 5), torch.zeros(1, 2, 5)
+    loss = joint_loss(logits, labels, depth=None, target_depth=torch.ones(1, 2, 5), lambda_semantic=1e-2, unit="mean")
+    assert loss.total.item() == pytest.approx(math.log(4))
+
+
 @pytest.mark.parametrize("unit", ["sum", "joint", "mean"])
 def test_without_depth_the_loss_is_the_semantic_one_in_the_same_unit(unit):
     logits, depth_logits, labels, target = random_batch()
@@ -180,6 +192,20 @@ def test_bfloat16_scores_lose_only_what_rounding_them_lost():
     for term, want in zip(loss, exact, strict=True):
         assert term.dtype == torch.float32
         torch.testing.assert_close(term.double(), want, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(dtype):
+    logits, depth_logits, labels, target = random_batch(dtype=torch.float32)
+    logits, depth_logits = logits.to(dtype), depth_logits.to(dtype)
+    assert torch.equal(semantic_loss(logits, labels), semantic_loss(logits.float(), labels))
+    depth = expected_depth(depth_logits, depth_bin=0.14)
+    assert torch.equal(depth, expected_depth(depth_logits.float(), depth_bin=0.14))
+    half, single = (
+        joint_loss(scores, labels, depth=metres, target_depth=target, lambda_semantic=1e-2, unit="sum")
+        for scores, metres in ((logits, depth.to(dtype)), (logits.float(), depth.to(dtype).float()))
+    )
+    assert half == single
 
 
 def test_the_overall_scale_counts_where_invariance_is_below_one() -> None:

@@ -33,10 +33,14 @@ def random_frames(num=5, *, seed=0):
 # Segmentation
 
 
-@pytest.mark.parametrize(("absent", "mean_iou"), [("ignore", 0.4625), ("zero", 0.37), ("gt_present", 0.6166667)])
-def test_the_vector_of_table_3(absent, mean_iou):
+@pytest.mark.parametrize(
+    ("absent", "mean_iou", "mean_accuracy"),
+    [("ignore", 0.4625, 13 / 18), ("zero", 0.37, 13 / 30), ("gt_present", 0.6166667, 13 / 18)],
+)
+def test_the_vector_of_table_3(absent, mean_iou, mean_accuracy):
     sums = SegmentationSums.from_labels(PREDICTION, TRUTH, 5)
     assert segmentation_metrics(sums, absent=absent)["mean_iou"] == pytest.approx(mean_iou, abs=1e-7)
+    assert segmentation_metrics(sums, absent=absent)["mean_accuracy"] == pytest.approx(mean_accuracy, abs=1e-7)
     assert sums.pixel_accuracy == pytest.approx(0.7272727, abs=1e-7)
     assert sums.mean_accuracy() == pytest.approx(0.7222222, abs=1e-7)
     assert sums.frequency_weighted_iou == pytest.approx(0.6272727, abs=1e-7)

@@ -134,8 +134,8 @@ def test_a_rate_is_a_function_of_its_step_alone(model):
 
 
 def test_adamw_takes_the_momentum_as_its_first_beta(model):
-    optimizer = build_optimizer(model, StageConfig(optimizer="adamw", momentum=0.9))
-    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.999)}
+    optimizer = build_optimizer(model, StageConfig(optimizer="adamw", momentum=0.8))
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.999)}
 
 
 def test_stages_without_a_crf_come_before_those_with_one():
