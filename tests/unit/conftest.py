@@ -1,11 +1,14 @@
-"""A few rooms prepared for training, a config small enough to train on them in seconds, and the command line in this process.
+"""A few rooms prepared for training, a config small enough to train on them in seconds, the command line in this process, and
+what a disk is told.
 
 Not here: data in NYU's layout that is made up (tests/conftest.py).
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -113,6 +116,29 @@ def last_share_first(monkeypatch):
     monkeypatch.setattr("pipeline.shares.FRAMES_A_SHARE", 1)
     for module in ("evaluate", "features", "finetune", "score", "unaries"):
         monkeypatch.setattr(f"pipeline.{module}.shared_out", shared_out)
+
+
+@pytest.fixture
+def told_to_disk(monkeypatch):
+    """The paths that are synced, in order, and "rename" for each rename between them."""
+    told, fsync, rename, replace = [], os.fsync, Path.rename, Path.replace
+
+    def syncing(descriptor):
+        told.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def renaming(path, target):
+        told.append("rename")
+        return rename(path, target)
+
+    def replacing(path, target):
+        told.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    monkeypatch.setattr(Path, "replace", replacing)
+    return told
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from jointseg.checkpoint import (
 )
 from jointseg.config import Config
 from jointseg.errors import InputError
-from jointseg.settings import with_overrides
+from jointseg.settings import differences, with_overrides
 
 CONFIG = with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2})
 FILES = ("checkpoint.json", "weights.safetensors", "optimizer.pt", "random.pt")
@@ -105,6 +105,19 @@ def test_an_optimiser_of_a_gpu_is_read_where_there_is_none(folder):
             assert torch.equal(read[parameter][name], value)
 
 
+def test_a_snapshot_is_not_changed_by_what_training_does_next():
+    weight, in_dict, in_list, in_tuple = (torch.ones(2) for _ in range(4))
+    optimizer = {"state": {0: {"step": in_dict}}, "list": [in_list], "tuple": (in_tuple,)}
+    kept = replace(a_checkpoint(), weights={"w": weight}, optimizer=optimizer).snapshot()
+    for tensor in (weight, in_dict, in_list, in_tuple):
+        tensor.zero_()
+    assert kept.weights["w"].all()
+    assert kept.optimizer["state"][0]["step"].all()
+    assert kept.optimizer["list"][0].all()
+    assert kept.optimizer["tuple"][0].all()
+    assert isinstance(kept.optimizer["tuple"], tuple)
+
+
 def test_a_checkpoint_written_over_an_older_one_is_the_new_one(folder):
     save_checkpoint(folder, a_checkpoint(seed=1, step=40))
     read = load_checkpoint(folder, config=CONFIG, stage="stage2")
@@ -129,7 +142,11 @@ def test_equal_configs_are_not_refused():
 
 
 def test_a_run_goes_on_under_settings_that_change_no_number(folder):
-    other = with_overrides(CONFIG, {"training.max_failures": 3, "training.loader_workers": 2, "training.keep_checkpoints": 1})
+    training = {"max_failures": 3, "loader_workers": 2, "keep_checkpoints": 1, "async_checkpoints": False}
+    search = {"concurrent": 3, "filter_cache": 0, "node_folder": "/elsewhere"}
+    changes = {f"training.{name}": value for name, value in training.items()}
+    other = with_overrides(CONFIG, changes | {f"search.{name}": value for name, value in search.items()})
+    assert len(differences(CONFIG, other)) == 7
     assert load_checkpoint(folder, config=other, stage="stage2").config == other
     message = refusal(folder, config=with_overrides(other, {"training.log_every": 7}))
     assert message == f"{folder}: was made with another config: training.log_every is 10 there and 7 here"
@@ -283,6 +300,11 @@ def test_a_damaged_final_is_refused_by_file(folder, tmp_path, name, change):
     with pytest.raises(InputError) as caught:
         load_final(final)
     assert str(path) in str(caught.value)
+
+
+def test_a_text_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path, told_to_disk):
+    write_atomically(tmp_path / "settings.json", "one")
+    assert told_to_disk == [tmp_path / ".settings.json.partial", "rename", tmp_path]
 
 
 def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):

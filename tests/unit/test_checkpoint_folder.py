@@ -64,6 +64,14 @@ def test_a_stage_without_checkpoints_begins(tmp_path):
     assert newest(CheckpointFolder(tmp_path)) is None
 
 
+def test_steps_of_nine_digits_are_steps_and_files_are_not(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for step in (99_999_999, 100_000_000):
+        folder.of(step).mkdir()
+    folder.of(5).write_text("mine")
+    assert folder.steps() == [99_999_999, 100_000_000]
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["cut", "altered", "missing"])
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_newest_good_one_used(folder, name, how):
@@ -169,7 +177,9 @@ def test_a_kill_before_any_file_operation_leaves_whole_checkpoints_and_is_cleare
         code = attempt.exitcode
         found = newest(killed)
         assert found.refused == ()
-        assert load_checkpoint(found.path, config=CONFIG, stage="stage1").weights["weight"].unique().item() == found.step
+        for step in killed.steps():
+            whole = load_checkpoint(killed.of(step), config=CONFIG, stage="stage1")
+            assert whole.weights["weight"].unique().item() == step
         steps_after.append(found.step)
         killed.write(50, saving(50), keep=1)
         assert names(killed) == ["step_00000050"]

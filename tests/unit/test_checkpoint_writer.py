@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,9 @@ def test_what_failed_in_the_background_is_raised_at_the_end(tmp_path):
         writer.write(10, failing)
 
 
-def divide_by_zero(folder: CheckpointFolder, in_background: bool) -> None:
+def divide_by_zero(folder: CheckpointFolder, in_background: bool, save: Callable[[Path], None]) -> None:
     with CheckpointWriter(folder, keep=2, in_background=in_background) as writer:
-        writer.write(10, saving(10))
+        writer.write(10, save)
         raise ZeroDivisionError
 
 
@@ -89,5 +90,10 @@ def divide_by_zero(folder: CheckpointFolder, in_background: bool) -> None:
 def test_an_error_of_trainings_own_comes_first_and_the_last_checkpoint_is_whole(tmp_path, in_background):
     folder = CheckpointFolder(tmp_path / "stage1")
     with pytest.raises(ZeroDivisionError):
-        divide_by_zero(folder, in_background)
+        divide_by_zero(folder, in_background, saving(10))
     assert newest(folder).step == 10
+
+
+def test_an_error_of_trainings_own_comes_before_that_of_writing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        divide_by_zero(CheckpointFolder(tmp_path), True, failing)

@@ -72,6 +72,13 @@ def test_a_folder_that_is_replaced_stands_until_the_new_one_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_all_of_a_folder_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path, told_to_disk):
+    write(tmp_path / "folder", "one")
+    partial = tmp_path / ".folder.partial"
+    assert set(told_to_disk[:-2]) == {partial, partial / "inner", partial / "inner" / "file"}
+    assert told_to_disk[-2:] == ["rename", tmp_path]
+
+
 def stop_midway(folder: Path, error: BaseException) -> None:
     with appearing_whole(folder, replace=True) as partial:
         (partial / "half").write_text("two")
@@ -87,9 +94,11 @@ def test_a_block_that_raises_leaves_what_was_there_and_its_own_error(tmp_path, e
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_a_full_disk_is_the_users_to_mend(tmp_path):
-    with pytest.raises(InputError, match=r"folder: cannot be written: No space left"), appearing_whole(tmp_path / "folder"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
+def test_a_full_or_failing_disk_is_the_users_to_mend(tmp_path, number):
+    said = rf"folder: cannot be written: {os.strerror(number)}"
+    with pytest.raises(DiskError, match=said), appearing_whole(tmp_path / "folder"):
+        raise OSError(number, os.strerror(number))
     assert list(tmp_path.iterdir()) == []
 
 
