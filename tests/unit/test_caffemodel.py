@@ -136,6 +136,7 @@ DAMAGED = {
     "data past its blob": (layer("layers", "c", varint(42) + varint(LARGE)), "layer 'c': field 5 is 4611686018427387904 bytes"),
     "half a number": (CONV + b"\x28", "ends inside a number"),
     "a long number": (CONV + b"\x28" + b"\xff" * 10, "longer than 64 bits"),
+    "a number of 65 bits": (CONV + b"\x28" + b"\xff" * 9 + b"\x02", "longer than 64 bits"),
     "field 0": (CONV + b"\x02\x00", "0 is no field's number"),
     "a group": (CONV + b"\x0b", "field 1 has wire type 3"),
     "a layer that is a number": (CONV + number(2, 7), "field 2 has wire type 0; allowed: 2"),

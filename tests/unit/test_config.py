@@ -48,6 +48,13 @@ def test_a_rule_between_two_settings_names_their_group():
     assert caught.value.path == "data"
 
 
+@pytest.mark.parametrize("other", [{"search.fidelity": "finetune"}, {"search.objective": "miou,seconds"}])
+def test_trials_stop_early_for_one_objective_of_the_crf_alone(other):
+    assert with_overrides(Config(), {"search.early_stop": True}).search.early_stop
+    with pytest.raises(SettingsError, match=r"^search\.early_stop: is for objective=miou and fidelity=inference"):
+        with_overrides(Config(), {"search.early_stop": True} | other)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

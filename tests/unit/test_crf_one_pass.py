@@ -161,8 +161,10 @@ def test_prepared_for_other_bandwidths_or_sizes_is_refused():
         DenseCRF(3, CrfSettings(theta_beta=4.0)).double()(logits, prepared=prepared)
     with pytest.raises(InputError, match="beside what was prepared"):
         DenseCRF(3).double()(logits[:, :, 1:], prepared=prepared)
-    with pytest.raises(InputError, match="either prepared, or image"):
-        DenseCRF(3).double()(logits, image=image, prepared=prepared)
+    mask = torch.ones(image[:, 0].shape, dtype=torch.bool)
+    for beside in ({"image": image}, {"depth": depth}, {"guides": {}}, {"mask": mask}):
+        with pytest.raises(InputError, match="give either prepared, or image, depth, guides and mask"):
+            DenseCRF(3).double()(logits, prepared=prepared, **beside)
 
 
 def test_prepared_for_other_kernels_is_refused():

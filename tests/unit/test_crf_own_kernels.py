@@ -91,8 +91,9 @@ def test_bad_guides_and_masks_are_named_in_one_line(change, message):
 def test_bad_kernels_are_refused():
     with pytest.raises(InputError, match="kernel 'near' is there 2 times"):
         DenseCRF(3, kernels=(OWN[1], OWN[1]))
-    with pytest.raises(InputError, match="kernel 'k' has bandwidths"):
-        DenseCRF(3, kernels=(Kernel(name="k", weight=1, position=0.0),))
+    for position in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="kernel 'k' has bandwidths"):
+            DenseCRF(3, kernels=(Kernel(name="k", weight=1, position=position),))
     with pytest.raises(InputError, match="kernel 'k' has weight nan; allowed: finite"):
         DenseCRF(3, kernels=(Kernel(name="k", weight=float("nan"), position=1.0),))
     for name in ("", "a.b", "values"):

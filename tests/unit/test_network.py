@@ -165,7 +165,7 @@ def test_images_of_a_batch_do_not_meet(variant):
     torch.testing.assert_close(network(both).logits, alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 3, 65, 73), (1, 4, 65, 65), (3, 65, 65)])
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 3, 67, 67), (1, 3, 69, 69), (1, 3, 65, 73), (1, 4, 65, 65), (3, 65, 65)])
 def test_another_shape_is_refused_and_named(shape):
     with pytest.raises(InputError, match=r"8k \+ 1") as error:
         small()(torch.zeros(shape))

@@ -40,3 +40,12 @@ def test_what_is_no_scene_type_of_each_frame_is_left_out(tmp_path):
         mat.create_dataset("sceneTypes", data=np.array([[mat["kitchen"].ref] * 2], h5py.ref_dtype))
         assert read_scene_types(mat, 2) == ("kitchen", "kitchen")
         assert read_scene_types(mat, 3) is None
+
+
+def test_scene_types_that_refer_to_nothing_are_left_out(tmp_path):
+    with h5py.File(tmp_path / "some.mat", "w") as mat:
+        mat.create_dataset("sceneTypes", (1, 2), h5py.ref_dtype)
+        assert read_scene_types(mat, 2) is None
+        del mat["sceneTypes"]
+        mat.create_group("sceneTypes")
+        assert read_scene_types(mat, 2) is None

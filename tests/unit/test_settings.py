@@ -142,6 +142,7 @@ def test_scaling_the_crf_moves_positions_in_pixels_and_nothing_else():
         ("stage1.lr=1e-10", ("stage1.lr", 1e-10)),
         (" crf.theta_beta = 4 ", ("crf.theta_beta", 4)),
         ("crf.pairwise=hadamard", ("crf.pairwise", "hadamard")),
+        (" crf.pairwise = hadamard ", ("crf.pairwise", "hadamard")),
         ("data.source=/a=b", ("data.source", "/a=b")),
         ("data.source=null", ("data.source", None)),
         ("data.train_on_validation=true", ("data.train_on_validation", True)),

@@ -154,6 +154,22 @@ def test_a_reports_losses_are_the_mean_since_the_last_one(small, fit):
     assert pairs == pytest.approx([(each[0] + each[1]) / 2, (each[2] + each[3]) / 2])
 
 
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 1), (3, 1), (2, 2)])
+def test_images_a_second_are_those_of_the_steps_since_the_last_report(small, fit, monkeypatch, batch_size, accumulate):
+    """On a clock by which a step takes a second."""
+    changes = {"training.log_every": 2, "stage1.batch_size": batch_size, "stage1.accumulate": accumulate}
+    run = fresh(with_overrides(small, changes))
+    seconds, update = [], run.optimizer.step
+
+    def step():
+        seconds.append(1)
+        return update()
+
+    run.optimizer.step = step
+    monkeypatch.setattr("jointseg.training.time.perf_counter", lambda: float(sum(seconds)))
+    assert [report.metrics["images_per_second"] for report in fit(run)] == [batch_size * accumulate] * 2
+
+
 @pytest.mark.parametrize(("stage", "halves"), [("stage1", {"semantic"}), ("stage2", {"semantic", "depth"})])
 def test_a_stage_reports_the_halves_it_has(small, fit, stage, halves):
     for report in fit(fresh(small, stage)):
@@ -250,3 +266,8 @@ def test_weights_that_the_last_step_spoiled_are_neither_validated_nor_kept(small
     message = diverge(config, stage, fit, validation=rooms.train[:1], save_to=tmp_path)
     assert "the segmentation loss is nan after step 1;" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_step_spoiled_are_not_validated_where_no_checkpoint_is_due(small, fit, rooms):
+    pace = {"training.log_every": 100, "training.checkpoint_every": 100, "training.validate_every": 1, "stage1.lr": 1e30}
+    assert "after step 1;" in diverge(with_overrides(small, pace), "stage1", fit, validation=rooms.train[:1])

@@ -286,6 +286,9 @@ def test_what_is_no_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("frame,kind\n")
     with pytest.raises(InputError, match="text: not a Parquet file"):
         read_manifest(tmp_path / "text")
-    pq.write_table(pa.table({"frame": [1]}), tmp_path / "other")
-    with pytest.raises(InputError, match="other: not a list of views; its columns: frame"):
-        read_manifest(tmp_path / "other")
+    write_manifest(make_views(range(1, 9), DataConfig()), tmp_path / "views", seeds={}, store_digest="")
+    without_zoom = pq.read_table(tmp_path / "views").drop_columns("zoom")
+    for table, columns in ((pa.table({"frame": [1]}), "frame"), (without_zoom, "frame, kind, ")):
+        pq.write_table(table, tmp_path / "other")
+        with pytest.raises(InputError, match=f"other: not a list of views; its columns: {columns}"):
+            read_manifest(tmp_path / "other")
