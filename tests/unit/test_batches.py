@@ -1,4 +1,7 @@
-"""Laws of what a worker is fed: which pictures, in which order, whoever cuts them. Not here: how one is cut (test_views.py)."""
+"""Laws of what a worker is fed: which pictures, with which depth and colours, in which order, whoever cuts them.
+
+Not here: how one is cut (test_views.py).
+"""
 
 from __future__ import annotations
 

@@ -240,3 +240,15 @@ def test_mean_field_of_prepared_images_without_structure_is_the_plain_one():
     matrices = -torch.stack([kernel.weight * torch.eye(3).double() for kernel in kernels])
     run = partial(mean_field, logits.flatten(2), prepared.filters, matrices_KCC=matrices, num_iterations=2)
     torch.testing.assert_close(prepared.mean_field(logits.flatten(2), matrices_KCC=matrices, num_iterations=2), run())
+
+
+@FORMS
+def test_weights_that_were_learned_a_little_count_in_inference_as_in_training(form):
+    """Kernels of exact filters are added up before inference where their weights allow it: here they do not."""
+    logits, image, depth = scene(H=6, W=7)
+    crf = DenseCRF(3, CrfSettings(pairwise=form, theta_beta=60.0), filter="exact").double()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        crf.weights["depth"].add_(1e-3 * torch.randn(3, 3, generator=draw, dtype=torch.float64))
+    in_training = crf(logits, image=image, depth=depth).detach()
+    torch.testing.assert_close(infer(crf, logits, image, depth), in_training, rtol=1e-10, atol=1e-11)

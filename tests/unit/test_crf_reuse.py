@@ -93,6 +93,31 @@ def test_another_filter_or_number_of_threads_or_size_takes_nothing_over():
     crf_at(build).prepare(**given, reusing=first)
     assert len(built) == 3
     assert crf_at("exact").prepare(**other, reusing=first).filters[0] is not first.filters[0]
+    torch.set_num_threads(2)
+    again = crf_at("exact").prepare(**given, reusing=first)
+    assert again.num_threads == 2
+    assert not {id(one) for one in again.filters} & {id(one) for one in first.filters}
+
+
+def test_another_precision_takes_nothing_over():
+    """An image of bytes is the same beside logits of either."""
+    kernel = Kernel(name="colour", weight=1.0, position=2.0, guides={"image": 3.0})
+    crf, image = DenseCRF(4, kernels=(kernel,), filter="exact"), images((6, 7), 1)[0]["image"]
+    single = crf.prepare(image=image)
+    double = crf.double().prepare(image=image, reusing=single)
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert double.filters[0].row_sums.dtype == torch.float64
+
+
+def test_a_kernel_of_another_name_takes_the_filter_and_keeps_its_name():
+    def crf_of(name):
+        return DenseCRF(4, kernels=(Kernel(name=name, weight=1.0, position=2.0),), filter="exact")
+
+    image = images((6, 7), 1)[0]["image"]
+    first = crf_of("one").prepare(image=image)
+    again = crf_of("other").prepare(image=image, reusing=first)
+    assert again.filter_names == {"other": "exact"}
+    assert again.filters[0] is first.filters[0]
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -107,6 +132,13 @@ def test_memory_stays_within_the_bound_and_what_came_first_is_kept(size):
     again = [tight.prepare(key, crf, **one) for key, one in enumerate(given)]
     assert [one is other for one, other in zip(first, again, strict=True)] == [True, True, False]
     assert tight.num_bytes == sum(each[:2])
+
+
+def test_memory_is_that_of_the_image_that_has_the_key_now():
+    cache, crf = PreparedCache(2**30), crf_at("exact")
+    for size in ((6, 7), (12, 14), (5, 5)):
+        prepared = cache.prepare("key", crf, **images(size, 1)[0])
+        assert cache.num_bytes == prepared.num_bytes
 
 
 def test_a_cache_of_nothing_keeps_nothing():

@@ -207,5 +207,8 @@ def test_what_a_filter_cannot_do_is_one_clear_error():
         bilateral_grid(features_for("bilateral_grid", parts), tolerance=1e-3)
     with pytest.raises(InputError, match="filter 'separable': features are not the pixels' x and y"):
         FILTERS["separable"](features_for("permutohedral", parts))
+    guides = Kernel(name="k", weight=1, position=99.0, guides={"g": 9.0})
+    with pytest.raises(InputError, match=r"filter 'permutohedral': 17 features; allowed: up to 16"):
+        DenseCRF(3, kernels=(guides,), filter="permutohedral").prepare(guides={"g": torch.rand(1, 15, 4, 5)})
     with pytest.raises(InputError, match="filter 'permutohedral': features reach"):
         DenseCRF(3, CrfSettings(theta_beta=1e-4), filter="permutohedral").double().prepare(image=parts[1])

@@ -21,6 +21,13 @@ def shared_out(sizes):
     return max(sizes) - min(sizes) <= 1
 
 
+def without_a_class(seed, images):
+    """Class 3 is nowhere, and class 2 is only predicted."""
+    matrices = np.random.default_rng(seed).integers(0, 9, (images, 4, 4))
+    matrices[:, :, 3] = matrices[:, 2:] = 0
+    return matrices
+
+
 # Folds
 
 
@@ -65,13 +72,6 @@ def test_mean_iou_of_many_is_that_of_each(absent):
 
 def test_by_hand():
     assert mean_iou(np.stack([RIGHT, HALF, WRONG]), absent="ignore") == pytest.approx([1, 7 / 12, 0])
-
-
-def without_a_class(seed, images):
-    """Class 3 is nowhere, and class 2 is only predicted."""
-    matrices = np.random.default_rng(seed).integers(0, 9, (images, 4, 4))
-    matrices[:, :, 3] = matrices[:, 2:] = 0
-    return matrices
 
 
 def test_the_folds_sums_add_up_to_the_whole():

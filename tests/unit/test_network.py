@@ -11,7 +11,7 @@ from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
 from jointseg.losses import semantic_loss
 from jointseg.network.network import ConvReLU, _sum_at_full_size, build_network
-from jointseg.network.table import VARIANTS, MaxPool
+from jointseg.network.table import VARIANTS, Conv, MaxPool
 
 SIZE = 65
 
@@ -70,6 +70,20 @@ def test_floor_and_ceil_pooling_agree_at_every_allowed_size():
             assert floor == ceil
             size = floor
         assert size == k + 1
+
+
+OF_DEEPLAB = {"conv5_1": 2, "conv5_2": 2, "conv5_3": 2, "fc6": 12}
+DILATED = {"table1_literal": {"conv5-3": 12}, "vgg16_msc": OF_DEEPLAB, "deeplab_msc": OF_DEEPLAB}
+
+
+def test_dilations_are_those_of_deeplab_and_all_other_layers_have_none(variant):
+    convs = [layer for branch in VARIANTS[variant] for layer in branch.layers if isinstance(layer, Conv)]
+    assert {conv.name: conv.dilation for conv in convs if conv.dilation != 1} == DILATED[variant]
+
+
+def test_padding_counts_as_zeros_in_an_average():
+    averaged = small("vgg16_msc").get_submodule("pool5a")(torch.ones(1, 1, 3, 3))
+    assert (9 * averaged[0, 0]).round().tolist() == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(variant):

@@ -64,6 +64,27 @@ def test_the_report_counts_every_pixel(small_nyu: Path) -> None:
     assert done == [(i, 6) for i in range(1, 7)]
 
 
+def test_a_missing_depth_is_not_the_nearest(folder: Path) -> None:
+    pixel("depths", (0, 0, 0), 0.0)(folder)
+    with h5py.File(folder / MAT) as mat:
+        filled = mat["depths"][:]
+    assert check(folder).min_depth == filled[filled > 0].min()
+
+
+def test_without_any_depth_the_nearest_and_the_farthest_are_0(folder: Path) -> None:
+    replace("depths", np.zeros_like, chunks=(1, 640, 480), compression="gzip")(folder)
+    report = check(folder)
+    assert (report.min_depth, report.max_depth) == (0.0, 0.0)
+
+
+def test_frames_are_nyus_own_by_its_class_mapping(folder: Path, shared: Path) -> None:
+    with NyuFolder.open(folder) as nyu:
+        assert not nyu.real
+    shutil.copy(shared / "nyuv2" / "classMapping40.mat", folder)
+    with NyuFolder.open(folder) as nyu:
+        assert nyu.real
+
+
 def test_chunks_of_many_frames_read_the_same(folder: Path) -> None:
     before = check(folder)
     replace("images", lambda old: old, chunks=(4, 1, 40, 40), compression="gzip", compression_opts=1)(folder)

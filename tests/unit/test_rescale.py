@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from jointseg.batches import Place
 from jointseg.config import NetworkConfig
 from jointseg.network.network import build_network
-from jointseg.network.rescale import rescale_features
+from jointseg.network.rescale import _noise, rescale_features
 from jointseg.network.table import VARIANTS, Conv
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
@@ -33,14 +33,14 @@ def picture():
     return torch.rand(2, 3, 65, 65, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 255
 
 
-def features(network):
-    """The output of every convolution."""
+def features(network, image=None):
+    """The output of every convolution, and of the whole."""
     found, hooks = {}, []
     for name, module in network.named_children():
         if hasattr(module, "weight"):
             hooks.append(module.register_forward_hook(lambda _, __, out, name=name: found.update({name: out.detach()})))
     with torch.no_grad():
-        output = network(picture())
+        output = network(picture() if image is None else image)
     for hook in hooks:
         hook.remove()
     return found, output
@@ -64,6 +64,14 @@ def test_features_of_a_picture_are_of_unit_size_up_to_the_picture():
     after, _ = features(network)
     sizes = [float(feature.square().mean().sqrt()) for feature in after.values()]
     assert all(0.2 < size < 5 for size in sizes)
+
+
+def test_features_of_the_picture_of_noise_are_within_half_a_power_of_2_of_unit_size():
+    network = odd_network()
+    rescale_features(network)
+    after, _ = features(network, _noise(129))
+    sizes = [float(feature.square().mean().sqrt()) for feature in after.values()]
+    assert all(0.70 < size < 1.42 for size in sizes)
 
 
 def test_scores_of_loaded_heads_stay_the_same():
