@@ -26,7 +26,7 @@ from tests.integration.conftest import TINY, as_options
 
 def _config(**changes: object) -> Config:
     plain = {
-        "network.width": 0.0625, "network.dropout": 0.0, "stage1.optimizer": "sgd", "stage1.lr": 1e-4, "stage1.iterations": 20,
+        "network.width": 0.0625, "network.dropout": 0.0, "stage1.optimizer": "sgd", "stage1.lr": 3e-5, "stage1.iterations": 20,
         "training.cpus_per_worker": 1, "training.log_every": 1, "training.checkpoint_every": 100,
     }  # fmt: skip
     return with_overrides(demo(), {**plain, **{path.replace("__", "."): value for path, value in changes.items()}})
