@@ -89,9 +89,11 @@ def _create_store(uri: str) -> None:
 
 @cache
 def _origin() -> dict[str, str]:
-    """Tags that say where this process's numbers come from; MLflow shows the first four beside a run's name."""
+    """Tags that say where this process's numbers come from; MLflow shows those of its own names at a run's head."""
     found = {
-        "mlflow.source.name": typed(),
+        # MLflow shows what comes after the last slash.
+        "mlflow.source.name": " ".join(word for word in typed().split()[:2] if "/" not in word),
+        "command": typed(),
         "mlflow.source.type": "LOCAL",
         "mlflow.user": None,
         COMMIT_TAG: own_commit(),

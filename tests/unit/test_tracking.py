@@ -138,7 +138,9 @@ def test_a_run_says_what_made_it_and_which_other_commits_went_on_with_it(tracker
 
     with tracker.run("stage1") as run:
         pass
-    assert tags()["mlflow.source.name"] == typed()
+    assert tags()["command"] == typed()
+    assert tags()["command"].startswith(tags()["mlflow.source.name"])
+    assert "/" not in tags()["mlflow.source.name"]
     assert tags()["mlflow.source.git.commit"] == own_commit()
     assert tags()["versions"] == versions_line(versions())
     assert tags()["hardware"].startswith(hardware()["cpu"])
