@@ -40,7 +40,8 @@ COMMIT_TAG = "mlflow.source.git.commit"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
-MAX_TAG_LENGTH = 8000
+MAX_TAG_LENGTH = 5000
+"""What servers since MLflow 1 take; today's take 8000."""
 TRIAL_RECORD = "trial.json"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
