@@ -120,7 +120,7 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
             time.sleep(1)
         yield there
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT may be ignored, as in a job of the background
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
