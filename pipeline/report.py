@@ -201,7 +201,9 @@ def _search(config: Config, place: Workspace) -> dict[str, Any]:
 
 def _draw(place: Workspace, store: Store) -> dict[str, str]:
     """Draw all figures; returns their captions by path from the run's folder."""
-    predictions, pictures = load_predictions(place, WITH_CRF), _read(place.evaluation / METRICS)["pictures"]
+    predictions = load_predictions(place, WITH_CRF)
+    first_alone = {"first": list(predictions), "best": [], "worst": []}  # of evaluations before commit f5d034b
+    pictures = _read(place.evaluation / METRICS).get("pictures", first_alone)
     frames = [store.frame(number) for number in pictures["first"]]
     trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
     scores = pq.read_table(place.trials()).sort_by("trial")["mean_iou"].to_pylist()[:trials]

@@ -162,6 +162,16 @@ def test_the_extreme_frames_are_the_most_extreme_first_and_none_twice(most: int,
     assert extremes(frames, most=most) == (best, worst)
 
 
+def test_an_older_evaluation_has_its_report(place: Workspace, store: Store) -> None:
+    path = place.evaluation / report.METRICS
+    older = json.loads(path.read_text())
+    del older["pictures"]
+    path.write_text(json.dumps(older))
+    report.write(demo(), place, store)
+    assert cells(place, "Sem-CRF+")
+    assert not (place.figures / "best_and_worst.png").exists()
+
+
 def test_the_best_and_the_worst_frame_are_drawn_with_how_good_they_are(written: Workspace, store: Store) -> None:
     rows = pq.read_table(written.evaluation / "frames_sem_crf_plus.parquet").to_pylist()
     ends = [f"{100 * choose(row['pixel_accuracy'] for row in rows):.0f}" for choose in (max, min)]
