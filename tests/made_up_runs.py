@@ -1,4 +1,4 @@
-"""What an evaluation and a search leave, made up without a network. Not here: the folder and its report (test_report.py)."""
+"""What an evaluation and a search leave, made up without a network. Not here: the folder and its report (tests/unit/report)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,192 @@
+"""Laws of the report's files: sums, tables, report.json, pictures, and what the terminal shows. Not here: the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jointseg.checkpoint import load_final
+from jointseg.data.store import Store
+from jointseg.errors import InputError
+from jointseg.evaluation import Prediction
+from jointseg.labels import CLASS_NAMES
+from jointseg.metrics import DepthSums, SegmentationSums
+from jointseg.presets import demo
+from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
+from jointseg.settings import flatten
+from jointseg.stages import STAGES
+from pipeline import report
+from pipeline.evaluate import Evaluated, extremes
+from pipeline.workspace import Workspace
+from tests.made_up_runs import guesses, metrics, total
+from tests.reports import SCORES, WRONG, cells, contents, edit_metrics, edit_search, on_terminal, page
+
+
+def test_the_evaluations_sums_and_predictions_come_back(evaluated: Workspace, store: Store) -> None:
+    stored = json.loads((evaluated.evaluation / report.SUMS).read_text())
+    for row, wrong in WRONG.items():
+        drawn = guesses(store, wrong, depth=row != "unary_sem")
+        expected = total(store, drawn)
+        np.testing.assert_array_equal(
+            SegmentationSums.from_dict(stored[row]["segmentation"]).confusion, expected.segmentation.confusion
+        )
+        if expected.depth is None:
+            assert stored[row]["depth"] is None
+        else:
+            np.testing.assert_array_equal(DepthSums.from_dict(stored[row]["depth"]).images, expected.depth.images)
+        for number, prediction in report.load_predictions(evaluated, row).items():
+            np.testing.assert_array_equal(prediction.labels, drawn[number].labels)
+            assert (prediction.depth is None) == (row == "unary_sem")
+            if prediction.depth is not None:
+                np.testing.assert_array_equal(prediction.depth, drawn[number].depth)
+
+
+def test_every_frames_own_scores_are_kept(evaluated: Workspace, store: Store) -> None:
+    rows = pq.read_table(evaluated.evaluation / "frames_sem_crf_plus.parquet").to_pylist()
+    assert [row["frame"] for row in rows] == list(store.test)
+    drawn = guesses(store, WRONG["sem_crf_plus"], depth=True)
+    for row in rows:
+        alone = metrics(total(store, {row["frame"]: drawn[row["frame"]]}))
+        assert (row["pixel_accuracy"], row["rmse"]) == (alone["pixel_accuracy"], alone["rmse"])
+
+
+@pytest.mark.parametrize(
+    ("most", "best", "worst"), [(0, [], []), (1, [], []), (2, [7], [4]), (5, [7, 2], [4, 9]), (99, [7, 2], [4, 9])]
+)
+def test_the_extreme_frames_are_the_most_extreme_first_and_none_twice(most: int, best: list[int], worst: list[int]) -> None:
+    accuracy = {4: 0.1, 2: 0.8, 5: math.nan, 9: 0.2, 7: 0.9, 3: 0.5}
+    frames = [{"frame": number, "pixel_accuracy": share} for number, share in accuracy.items()]
+    assert extremes(frames, most=most) == (best, worst)
+
+
+def test_an_older_evaluation_has_its_report(place: Workspace, store: Store) -> None:
+    path = place.evaluation / report.METRICS
+    older = json.loads(path.read_text())
+    del older["pictures"]
+    path.write_text(json.dumps(older))
+    report.write(demo(), place, store)
+    assert cells(place, "Sem-CRF+")
+    assert not (place.figures / "best_and_worst.png").exists()
+
+
+def test_the_confusion_names_its_classes(evaluated: Workspace, store: Store) -> None:
+    table = pq.read_table(evaluated.evaluation / "confusion_sem_crf.parquet")
+    assert table["truth"].to_pylist() == list(CLASS_NAMES) == table.column_names[1:]
+    confusion = total(store, guesses(store, WRONG["sem_crf"], depth=True)).segmentation.confusion
+    assert table["floor"].to_pylist() == confusion[:, CLASS_NAMES.index("floor")].tolist()
+
+
+def test_report_json_has_every_promised_key(written: Workspace) -> None:
+    found = contents(written)
+    promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper"}
+    promised |= {"confusions", "checkpoints"}
+    assert set(found) == promised
+    assert list(found["table3"]) == list(ROW_NAMES)
+    assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
+    assert all(set(metrics) == set(TABLE3_METRICS) for metrics in found["table3"].values())
+    assert all(set(metrics) == set(TABLE2_METRICS) for metrics in found["table2"].values())
+    assert found["search"]["best"] == {
+        "score": 0.120,
+        "settings": {**found["search"]["paper"]["settings"], "crf.theta_beta": 6.0},
+    }
+    assert found["search"]["paper"]["score"] == 0.105
+    assert (found["search"]["trials"], found["search"]["failed"]) == (4, 1)
+    assert found["seconds"] == {"data": 1.5, "stage1": 2.0, "evaluate": 3.25}
+
+
+def test_report_json_says_what_data_and_where_from(written: Workspace, store: Store) -> None:
+    found = contents(written)
+    data, provenance = found["data"], found["provenance"]
+    assert (data["digest"], data["num_train"], data["num_test"], data["real"]) == (store.digest, 4, 2, False)
+    assert tuple(data["class_pixels"].values()) == store.info.class_pixels
+    assert data["void_share"] == store.info.void_share
+    assert data["validation"]["frames"] == 2
+    assert set(provenance) == {"commit", "command", "versions", "hardware", "seeds", "config"}
+    assert {"python", "torch", "ray", "optuna", "mlflow", "numpy"} <= set(provenance["versions"])
+    assert {"cpu", "cpus", "memory_gb", "gpus"} <= set(provenance["hardware"])
+    assert provenance["config"] == flatten(demo())
+    assert provenance["seeds"]["data.validation_seed"] == 0
+
+
+def test_phases_of_another_commit_than_the_reports_are_named_and_the_checkpoints_digests(written: Workspace) -> None:
+    assert contents(written)["commits"] == {"data": "data's", "stage1": "stage1's", "evaluate": "evaluate's"}
+    assert contents(written)["checkpoints"] == {"stage3": load_final(written.final(STAGES["stage3"]))[1]}
+    assert "- other commits: data `data's`, stage1 `stage1's`, evaluate `evaluate's`" in page(written)
+
+
+def test_the_headline_is_each_rows_scores_without_those_that_have_no_value(place: Workspace, store: Store) -> None:
+    edit_metrics(place, {"mean_iou": math.nan}, row="sem_crf")
+    report.write(demo(), place, store)
+    found, tables = report.headline(place), contents(place)
+    names = {f"{row}/{name}" for row in ROW_NAMES for name in ("mean_iou", "pixel_accuracy")} - {"sem_crf/mean_iou"}
+    assert set(found) == names | {f"{row}/{name}" for row in list(ROW_NAMES)[1:] for name in ("delta1", "rmse")}
+    assert found["sem_crf_plus/mean_iou"] == tables["table3"]["sem_crf_plus"]["mean_iou"]
+    assert found["unary_sem_depth/rmse"] == tables["table2"]["unary_sem_depth"]["rmse"]
+
+
+def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: Store) -> None:
+    rows = {row: dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan) for row in ROW_NAMES}
+    predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
+    floors = {**rows["sem_crf"], "class": 0.0, "depth": math.nan}
+    nothing = {"first": (), "best": (), "worst": ()}
+    report.save_evaluation(place, Evaluated({}, {}, predictions), rows=rows, floors=floors, pictures=nothing)
+    report.write(demo(), place, store)
+    assert contents(place)["table3"]["sem_crf"]["mean_iou"] is None
+    assert set(cells(place, "Sem-CRF")[1:]) == {"–"}
+    assert "nan" not in page(place).lower()
+    assert "–" in on_terminal(place)
+    assert sorted(path.name for path in place.figures.iterdir()) == ["crf_weights.png", "search.png"]
+
+
+def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path: Path) -> None:
+    again = Workspace(shutil.copytree(written.out, tmp_path / "small"))
+    again.finish("report", seconds=1.0)
+    report.write(demo(), again, store)
+    for name in ("report.md", "report.json", *(f"figures/{picture.name}" for picture in written.figures.iterdir())):
+        assert (again.out / name).read_bytes() == (written.out / name).read_bytes()
+
+
+def test_every_picture_on_the_page_is_a_png_with_something_in_it(written: Workspace) -> None:
+    linked = [line.partition("](")[2].rstrip(")") for line in page(written).splitlines() if line.startswith("![")]
+    assert sorted(linked) == sorted(f"figures/{path.name}" for path in written.figures.iterdir())
+    assert len(linked) == 5
+    for name in linked:
+        picture = Image.open(written.out / name)
+        assert picture.format == "PNG"
+        assert len(picture.convert("RGB").reduce(4).getcolors(10**7)) > 100
+
+
+def test_the_history_is_of_the_results_trials_in_their_order(
+    place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study may have been gone on with since."""
+    drawn, draw = [], report.search_history
+
+    def noting(scores: list[float | None], **own: Any) -> Any:
+        drawn.append(scores)
+        return draw(scores, **own)
+
+    monkeypatch.setattr(report, "search_history", noting)
+    pq.write_table(pq.read_table(place.trials()).sort_by([("trial", "descending")]), place.trials())
+    edit_search(place, {"trials": 3})
+    report.write(demo(), place, store)
+    assert drawn == [SCORES[:3]]
+
+
+def test_the_terminal_shows_the_tables_and_where_to_look_next(written: Workspace) -> None:
+    shown = on_terminal(written)
+    for said in (*ROW_NAMES.values(), "floor: all “wall”", "theta_beta", "report.md", "figures/", "jointseg ui --out"):
+        assert said in shown
+
+
+def test_no_summary_without_a_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"report\.json: not found"):
+        report.summary(Workspace(tmp_path))

@@ -1,0 +1,77 @@
+"""Laws of what the report says of the search."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jointseg.data.store import Store
+from jointseg.presets import demo
+from jointseg.settings import flatten, with_overrides
+from pipeline import report
+from pipeline.workspace import Workspace
+from tests.made_up_runs import save_search
+from tests.reports import SCORES, cells, contents, edit_search, page, page_of
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (
+            SCORES,
+            "The search's best has 12.00 % mean IoU on the 2 validation frames, the paper's CRF settings 10.50 % "
+            "(4 trials, 1 of them failed): a gain of 1.50 points, 95 % interval 1.00 to 2.00, beyond the noise",
+        ),
+        ([0.2, 0.1], "**The search found nothing better than the paper's CRF settings: 20.00 %"),
+        ([None, 0.1], "**The paper's CRF settings have no score"),
+    ],
+)
+def test_what_the_search_gained_is_said(place: Workspace, store: Store, scores: list[float | None], said: str) -> None:
+    save_search(place, scores)
+    report.write(demo(), place, store)
+    assert f"- {said}" in page(place)
+
+
+def test_a_winner_within_noise_of_the_papers_point_is_said_to_be_so(place: Workspace, store: Store) -> None:
+    result = json.loads(place.crf_settings.read_text())
+    result["gain"] |= {"low": -0.01, "within_noise": True}
+    place.crf_settings.write_text(json.dumps(result))
+    report.write(demo(), place, store)
+    assert "**The search's best has 12.00 % mean IoU" in page(place)
+    assert "95 % interval -1.00 to 2.00, within noise of the paper's." in page(place)
+
+
+def test_a_search_that_only_found_as_good_settings_found_nothing_better(written: Workspace) -> None:
+    found = contents(written)
+    found["search"]["best"]["score"] = found["search"]["paper"]["score"]
+    assert "**The search found nothing better than the paper's CRF settings: 10.50 %" in page_of(found)
+
+
+def test_trials_that_were_stopped_are_not_said_to_have_failed(written: Workspace) -> None:
+    found = contents(written)
+    found["search"]["stopped"] = 2
+    assert "(4 trials, 1 of them failed, 2 of them stopped early)" in page_of(found)
+
+
+def test_settings_that_were_not_searched_are_the_runs_own_beside_the_papers(place: Workspace, store: Store) -> None:
+    report.write(with_overrides(demo(), {"crf.theta_alpha": 80.0, "crf.theta_beta": 9.0}), place, store)
+    papers = contents(place)["search"]["paper"]["settings"]
+    assert (papers["crf.theta_alpha"], papers["crf.theta_beta"]) == (80.0, 3.0)
+    assert cells(place, "theta_alpha")[-1] == "160 (held at 80)"
+    assert cells(place, "theta_beta")[-1] == "3"
+
+
+def test_the_command_makes_the_search_that_stage_3_began_from(place: Workspace, store: Store) -> None:
+    edit_search(place, {"search": {**flatten(demo().search), "seed": 77}})
+    report.write(demo(), place, store)
+    found = contents(place)["provenance"]
+    assert "--set search.seed=77" in found["command"]
+    assert found["seeds"]["search.seed"] == 77
+
+
+def test_the_folds_stand_beside_each_other_with_the_nested_estimate(place: Workspace, store: Store) -> None:
+    report.write(demo(), place, store)
+    assert cells(place, "found")[1:] == ["11.50", "10.50", "11.00 ± 0.50", "12.00"]
+    assert cells(place, "chosen on the other folds")[1:] == ["10.00", "11.60", "", "10.80"]
+    assert "folds are balanced by scene type" in page(place)
