@@ -1,18 +1,35 @@
-"""Checkpoints without a training: of one weight, for tests of the folder that they lie in; and a stage's `final/`."""
+"""Checkpoints without a training: of a layer or of one weight; and a stage's `final/`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from jointseg.checkpoint import Checkpoint, save_checkpoint, save_final
 from jointseg.checkpoint_folder import CheckpointFolder, Found
 from jointseg.config import Config
 from jointseg.model import JointModel, build_model
+from jointseg.settings import with_overrides
 
 CONFIG = Config()
+UNUSUAL = with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2})
+
+
+def a_checkpoint(seed: int = 0, step: int = 30) -> Checkpoint:
+    """Of a linear layer that AdamW has moved once, so that every part holds something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layer = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+        layer(torch.randn(5, 3)).sum().backward()
+        optimizer.step()
+        states = [{"cpu": torch.get_rng_state(), "cuda": None}, {"cpu": torch.get_rng_state(), "cuda": None}]
+    metrics = {"loss/total": 1.5, "validation/rmse": math.nan}
+    return Checkpoint("stage2", step, UNUSUAL, layer.state_dict(), optimizer.state_dict(), states, metrics)
 
 
 def saving(step: int) -> Callable[[Path], None]:

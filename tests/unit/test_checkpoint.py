@@ -1,10 +1,11 @@
-"""Laws of checkpoints: back as they were written, or refused by name. Not here: when one is written (test_training.py)."""
+"""Laws of checkpoints: back as they were written, or refused by name. Not here: when one is written (test_training.py),
+final/ (test_final.py).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import multiprocessing
 import resource
 import zipfile
@@ -15,38 +16,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from jointseg.checkpoint import (
-    Checkpoint,
     DamagedCheckpointError,
     digest,
     load_checkpoint,
-    load_final,
     refuse_other_config,
     save_checkpoint,
-    save_final,
     write_atomically,
 )
 from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.settings import differences, with_overrides
+from tests.checkpoints import UNUSUAL, a_checkpoint
 
-CONFIG = with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2})
 FILES = ("checkpoint.json", "weights.safetensors", "optimizer.pt", "random.pt")
-
-
-def a_checkpoint(seed: int = 0, step: int = 30) -> Checkpoint:
-    """Of a linear layer that AdamW has moved once, so that every part holds something."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layer = nn.Linear(3, 2)
-        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
-        layer(torch.randn(5, 3)).sum().backward()
-        optimizer.step()
-        states = [{"cpu": torch.get_rng_state(), "cuda": None}, {"cpu": torch.get_rng_state(), "cuda": None}]
-    metrics = {"loss/total": 1.5, "validation/rmse": math.nan}
-    return Checkpoint("stage2", step, CONFIG, layer.state_dict(), optimizer.state_dict(), states, metrics)
 
 
 @pytest.fixture
@@ -55,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "step_00000030"
 
 
-def refusal(folder: Path, *, config: Config = CONFIG, stage: str = "stage2") -> str:
+def refusal(folder: Path, *, config: Config = UNUSUAL, stage: str = "stage2") -> str:
     with pytest.raises(InputError) as caught:
         load_checkpoint(folder, config=config, stage=stage)
     assert "\n" not in str(caught.value)
@@ -73,7 +57,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(folder):
-    written, read = a_checkpoint(), load_checkpoint(folder, config=CONFIG, stage="stage2")
+    written, read = a_checkpoint(), load_checkpoint(folder, config=UNUSUAL, stage="stage2")
     assert (read.stage, read.step, read.config) == (written.stage, written.step, written.config)
     assert read.weights.keys() == written.weights.keys()
     assert all(torch.equal(read.weights[name], written.weights[name]) for name in written.weights)
@@ -86,7 +70,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(folder):
 
 
 def test_the_metrics_of_its_step_come_back_where_they_are_finite(folder):
-    assert load_checkpoint(folder, config=CONFIG, stage="stage2").metrics == {"loss/total": 1.5}
+    assert load_checkpoint(folder, config=UNUSUAL, stage="stage2").metrics == {"loss/total": 1.5}
 
 
 def test_an_optimiser_of_a_gpu_is_read_where_there_is_none(folder):
@@ -98,7 +82,10 @@ def test_an_optimiser_of_a_gpu_is_read_where_there_is_none(folder):
             archive.writestr(name, part.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
     rewrite(folder, lambda description: description["sha256"].update({"optimizer.pt": digest(path)}))
     assert b"cuda:0" in path.read_bytes()
-    read, written = load_checkpoint(folder, config=CONFIG, stage="stage2").optimizer["state"], a_checkpoint().optimizer["state"]
+    read, written = (
+        load_checkpoint(folder, config=UNUSUAL, stage="stage2").optimizer["state"],
+        a_checkpoint().optimizer["state"],
+    )
     for parameter, state in written.items():
         for name, value in state.items():
             assert read[parameter][name].device.type == "cpu"
@@ -120,13 +107,13 @@ def test_a_snapshot_is_not_changed_by_what_training_does_next():
 
 def test_a_checkpoint_written_over_an_older_one_is_the_new_one(folder):
     save_checkpoint(folder, a_checkpoint(seed=1, step=40))
-    read = load_checkpoint(folder, config=CONFIG, stage="stage2")
+    read = load_checkpoint(folder, config=UNUSUAL, stage="stage2")
     assert read.step == 40
     assert torch.equal(read.weights["weight"], a_checkpoint(seed=1).weights["weight"])
 
 
 def test_another_config_is_refused_with_each_field_and_both_values(folder):
-    other = with_overrides(CONFIG, {"crf.theta_beta": 4, "stage2.lr": 1e-3, "data.source": None})
+    other = with_overrides(UNUSUAL, {"crf.theta_beta": 4, "stage2.lr": 1e-3, "data.source": None})
     message = refusal(folder, config=other)
     assert message.startswith(f"{folder}: was made with another config: ")
     assert "crf.theta_beta is 0.30000000000000004 there and 4.0 here" in message
@@ -137,7 +124,7 @@ def test_another_config_is_refused_with_each_field_and_both_values(folder):
 
 def test_equal_configs_are_not_refused():
     refuse_other_config(
-        CONFIG, with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2}), place=Path()
+        UNUSUAL, with_overrides(Config(), {"data.source": "a/folder", "crf.theta_beta": 0.1 + 0.2}), place=Path()
     )
 
 
@@ -145,8 +132,8 @@ def test_a_run_goes_on_under_settings_that_change_no_number(folder):
     training = {"max_failures": 3, "loader_workers": 2, "keep_checkpoints": 1, "async_checkpoints": False}
     search = {"concurrent": 3, "filter_cache": 0, "node_folder": "/elsewhere"}
     changes = {f"training.{name}": value for name, value in training.items()}
-    other = with_overrides(CONFIG, changes | {f"search.{name}": value for name, value in search.items()})
-    assert len(differences(CONFIG, other)) == 7
+    other = with_overrides(UNUSUAL, changes | {f"search.{name}": value for name, value in search.items()})
+    assert len(differences(UNUSUAL, other)) == 7
     assert load_checkpoint(folder, config=other, stage="stage2").config == other
     message = refusal(folder, config=with_overrides(other, {"training.log_every": 7}))
     assert message == f"{folder}: was made with another config: training.log_every is 10 there and 7 here"
@@ -183,7 +170,7 @@ def test_a_file_of_which_one_bit_changed_is_named(folder, name, share):
 def test_what_a_disk_did_to_a_file_is_told_from_what_the_user_did_to_the_config(folder, name):
     (folder / name).write_bytes(b"altered")
     with pytest.raises(DamagedCheckpointError):
-        load_checkpoint(folder, config=with_overrides(CONFIG, {"stage2.lr": 1}), stage="stage2")
+        load_checkpoint(folder, config=with_overrides(UNUSUAL, {"stage2.lr": 1}), stage="stage2")
 
 
 @pytest.mark.parametrize(("key", "value"), [("step", 31), ("stage", "stage3"), ("metrics", {"loss/total": 0.5})])
@@ -196,7 +183,7 @@ def test_an_altered_description_is_refused(folder, key, value):
 def test_a_checkpoint_of_another_format_is_not_taken_for_a_damaged_one(folder):
     rewrite(folder, lambda description: description.update({"format": 3}))
     with pytest.raises(InputError, match=r"checkpoint\.json: a checkpoint of format 3; this version reads format 2") as caught:
-        load_checkpoint(folder, config=CONFIG, stage="stage2")
+        load_checkpoint(folder, config=UNUSUAL, stage="stage2")
     assert not isinstance(caught.value, DamagedCheckpointError)
 
 
@@ -235,73 +222,6 @@ def test_no_folder_is_no_checkpoint(tmp_path):
     assert "holds no whole checkpoint" in refusal(tmp_path / "nowhere")
 
 
-def test_final_holds_the_weights_what_they_are_and_no_more(folder, tmp_path):
-    final = tmp_path / "stage2" / "final"
-    save_final(final, folder)
-    weights, sha256 = load_final(final)
-    assert all(torch.equal(weights[name], value) for name, value in a_checkpoint().weights.items())
-    description = json.loads((final / "checkpoint.json").read_text())
-    assert {key: description[key] for key in ("stage", "step", "metrics")} == {
-        "stage": "stage2",
-        "step": 30,
-        "metrics": {"loss/total": 1.5},
-    }
-    assert Config(**description["config"]) == CONFIG
-    assert description["sha256"] == {"weights.safetensors": sha256}
-    assert sorted(path.name for path in final.iterdir()) == ["checkpoint.json", "weights.safetensors"]
-    assert [path.name for path in final.parent.iterdir()] == ["final"]
-
-
-def test_final_made_again_is_the_new_one(folder, tmp_path):
-    """A run that stops between a stage's end and the record of it makes `final/` a second time."""
-    final = tmp_path / "final"
-    save_final(final, folder)
-    once = load_final(final)[1]
-    save_final(final, folder)
-    assert load_final(final)[1] == once
-    save_checkpoint(folder, a_checkpoint(seed=1))
-    save_final(final, folder)
-    assert load_final(final)[1] != once
-
-
-def test_final_is_never_made_of_altered_weights(folder, tmp_path):
-    (folder / "weights.safetensors").write_bytes(b"altered")
-    with pytest.raises(InputError, match=r"weights\.safetensors: missing or altered"):
-        save_final(tmp_path / "final", folder)
-    assert not (tmp_path / "final").exists()
-
-
-def test_final_is_never_made_of_half_a_checkpoint(folder, tmp_path):
-    (folder / "checkpoint.json").unlink()
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
-        save_final(tmp_path / "final", folder)
-    assert not (tmp_path / "final").exists()
-
-
-def test_final_after_an_interrupted_attempt_is_whole(folder, tmp_path):
-    left = tmp_path / ".final.partial"
-    left.mkdir()
-    (left / "weights.safetensors").write_bytes(b"half")
-    save_final(tmp_path / "final", folder)
-    assert load_final(tmp_path / "final")[0].keys() == a_checkpoint().weights.keys()
-    assert not left.exists()
-
-
-@pytest.mark.parametrize("name", ["checkpoint.json", "weights.safetensors"])
-@pytest.mark.parametrize("change", ["missing", "cut", "altered"])
-def test_a_damaged_final_is_refused_by_file(folder, tmp_path, name, change):
-    final = tmp_path / "final"
-    save_final(final, folder)
-    path = final / name
-    whole = path.read_bytes()
-    path.write_bytes(whole[:40] if change == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
-    if change == "missing":
-        path.unlink()
-    with pytest.raises(InputError) as caught:
-        load_final(final)
-    assert str(path) in str(caught.value)
-
-
 def test_a_text_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path, told_to_disk):
     write_atomically(tmp_path / "settings.json", "one")
     assert told_to_disk == [tmp_path / ".settings.json.partial", "rename", tmp_path]
@@ -336,6 +256,6 @@ def test_a_text_that_the_disk_has_no_room_for_leaves_the_one_before_and_nothing_
 def test_weights_that_are_views_of_others_are_written_as_they_look(tmp_path):
     base = torch.arange(12.0).view(3, 4)
     save_checkpoint(tmp_path, replace(a_checkpoint(), weights={"turned": base.mT, "column": base[:, 1]}))
-    read = load_checkpoint(tmp_path, config=CONFIG, stage="stage2").weights
+    read = load_checkpoint(tmp_path, config=UNUSUAL, stage="stage2").weights
     assert torch.equal(read["turned"], base.mT)
     assert torch.equal(read["column"], base[:, 1])

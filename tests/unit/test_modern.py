@@ -1,6 +1,6 @@
-"""Laws of what the paper did not have: accumulation, warm-up, running means, balanced classes, online views, bfloat16.
+"""Laws of what the paper did not have: accumulation, warm-up, running means, balanced classes, bfloat16.
 
-Not here: frozen layers (test_frozen.py), the loop itself (test_training.py), more than one process (tests/integration).
+Not here: frozen layers (test_frozen.py), online views (test_augment.py), the loop itself (test_training.py), more than one process (tests/integration).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 
 from jointseg.averaging import RunningMean
 from jointseg.batches import Place
-from jointseg.config import DataConfig, StageConfig
-from jointseg.data.augment import Colour, coloured, view_of_visit
+from jointseg.config import StageConfig
 from jointseg.data.views import make_views
 from jointseg.losses import balancing_weights, semantic_loss
 from jointseg.model import build_model
@@ -187,67 +186,6 @@ def test_class_weights_are_of_the_frames_trained_on(rooms, views, small):
 def test_balancing_changes_what_is_learned(rooms, views, small):
     (one, _), (other, _) = (fit(with_overrides(small, {"loss.class_balance": p}), rooms, views) for p in (0, 1))
     assert largest_difference(one, other) > 1e-4
-
-
-# Online views
-
-
-def test_a_round_visits_every_frame_once_in_an_order_of_its_own():
-    numbers = (3, 5, 8, 13, 21, 34)
-    rounds = [[view_of_visit(numbers, 6 * turn + i, DataConfig())[0].frame for i in range(6)] for turn in range(3)]
-    assert all(sorted(frames) == list(numbers) for frames in rounds)
-    assert len({tuple(frames) for frames in rounds}) == 3
-
-
-def test_a_visit_is_a_function_of_the_seed_and_its_number():
-    numbers, data = (1, 2, 3), DataConfig(crop_scale_min=0.5, views="online", color_jitter=0.3)
-    drawn = [view_of_visit(numbers, visit, data) for visit in range(60)]
-    assert drawn == [view_of_visit(numbers, visit, data) for visit in range(60)]
-    views = [view for view, _ in drawn]
-    assert len(set(views)) == 60
-    assert {view.mirror for view in views} == {True, False}
-    assert all(0 <= view.top <= 480 - view.height and 0 <= view.left <= 640 - view.width for view in views)
-    assert all(0.5 <= view.height / 480 <= 1 and view.zoom == pytest.approx(640 / view.width) for view in views)
-    assert all(0.7 <= factor <= 1.3 for _, colour in drawn for factor in vars(colour).values())
-
-
-def of_seed(seed, numbers):
-    data = DataConfig(views="online", color_jitter=0.3, views_seed=seed)
-    return [view_of_visit(numbers, visit, data) for visit in range(40)]
-
-
-def test_another_seed_visits_the_frames_in_another_order():
-    one, other = ([view.frame for view, _ in of_seed(seed, range(1, 41))] for seed in (0, 1))
-    assert one != other
-
-
-def test_another_seed_has_other_crops_and_colours_of_the_same_frame():
-    one, other = of_seed(0, [7]), of_seed(1, [7])
-    assert not {view for view, _ in one} & {view for view, _ in other}
-    assert not {colour for _, colour in one} & {colour for _, colour in other}
-
-
-def test_online_views_fill_their_ranges():
-    data = DataConfig(views="online", color_jitter=0.3, crop_scale_min=0.5, crop_scale_max=0.9)
-    drawn = [view_of_visit((1, 2, 3), visit, data) for visit in range(60)]
-    shares = [view.height / 480 for view, _ in drawn]
-    assert min(shares) < 0.6
-    assert max(shares) > 0.95
-    for name in ("brightness", "contrast", "saturation"):
-        factors = [getattr(colour, name) for _, colour in drawn]
-        assert min(factors) < 0.8
-        assert max(factors) > 1.2
-
-
-def test_colours_by_hand():
-    grey = np.full((2, 2, 3), 100, np.uint8)
-    assert (coloured(grey, Colour(1.2, 0.5, 0.1)) == 120).all()
-    two = np.array([[[100, 100, 100], [200, 200, 200]]], np.uint8)
-    assert coloured(two, Colour(1, 0.5, 1)).tolist() == [[[125] * 3, [175] * 3]]
-    red = np.array([[[200, 0, 0]]], np.uint8)
-    assert coloured(red, Colour(1, 1, 0)).tolist() == [[[60, 60, 60]]]
-    assert (coloured(red, Colour(1, 1, 1)) == red).all()
-    assert coloured(red, Colour(2, 1, 1)).max() == 255
 
 
 # Precision and layout

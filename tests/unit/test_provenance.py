@@ -1,4 +1,4 @@
-"""Laws of where a result comes from: the command that makes it again, and the commit. Not here: the report (tests/unit/report)."""
+"""Laws of where a result comes from: the command that makes it again, and the commit. Not here: the report."""
 
 from __future__ import annotations
 

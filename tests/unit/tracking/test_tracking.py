@@ -1,5 +1,5 @@
-"""Laws of what goes to MLflow, on a real SQLite store. Not here: the store itself (test_tracking_store.py), the tree a whole
-run leaves (integration tests).
+"""Laws of what goes to MLflow, on a real SQLite store. Not here: trials (test_tracked_trials.py), the store itself
+(test_tracking_store.py), the tree a whole run leaves (integration tests).
 """
 
 from __future__ import annotations
@@ -14,37 +14,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
-from pipeline.tracking import KEY_TAG, PARENT_TAG, RETRIES, TRIAL_RECORD, Tracker
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One store for all tests: making one takes seconds. Each test has a folder, and so an experiment, of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'shared.db'}"
-
-
-@pytest.fixture
-def out(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def tracker(out):
-    return Tracker.open(out)
-
-
-def all_runs(tracker):
-    return tracker.client.search_runs([tracker.experiment_id], max_results=1000)
-
-
-def status(tracker, run_id):
-    return tracker.client.get_run(run_id).info.status
-
-
-def history(tracker, run_id, metric):
-    return [(point.step, point.value) for point in tracker.client.get_metric_history(run_id, metric)]
-
+from pipeline.tracking import PARENT_TAG, RETRIES, Tracker
+from tests.mlflow_runs import all_runs, history, status
 
 # Runs
 
@@ -265,95 +236,3 @@ def test_a_file_and_a_folder_are_artifacts(tracker, tmp_path):
         tracker.log_artifact(run, tmp_path / "figures", "figures")
     listed = [artifact.path for folder in (None, "figures") for artifact in tracker.client.list_artifacts(run, folder)]
     assert listed == ["figures", "report.md", "figures/one.png", "figures/two.png"]
-
-
-# Trials
-
-
-def line(number, score, theta_beta):
-    failed = score is None
-    return {
-        "trial": number,
-        "state": "failed" if failed else "finished",
-        "mean_iou": score,
-        "boundary_f1": None,
-        "fold_scores": None if failed else [score, score / 2],
-        "seconds": 1.5,
-        "error": "it failed" if failed else None,
-        "point": {"crf.theta_beta": theta_beta},
-    }
-
-
-TRIALS = [line(0, 0.25, 3.0), line(1, 0.5, 4.5), line(2, None, 6.0)]
-
-
-def log(tracker, parent, trials):
-    for own in trials:
-        tracker.log_trial(parent, own, record={"score": own["mean_iou"]} if own["mean_iou"] else None)
-
-
-def trials_of(tracker, parent):
-    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'")
-    return {run.data.tags[KEY_TAG]: run for run in runs}
-
-
-def test_each_trial_is_one_run_with_its_point_and_scores_however_often_it_is_logged(out, tracker):
-    for one, trials in ((tracker, TRIALS[:2]), (Tracker.open(out), TRIALS), (tracker, TRIALS)):
-        with one.run("search") as parent:
-            log(one, parent, trials)
-    assert len(all_runs(tracker)) == 1 + len(TRIALS)
-    found = trials_of(tracker, parent)
-    assert sorted(found) == ["trial-0000", "trial-0001", "trial-0002"]
-    assert found["trial-0001"].data.params == {"crf.theta_beta": "4.5"}
-    assert found["trial-0001"].data.metrics == {"mean_iou": 0.5, "seconds": 1.5, "fold/0": 0.5, "fold/1": 0.25}
-    assert found["trial-0002"].data.metrics == {"seconds": 1.5}
-    assert found["trial-0002"].data.tags["error"] == "it failed"
-    assert {name: run.info.status for name, run in found.items()} == {
-        "trial-0000": "FINISHED",
-        "trial-0001": "FINISHED",
-        "trial-0002": "FAILED",
-    }
-
-
-def test_a_trials_record_lies_with_its_run(tracker):
-    with tracker.run("search") as parent:
-        log(tracker, parent, TRIALS[1:])
-    found = trials_of(tracker, parent)
-    assert tracker.client.list_artifacts(found["trial-0002"].info.run_id) == []
-    assert tracker.read_json(found["trial-0001"].info.run_id, TRIAL_RECORD) == {"score": 0.5}
-
-
-def test_a_trial_that_was_stopped_has_finished_and_says_after_how_many_folds(tracker):
-    stopped = {**TRIALS[0], "state": "stopped", "mean_iou": None, "fold_scores": [0.25, 0.75], "boundary_f1": 0.125}
-    with tracker.run("search") as parent:
-        log(tracker, parent, [stopped])
-    (run,) = trials_of(tracker, parent).values()
-    assert (run.info.status, run.data.tags["stopped"]) == ("FINISHED", "early, after 2 folds")
-    assert run.data.metrics == {"boundary_f1": 0.125, "seconds": 1.5, "fold/0": 0.25, "fold/1": 0.75}
-
-
-def test_a_trial_is_of_the_commit_that_scored_it(tracker):
-    with tracker.run("search") as parent:
-        log(tracker, parent, [{**TRIALS[0], "commit": "then"}, TRIALS[1]])
-    found = trials_of(tracker, parent)
-    commits = [found[name].data.tags["mlflow.source.git.commit"] for name in ("trial-0000", "trial-0001")]
-    assert commits == ["then", own_commit()]
-
-
-def test_two_studies_have_a_run_each_trial(tracker):
-    for study in ("one", "two"):
-        with tracker.run("search", key=study) as parent:
-            log(tracker, parent, TRIALS[:1])
-    assert len(all_runs(tracker)) == 4
-
-
-@pytest.mark.parametrize("left", [TRIALS[0], TRIALS[2]], ids=["finished", "failed"])
-def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tracker, left):
-    with tracker.run("search") as parent:
-        log(tracker, parent, [left])
-        (before,) = trials_of(tracker, parent).values()
-        tracker.client.update_run(before.info.run_id, status="RUNNING")
-        log(tracker, parent, [left])
-        (after,) = trials_of(tracker, parent).values()
-    assert (after.info.run_id, after.info.status) == (before.info.run_id, before.info.status)
-    assert history(tracker, after.info.run_id, "seconds") == [(0, 1.5)]
