@@ -1,6 +1,7 @@
 """Laws of what the paper did not have: accumulation, warm-up, running means, balanced classes, bfloat16.
 
-Not here: frozen layers (test_frozen.py), online views (test_augment.py), the loop itself (test_training.py), more than one process (tests/integration).
+Not here: frozen layers (test_frozen.py), online views (test_augment.py), the loop itself (test_training.py), more than one
+process (tests/integration).
 """
 
 from __future__ import annotations
