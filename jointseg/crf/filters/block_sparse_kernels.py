@@ -18,8 +18,9 @@ from torch import Tensor
 
 from jointseg.crf.filters.block_sparse import TilePairs, Tiles
 
-MAX_CHANNELS = {"tf32": 128, "tf32x3": 64}
-"""Channels that one launch carries, by precision: what the registers of one program hold."""
+MAX_CHANNELS = {"tf32": 64, "tf32x3": 32}
+"""Channels that one launch carries, by precision: what the registers of one program hold. Twice as many on Hopper, whose tensor
+cores read one operand from shared memory."""
 
 
 @triton.jit
@@ -171,15 +172,16 @@ def _moments(
 def apply_pairs(tiles: Tiles, pairs: TilePairs, values_BCP: Tensor, *, precision: str) -> Tensor:
     """K v over the given pairs, (B, C, P); 0 where no tile has the pixel. Values float32, of any strides.
 
-    Works in rounds of `MAX_CHANNELS` channels, with (2 G + slots) T channels values of memory beside the result.
+    Works in rounds of some channels (`MAX_CHANNELS`), with (2 G + slots) T channels values of memory beside the result.
     """
     B, C, _ = values_BCP.shape
+    at_once = _channels_at_once(precision, values_BCP.device)
     G, _, T = tiles.features_GFT.shape
     out_BCP = torch.zeros(values_BCP.shape, dtype=torch.float32, device=values_BCP.device)
     if not len(pairs.items_I4):
         return out_BCP
-    for start in range(0, C, MAX_CHANNELS[precision]):
-        target_BCP = out_BCP[:, start : start + MAX_CHANNELS[precision]]
+    for start in range(0, C, at_once):
+        target_BCP = out_BCP[:, start : start + at_once]
         num_channels = target_BCP.shape[1]
         sorted_GCT = _in_tile_order(tiles, values_BCP[:, start : start + num_channels], precision)
         sums_GCT = torch.empty_like(sorted_GCT)
@@ -188,12 +190,12 @@ def apply_pairs(tiles: Tiles, pairs: TilePairs, values_BCP: Tensor, *, precision
             _apply[(len(pairs.items_I4),)](
                 tiles.features_GFT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
                 F=tiles.features_GFT.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION=precision,
-                num_warps=_num_warps(T), num_stages=3,
+                num_warps=_num_warps(T), num_stages=3, enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
                 sums_GCT, partials_SCT, pairs.slots_G, tiles.pixels_GT, target_BCP,
                 target_BCP.stride(0), target_BCP.stride(1), G // B, num_channels,
-                T=T, BLOCK_C=16, num_warps=4,
+                T=T, BLOCK_C=16, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return out_BCP
 
@@ -206,7 +208,7 @@ def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precisi
         with torch.cuda.device_of(out_E):
             _shares[(len(pairs.items_I4),)](
                 tiles.features_GFT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
-                F=F, T=T, PRECISION=precision, num_warps=_num_warps(T), num_stages=1,
+                F=F, T=T, PRECISION=precision, num_warps=_num_warps(T), num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
     return out_E
 
@@ -215,8 +217,9 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
     """(I, F): for each work item and feature f the sum of k (y . v) (f - g)^2, in the features' units."""
     _, F, T = tiles.features_GFT.shape
     out_IF = torch.zeros(len(pairs.items_I4), F, dtype=torch.float64, device=y_BCP.device)
-    for start in range(0, y_BCP.shape[1] if len(out_IF) else 0, MAX_CHANNELS["tf32x3"]):
-        channels = slice(start, start + MAX_CHANNELS["tf32x3"])
+    at_once = _channels_at_once("tf32x3", y_BCP.device)
+    for start in range(0, y_BCP.shape[1] if len(out_IF) else 0, at_once):
+        channels = slice(start, start + at_once)
         left_GCT, right_GCT = (_in_tile_order(tiles, values[:, channels], precision) for values in (y_BCP, v_BCP))
         num_channels = left_GCT.shape[1]
         part_IF = left_GCT.new_empty(len(out_IF), 1 << (F - 1).bit_length())
@@ -224,7 +227,7 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
             _moments[(len(out_IF),)](
                 tiles.features_GFT, left_GCT, right_GCT, pairs.columns_E, pairs.items_I4, part_IF, num_channels,
                 F=F, BLOCK_F=part_IF.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION=precision,
-                num_warps=_num_warps(T), num_stages=2,
+                num_warps=_num_warps(T), num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
         out_IF += part_IF[:, :F]
     return out_IF
@@ -239,7 +242,7 @@ def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *
     level_RG = torch.empty(stop - first, G, dtype=torch.int8, device=low_GF.device)
     with torch.cuda.device_of(level_RG):
         _near_tiles[(stop - first, triton.cdiv(G, 512))](
-            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4
+            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
         )
     return level_RG
 
@@ -251,9 +254,18 @@ def _in_tile_order(tiles: Tiles, values_BCP: Tensor, precision: str) -> Tensor:
     with torch.cuda.device_of(out_GCT):
         _gather[(G,)](
             values_BCP, tiles.pixels_GT, out_GCT, *values_BCP.stride(), G // B, C,
-            ROUND=precision == "tf32", T=T, BLOCK_C=_block(C), num_warps=4,
+            ROUND=precision == "tf32", T=T, BLOCK_C=_block(C), num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out_GCT
+
+
+def _channels_at_once(precision: str, device: torch.device) -> int:
+    return MAX_CHANNELS[precision] * (2 if is_hopper(device) else 1)
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of compute capability 9."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _block(num_channels: int) -> int:

@@ -1,0 +1,38 @@
+"""Laws of the block-sparse filter's kernels as machine code: they compile for GPUs that are not there, and fit into them.
+
+Not here: what they compute (test_crf_block_sparse.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need the triton package")
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared", "matrix"),
+    [
+        pytest.param(80, 163 * 1024, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", id="A100"),
+        pytest.param(90, 227 * 1024, "wgmma.mma_async.sync.aligned", id="H100"),
+    ],
+)
+def test_every_kernel_compiles_onto_tensor_cores_and_keeps_to_registers(capability: int, shared: int, matrix: str) -> None:
+    command = [sys.executable, "-m", "tests.gpu_code", str(capability)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    here = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(done.stdout)
+    assert {row["kernel"] for row in rows} == {"_near_tiles", "_shares", "_gather", "_apply", "_scatter", "_moments"}
+    assert [row for row in rows if row["stack"]] == []
+    assert [row for row in rows if row["shared"] > shared] == []
+    summing = [row for row in rows if row["kernel"] in {"_shares", "_apply", "_moments"}]
+    assert [row for row in summing if not all(used.startswith(matrix) for used in row["matrix"]) or not row["matrix"]] == []
