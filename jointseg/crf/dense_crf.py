@@ -18,6 +18,7 @@ from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices
 from jointseg.crf.prepared import PreparedImages
 from jointseg.crf.settings import CrfSettings
+from jointseg.crf.uncompiled import uncompiled
 from jointseg.errors import InputError
 
 
@@ -77,6 +78,7 @@ class DenseCRF(nn.Module):
         if learn_bandwidths:
             self.log_bandwidths.update({k.name: nn.Parameter(torch.tensor(k.bandwidths).log()) for k in self.kernels})
 
+    @uncompiled
     def forward(
         self,
         logits: Tensor,
@@ -136,6 +138,7 @@ class DenseCRF(nn.Module):
             )  # fmt: skip
             return out_BCP.reshape(logits.shape)
 
+    @uncompiled
     def prepare(
         self,
         *,
@@ -160,10 +163,12 @@ class DenseCRF(nn.Module):
         Raises:
             InputError: as `forward`, or neither an image nor a depth nor a guide is given.
         """
+        self._check_dtype()
         given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
+        given.check_dimensions()
         sized = next(iter(given.channels.values()), None)
-        if sized is None or sized.ndim != 4 or sized.numel() == 0:
-            raise InputError("nothing to prepare: give image (B, 3, H, W), not empty, depth or guides")
+        if sized is None:
+            raise InputError("nothing to prepare: give image (B, 3, H, W), depth or guides")
         like = self.compatibility.detach().new_empty(1).expand(sized.shape[0], 1, *sized.shape[2:])
         self._check_guides(given, like)
         return self._prepare(given, like, reusing, digests=given.digests())
@@ -202,6 +207,10 @@ class DenseCRF(nn.Module):
     def _kernels_now(self) -> list[Kernel]:
         bandwidths = self.bandwidths
         return [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
+
+    def _check_dtype(self) -> None:
+        if self.compatibility.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: torch.float32, torch.float64")
 
     def _check_guides(self, given: Guides, like: Tensor) -> None:
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
@@ -247,7 +256,7 @@ class DenseCRF(nn.Module):
 def _check_kernels(kernels: Sequence[Kernel]) -> None:
     names = [kernel.name for kernel in kernels]
     for kernel in kernels:
-        if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict, kernel.name):
+        if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict(), kernel.name):
             raise InputError(
                 f"a kernel is called {kernel.name!r}; allowed: a name without dots that no ParameterDict has for itself"
             )

@@ -43,8 +43,8 @@ class Guides:
         if image is not None:
             channels["image"] = image
         if depth is not None:
-            if depth.ndim == 0:
-                raise InputError("depth has shape (); allowed: (B, H, W)")
+            if depth.ndim != 3:
+                raise InputError(f"depth has shape {tuple(depth.shape)}; allowed: (B, H, W)")
             channels["depth"] = depth[:, None]
         return Guides(channels=channels, mask=mask)
 
@@ -79,6 +79,14 @@ class Guides:
         """SHA-256 of each channel's values and of the mask's, by name. Waits for the device."""
         given = {**self.channels, **({} if self.mask is None else {MASK: self.mask})}
         return {name: _digest(tensor) for name, tensor in given.items()}
+
+    def check_dimensions(self) -> None:
+        """Refuse what is not (B, channels, H, W), or empty."""
+        for name, guide in self.channels.items():
+            if guide.ndim != 4 or guide.numel() == 0:
+                shown = tuple(guide.shape) if name != "depth" else (guide.shape[0], *guide.shape[2:])
+                allowed = {"image": "(B, 3, H, W)", "depth": "(B, H, W)"}.get(name, "(B, channels, H, W)")
+                raise InputError(f"{name} has shape {shown}; allowed: {allowed}, not empty")
 
     def check(self, *, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         """Refuse shapes, dtypes and devices that do not fit logits of B, H, W = `shape`."""

@@ -17,7 +17,7 @@ class PreparedCache:
     """The last preparation of each image: a CRF over it again builds only the filters whose bandwidths have changed.
 
     Images are visited in turn, so those that came first and fit are kept, and the others are prepared anew each time: throwing
-    out the one unused for longest would, on every round, throw out the one that is due next.
+    out the one unused for longest would, on every round, throw out the one that is due next. For one thread at a time.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -247,6 +247,16 @@ def test_a_cpu_is_refused_without_the_interpreter(monkeypatch):
 
 def test_without_triton_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert not block_sparse.triton_available()
+    assert block_sparse.missing_for_triton() == "the triton package"
     with pytest.raises(InputError, match="needs the triton package"):
         BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)))
+
+
+def test_without_a_c_compiler_for_triton_it_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="needs a C compiler for Triton"):
+        BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)))
+    monkeypatch.setenv("CC", "my-cc")
+    assert block_sparse.missing_for_triton() is None

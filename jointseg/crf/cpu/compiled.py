@@ -41,10 +41,18 @@ def compiled(function: Callable[..., Any]) -> Any:
     return _kept(function)
 
 
+_entries: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
 def resolved(function: Any, *arguments: Any) -> Callable[..., Any]:
-    """The version of a compiled function for arguments of these types: to look at them again takes half a millisecond."""
-    entry: Callable[..., Any] = function.compile(tuple(map(numba.typeof, arguments)))
-    return entry
+    """The version of a compiled function for arguments of these types: to look at them again takes half a millisecond.
+
+    What is known is not asked of numba again: it takes a lock for it, and a child forked meanwhile would wait for ever.
+    """
+    types = tuple(map(numba.typeof, arguments))
+    if (function, types) not in _entries:
+        _entries[function, types] = function.compile(types)
+    return _entries[function, types]
 
 
 def inner(function: Callable[..., Any]) -> Any:

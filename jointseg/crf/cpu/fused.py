@@ -22,7 +22,7 @@ from jointseg.crf.cpu.layout import padded_width
 from jointseg.crf.cpu.scratch import borrowed
 from jointseg.crf.cpu.transpose import from_rows, into_rows
 
-_NEVER = -1e30
+_NEVER = -np.inf
 """Logit of the channels that only fill a vector: their q is 0."""
 
 
@@ -57,7 +57,7 @@ def fused_mean_field(
     """
     learning = torch.is_grad_enabled() and (unary_logits_BCP.requires_grad or matrices_KCC.requires_grad)
     result: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
-        unary_logits_BCP, matrices_KCC, engines, num_iterations, probabilities and not learning
+        unary_logits_BCP, matrices_KCC, engines, num_iterations, learning, probabilities and not learning
     )
     return result.softmax(1) if probabilities and learning else result
 
@@ -72,11 +72,11 @@ class _Fused(torch.autograd.Function):
         matrices_KCC: Tensor,
         engines: Sequence[Engine],
         num_iterations: int,
+        learning: bool,
         probabilities: bool,
     ) -> Tensor:
         matrices = _padded_matrices(matrices_KCC.detach())
         ctx.engines, kept = engines, []
-        learning = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         out_BCP = empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
             with as_rows(unary_CP, _NEVER, engine.num_threads) as unary_PC:
@@ -90,7 +90,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         matrices_KCC, *kept = ctx.saved_tensors
         matrices = _padded_matrices(matrices_KCC.detach())
         by_unary_BCP = empty_like(grad_BCP)
@@ -103,7 +103,7 @@ class _Fused(torch.autograd.Function):
             from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             if by_matrices_KCC is not None and sums is not None:
                 by_matrices_KCC += torch.from_numpy(sums)[:, : len(out_CP), : len(out_CP)]
-        return by_unary_BCP, by_matrices_KCC, None, None, None
+        return by_unary_BCP, by_matrices_KCC, None, None, None, None
 
 
 def _padded_matrices(matrices_KCC: Tensor) -> NDArray[Any]:

@@ -5,6 +5,7 @@ Not here: what lasts longer than a call.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,15 @@ KEPT_BYTES = 2**28
 _lock = threading.Lock()
 _free: list[NDArray[np.uint8]] = []
 """The last given back comes last."""
+
+
+def _in_a_forked_child() -> None:
+    """Begin anew: the thread that had the lock, or was changing the list, is not there."""
+    global _lock, _free
+    _lock, _free = threading.Lock(), []
+
+
+os.register_at_fork(after_in_child=_in_a_forked_child)
 
 
 @contextmanager

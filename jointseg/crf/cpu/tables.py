@@ -17,6 +17,8 @@ from jointseg.crf.cpu.compiled import inner
 
 AHEAD = 12
 """How many rows of a line ahead the next are asked for."""
+ROWS_A_SUM = 512
+"""So many products are added up before they join the others: one sum of millions would lose their last digits."""
 
 
 @inner
@@ -154,10 +156,14 @@ def outer_product(left: NDArray[Any], right: NDArray[Any], start: int, stop: int
     eights = rows[0]
     step = simd.LANES * len(eights)
     C = step * len(rows[1])
-    flat = sum_CC.reshape(-1)
-    for row in range(start, stop):
-        for c in range(0, C, step):
-            values = simd.load(right, row * C + c, eights)
-            for d in range(C):
-                at = d * C + c
-                simd.store(flat, at, simd.fma(left[row * C + d], values, simd.load(flat, at, eights)))
+    flat, part = sum_CC.reshape(-1), np.empty(C * C, sum_CC.dtype)
+    for first in range(start, stop, ROWS_A_SUM):
+        part[:] = 0
+        for row in range(first, min(first + ROWS_A_SUM, stop)):
+            for c in range(0, C, step):
+                values = simd.load(right, row * C + c, eights)
+                for d in range(C):
+                    at = d * C + c
+                    simd.store(part, at, simd.fma(left[row * C + d], values, simd.load(part, at, eights)))
+        for at in range(C * C):
+            flat[at] += part[at]

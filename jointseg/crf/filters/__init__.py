@@ -22,7 +22,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from jointseg.crf.filters.block_sparse import BlockSparseFilter, triton_available
+from jointseg.crf.filters.block_sparse import BlockSparseFilter, missing_for_triton
 from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.exact import ExactFilter, blend
 from jointseg.crf.filters.features import Features
@@ -85,11 +85,11 @@ def general_filter(device: torch.device, dtype: torch.dtype, *, num_pixels: int)
     """What `auto` takes for features of any number on a device; warns where that is the slow exact one."""
     if device.type == "cpu":
         return "permutohedral"
-    triton = device.type == "cuda" and triton_available()
-    if triton and dtype == torch.float32:
+    needed = missing_for_triton() if device.type == "cuda" else f"CUDA, not {device.type}"
+    if needed is None and dtype != torch.float32:
+        needed = f"float32, not {str(dtype).removeprefix('torch.')}"
+    if needed is None:
         return "block_sparse"
-    given = str(dtype).removeprefix("torch.")
-    needed = f"float32, not {given}" if triton else f"the triton package and CUDA, not {device.type}"
     slow = f"filter='auto' takes 'exact' for {num_pixels} pixels, which is slow: 'block_sparse' needs {needed}"
     warnings.warn(slow, stacklevel=3)
     return "exact"

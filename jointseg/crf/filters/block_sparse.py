@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,9 +37,14 @@ _SCALE = math.sqrt(0.5 * math.log2(math.e))
 """exp(-d^2/2) = 2^-(s d)^2."""
 
 
-def triton_available() -> bool:
-    """Whether the triton package is installed, as it is beside torch's CUDA builds."""
-    return find_spec("triton") is not None
+def missing_for_triton() -> str | None:
+    """What there is not of what Triton needs: the package, as beside torch's CUDA builds, and a C compiler for its launcher."""
+    if find_spec("triton") is None:
+        return "the triton package"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not os.environ.get("CC") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "a C compiler for Triton (cc, gcc or clang)"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,8 @@ class BlockSparseFilter:
             pairs_per_item: the most tiles that one program sums over, except where that takes too many partial sums.
 
         Raises:
-            InputError: a tolerance out of range, no triton, features not in float32, or a device triton has no compiler for.
+            InputError: a tolerance out of range, no triton or no C compiler for it, features not in float32, or a device that
+                triton does not compile for.
         """
         _check(features.values_BPF, tolerance)
         assert tile_size in {16, 32, 64, 128}, tile_size
@@ -310,8 +317,9 @@ def _check(features_BPF: Tensor, tolerance: float) -> None:
         raise InputError(f"tolerance of filter 'block_sparse' is {tolerance:g}; allowed: 1e-6 to 1e-1")
     if features_BPF.dtype != torch.float32:
         raise InputError(f"filter 'block_sparse' computes in float32, but the features are {features_BPF.dtype}; use 'exact'")
-    if not triton_available():
-        raise InputError("filter 'block_sparse' needs the triton package, which is not installed; use 'exact'")
+    missing = missing_for_triton()
+    if missing:
+        raise InputError(f"filter 'block_sparse' needs {missing}, which is not installed; use 'exact'")
     if features_BPF.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError(
             f"filter 'block_sparse' needs a CUDA device, but the features are on {features_BPF.device}; use 'exact'"

@@ -85,7 +85,8 @@ class StructuredFilter:
     @cached_property
     def row_sums(self) -> Tensor:
         """(B, P): K 1, and 1 where a pixel is not valid."""
-        return torch.from_numpy(np.stack([engine.row_sums_PK[:, 0] for engine in self._engines]))
+        with torch.inference_mode(False):  # kept, also for calls that learn
+            return torch.from_numpy(np.stack([engine.row_sums_PK[:, 0] for engine in self._engines]))
 
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v. Values (B, C, P) of the features' dtype; not recorded by autograd."""
@@ -135,7 +136,7 @@ def permutohedral(features: Features) -> StructuredFilter:
 def _largest(features: Features) -> NDArray[np.float64]:
     """The largest |value| of each feature."""
     low_BF, high_BF = _ranges(features)
-    return np.asarray(torch.stack([-low_BF, high_BF]).amax((0, 1)).double().cpu().numpy())
+    return np.asarray(torch.stack([-low_BF, high_BF]).amax((0, 1)).cpu().double().numpy())
 
 
 def _ranges(features: Features) -> tuple[Tensor, Tensor]:
@@ -182,7 +183,7 @@ def cells_per_sigma(tolerance: float) -> float:
 def grid_rows(features: Features, cells: float) -> list[float]:
     """Cells of each image's grid."""
     low_BF, high_BF = _ranges(features)
-    rows_B: list[float] = (((high_BF - low_BF).double() * cells).floor() + 2).prod(1).tolist()
+    rows_B: list[float] = (((high_BF - low_BF).cpu().double() * cells).floor() + 2).prod(1).tolist()
     return rows_B
 
 
