@@ -103,6 +103,7 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     token.touch(mode=0o600)
     token.write_text(uuid4().hex)
     environment = {**jointseg.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    at_once = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # on SIGTERM it does not wait for what may still run on it
     there = Head(f"http://127.0.0.1:{dashboard}", environment)
     # A folder of its own: a head that is killed leaves its address in the common one, where later clusters look for it.
     folder = tempfile.mkdtemp(prefix="ray-")
@@ -110,7 +111,7 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     # A port of its own for the agent that starts jobs: it is not asked for another where a second head has the usual one.
     command += [f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"]
     process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment | at_once, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         deadline = time.monotonic() + 180
