@@ -95,11 +95,15 @@ def search_finding(report: Report) -> Finding:
             against=True,
         )
     noise = "within noise of the paper's" if gain["within_noise"] else "beyond the noise of resampling frames"
+    unseen = nested.get("gain")  # older results have none
+    of_it = ""
+    if unseen is not None:
+        of_it = f", {percent(unseen['difference'], 2)} more ({percent(unseen['low'], 2)} to {percent(unseen['high'], 2)})"
     return Finding(
         f"The search's best has {percent(best, 2)} % mean IoU {where}, the paper's CRF settings {percent(papers, 2)} % "
         f"({asked}): a gain of {percent(gain['difference'], 2)} points, 95 % interval {percent(gain['low'], 2)} to "
         f"{percent(gain['high'], 2)}, {noise}. It was chosen on those very frames: chosen on all folds but one and scored on "
-        f"that one, it has {percent(nested['score'], 2)} %. The tables are of the test split.",
+        f"that one, it has {percent(nested['score'], 2)} %{of_it}. The tables are of the test split.",
         against=bool(gain["within_noise"]),
     )
 

@@ -34,7 +34,7 @@ from pipeline.spaces import Space, load_space, start_points
 from pipeline.study import run_study
 from pipeline.tracking import Tracker
 from pipeline.trial import TrialJob
-from pipeline.trial_record import FINISHED
+from pipeline.trial_record import FAILED, FINISHED, STOPPED
 from pipeline.workspace import Workspace
 
 AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "node_folder", "start"})
@@ -202,7 +202,8 @@ def _summary(result: dict[str, Any]) -> dict[str, float]:
         "nested_mean_iou": result["nested"]["score"],
         "optimism": result["nested"]["optimism"],
         **{f"folds/{name}": result["folds"][name] for name in ("mean", "standard_error")},
-        **({f"gain/{name}": result["gain"][name] for name in ("difference", "low", "high")} if result["gain"] else {}),
+        **_named("gain", result["gain"]),
+        **_named("nested_gain", result["nested"].get("gain")),
     }
     return {name: value for name, value in known.items() if value is not None}
 
@@ -214,13 +215,22 @@ def said(result: dict[str, Any]) -> str:
         f"best mean IoU {result['score']:.4f} (trial {result['trial']} of {result['trials']}; over folds {folds['mean']:.4f} "
         f"± {folds['standard_error']:.4f}; nested {result['nested']['score']:.4f})"
     )
+    ends = {FAILED: "failed", STOPPED: "stopped early"}
+    counts = "".join(f"; {result[state]} of {result['trials']} {how}" for state, how in ends.items() if result[state])
     if gain is None:
-        return f"{best}; at the paper's point: no score"
+        return f"{best}; at the paper's point: no score{counts}"
     noise = ": within noise" if gain["within_noise"] else ""
-    return (
-        f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {gain['difference']:+.4f} "
-        f"[{gain['low']:+.4f}, {gain['high']:+.4f}]{noise}"
-    )
+    unseen = result["nested"].get("gain")  # older results have none
+    nested = f", nested {_interval(unseen)}" if unseen else ""
+    return f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {_interval(gain)}{nested}{noise}{counts}"
+
+
+def _named(name: str, gain: dict[str, float] | None) -> dict[str, float]:
+    return {} if gain is None else {f"{name}/{end}": gain[end] for end in ("difference", "low", "high")}
+
+
+def _interval(gain: dict[str, float]) -> str:
+    return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
 
 
 def _described(result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from jointseg.config import Config
 from jointseg.cross_validation import fold_sums, nested, over_folds, paired_bootstrap
@@ -82,9 +84,9 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
     best = best_trial(lines)
     rows = [table_row(line) for line in lines]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = folder / f".{TRIALS}.partial"
-    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), partial)
-    partial.replace(folder / TRIALS)
+    unfinished = folder / f".{TRIALS}.partial"
+    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), unfinished)
+    unfinished.replace(folder / TRIALS)
     searched = list(dict.fromkeys(name for line in lines for name in line["point"]))
     result = {
         **trial_record(best, config, folder, identity=identity),
@@ -102,34 +104,53 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
 
 
 def _worth(lines: Sequence[Line], best: Line, config: Config, folder: Path) -> dict[str, Any]:
-    """The statistics of the choice: over folds, nested, and against the paper's point."""
+    """The statistics of the choice: over folds, nested, and against the paper's point.
+
+    The winner is within noise where its own interval holds 0, or that of frames under the trials chosen without them: its own
+    does not know that it is the best of many.
+    """
     settings, absent = config.search, config.evaluation.absent_classes
     finished = [line for line in lines if line["state"] == FINISHED]
-    by_trial, kept = [], {}
+    by_trial = []
     for line in finished:
         rows, confusion_NCC = read_confusions(confusion_file(folder, line["trial"]))
         by_trial.append(fold_sums(confusion_NCC, [row["fold"] for row in rows], num_folds=settings.folds))
-        if line is best or line["trial"] == 0:
-            kept[line["trial"]] = confusion_NCC
     left_out = nested(np.stack(by_trial), absent=absent)
+    chosen = [finished[place]["trial"] for place in left_out.chosen]
     worth: dict[str, Any] = {
         "folds": _over_folds(best),
         "nested": {
             "score": left_out.score,
             "optimism": best["mean_iou"] - left_out.score,
             "folds": list(left_out.folds),
-            "chosen": [finished[place]["trial"] for place in left_out.chosen],
+            "chosen": chosen,
+            "gain": None,
         },
         "paper_folds": None,
         "gain": None,
     }
-    if 0 in kept:
+    if finished[0]["trial"] == 0:
         worth["paper_folds"] = _over_folds(finished[0])
-        gain = paired_bootstrap(
-            kept[best["trial"]], kept[0], absent=absent, num_resamples=settings.resamples, seed=settings.seed
-        )
-        worth["gain"] = {**gain._asdict(), "within_noise": gain.within_noise}
+        beside_paper = partial(
+            paired_bootstrap, other_NCC=_confusions(folder, [0] * settings.folds), absent=absent,
+            num_resamples=settings.resamples, seed=settings.seed,
+        )  # fmt: skip
+        gain = beside_paper(_confusions(folder, [best["trial"]] * settings.folds))
+        unseen = beside_paper(_confusions(folder, chosen))
+        worth["nested"]["gain"] = unseen._asdict()
+        worth["gain"] = {**gain._asdict(), "within_noise": gain.low <= 0 or unseen.low <= 0}
     return worth
+
+
+def _confusions(folder: Path, trials: Sequence[int]) -> NDArray[np.int64]:
+    """(N, C, C): each frame's matrix under the trial that stands at its fold's place."""
+    taken: NDArray[np.int64] | None = None
+    for trial in dict.fromkeys(trials):
+        rows, confusion_NCC = read_confusions(confusion_file(folder, trial))
+        own_N = np.array([trials[row["fold"]] == trial for row in rows])
+        taken = confusion_NCC if taken is None else np.where(own_N[:, None, None], confusion_NCC, taken)
+    assert taken is not None
+    return taken
 
 
 def _over_folds(line: Line) -> dict[str, Any]:

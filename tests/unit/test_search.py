@@ -33,7 +33,7 @@ def result_of(study):
     result = {
         "study": study.folder.name, "settings": {"crf.theta_beta": 3.0}, "search": flatten(study.config.search), "score": 0.3,
         "paper_score": 0.3, "trial": 0, "trials": study.config.search.trials, "folds": folds, "nested": {"score": 0.3},
-        "gain": None,
+        "gain": None, "failed": 0, "stopped": 0,
     }  # fmt: skip
     study.folder.mkdir(parents=True)
     (study.folder / "crf_settings.json").write_text(json.dumps(result))
@@ -174,23 +174,31 @@ def test_a_study_that_went_on_to_another_winner_does_not_replace_what_stage_3_be
 
 
 RESULT = {
-    "score": 0.5, "paper_score": 0.4, "trial": 3, "trials": 6, "nested": {"score": 0.45, "optimism": 0.05},
+    "score": 0.5, "paper_score": 0.4, "trial": 3, "trials": 6,
+    "nested": {"score": 0.45, "optimism": 0.05, "gain": {"difference": 0.05, "low": -0.25, "high": 0.2}},
+    "failed": 0, "stopped": 0,
     "folds": {"mean": 0.48, "standard_error": 0.02, "scores": []},
     "gain": {"difference": 0.1, "low": -0.2, "high": 0.3, "within_noise": True},
 }  # fmt: skip
-NO_PAPER = {**RESULT, "paper_score": None, "gain": None}
+NO_PAPER = {**RESULT, "paper_score": None, "gain": None, "nested": {**RESULT["nested"], "gain": None}}
 
 
 def test_a_result_in_one_line():
     best = "best mean IoU 0.5000 (trial 3 of 6; over folds 0.4800 ± 0.0200; nested 0.4500)"
-    gain = "; at the paper's point 0.4000, a gain of +0.1000 [-0.2000, +0.3000]"
+    gain = "; at the paper's point 0.4000, a gain of +0.1000 [-0.2000, +0.3000], nested +0.0500 [-0.2500, +0.2000]"
     assert search.said(RESULT) == f"{best}{gain}: within noise"
     assert search.said({**RESULT, "gain": {**RESULT["gain"], "within_noise": False}}) == f"{best}{gain}"
     assert search.said(NO_PAPER) == f"{best}; at the paper's point: no score"
+    ended = "; 2 of 6 failed; 1 of 6 stopped early"
+    assert search.said({**RESULT, "failed": 2, "stopped": 1}) == f"{best}{gain}: within noise{ended}"
+    assert search.said({**NO_PAPER, "failed": 1}) == f"{best}; at the paper's point: no score; 1 of 6 failed"
+    older = {**RESULT, "nested": {"score": 0.45, "optimism": 0.05}}
+    assert search.said(older) == f"{best}{gain.partition(', nested')[0]}: within noise"
 
 
 def test_a_results_numbers_have_their_names_in_mlflow_and_without_a_papers_score_there_is_none_of_it():
     found = {"best_mean_iou": 0.5, "nested_mean_iou": 0.45, "optimism": 0.05, "folds/mean": 0.48, "folds/standard_error": 0.02}
     gain = {"gain/difference": 0.1, "gain/low": -0.2, "gain/high": 0.3}
+    gain |= {"nested_gain/difference": 0.05, "nested_gain/low": -0.25, "nested_gain/high": 0.2}
     assert search._summary(RESULT) == {**found, "paper_mean_iou": 0.4, **gain}
     assert search._summary(NO_PAPER) == found

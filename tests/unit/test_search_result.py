@@ -130,6 +130,16 @@ def test_a_trial_that_is_lucky_on_one_fold_is_found_out_by_the_nested_estimate(t
     assert found["nested"]["chosen"] == [3, 2]
     assert found["nested"]["score"] == pytest.approx(iou(0.15))
     assert found["nested"]["optimism"] == pytest.approx(found["score"] - iou(0.15))
+    assert found["nested"]["gain"]["difference"] == pytest.approx(iou(0.15) - iou(0.5))
+
+
+def test_a_winner_that_only_its_own_choice_lifts_above_noise_is_within_it(tmp_path):
+    """Each of two trials is best on the frames of a fold, and no better than the paper's on the other's."""
+    found, _ = study(tmp_path, [(0.5, 0.5, 0.5, 0.5), (0.9, 0.52, 0.9, 0.52), (0.4, 0.8, 0.4, 0.8)])
+    assert found["trial"] == 1
+    assert found["gain"]["low"] > 0
+    assert found["nested"]["gain"]["low"] < 0
+    assert found["gain"]["within_noise"]
 
 
 def test_a_gain_on_every_frame_is_beyond_noise_and_one_on_half_of_them_within(tmp_path):
