@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -119,11 +119,14 @@ def prediction_sheet(image: NDArray[np.uint8], prediction: Prediction) -> Figure
     return _sheet([frame], columns, [prediction.labels], title="", scale=scale, names=[""])
 
 
-def search_history(scores: Sequence[float | None], *, paper_trial: int = 0, title: str = "") -> Figure:
+def search_history(
+    scores: Sequence[float | None], *, stopped: Collection[int] = (), paper_trial: int = 0, title: str = ""
+) -> Figure:
     """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point.
 
     Args:
         scores: shares of 1; None or NaN for a trial that failed, which is a cross on the lower edge.
+        stopped: those without a score that did not fail but were stopped early: a triangle there.
         paper_trial: the trial that is the paper's point.
         title: stands above the plot.
     """
@@ -142,9 +145,11 @@ def search_history(scores: Sequence[float | None], *, paper_trial: int = 0, titl
         axes.plot(
             paper_trial, score, "D", color=PAPERS, markersize=7, markeredgecolor="white", label=f"paper's point: {score:.2%}"
         )
-    if not scored.all():
-        edge = axes.get_xaxis_transform()
-        axes.plot(trials[~scored], np.zeros((~scored).sum()), "x", color=FAINT, label="failed", clip_on=False, transform=edge)
+    early = ~scored & np.isin(trials, list(stopped))
+    for of, mark, name in ((~scored & ~early, "x", "failed"), (early, "v", "stopped early")):
+        if of.any():
+            edge = axes.get_xaxis_transform()
+            axes.plot(trials[of], np.zeros(of.sum()), mark, color=FAINT, label=name, clip_on=False, transform=edge)
     axes.set_xlim(-0.5, max(len(values) - 0.5, 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))

@@ -108,7 +108,7 @@ def parallel_coordinates(axes: Sequence[Axis], scores: Sequence[float | None], *
 
 
 def importance_bars(importance: Mapping[str, tuple[float, float]], *, title: str = "") -> Figure:
-    """Share of the score's variance that each parameter explains, and how far it moves from forest to forest.
+    """Share of the score's variance that each parameter explains, and how far it moves from resample to resample.
 
     Args:
         importance: mean and standard deviation by parameter.
@@ -119,7 +119,7 @@ def importance_bars(importance: Mapping[str, tuple[float, float]], *, title: str
     panel = figure.add_subplot()
     means, deviations = zip(*(importance[name] for name in names), strict=True)
     panel.barh(names, means, xerr=deviations, color=OURS, alpha=0.8, error_kw={"ecolor": INK, "elinewidth": 1})
-    panel.set_xlabel("share of the variance of mean IoU (fANOVA); bars: ± one deviation over forests", fontsize=8.5)
+    panel.set_xlabel("share of the variance of mean IoU (fANOVA); bars: ± one deviation over resampled trials", fontsize=8.5)
     panel.tick_params(labelsize=8.5)
     panel.set_xlim(left=0)
     _plain(panel, grid=False)
@@ -154,13 +154,19 @@ def fold_spread(trials: Sequence[tuple[str, Sequence[float]]], *, title: str = "
 
 
 def pareto(
-    trials: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]], *, second: str, title: str = ""
+    trials: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    *,
+    paper: tuple[float, float] | None,
+    second: str,
+    title: str = "",
 ) -> Figure:
     """Two objectives against each other, and the front that no trial beats.
 
     Args:
-        trials: mean IoU and the second objective of each finished trial; the first is the paper's point.
+        trials: mean IoU and the second objective of each finished trial.
         front: those of the front.
+        paper: those of the paper's point; None where it has none.
         second: what the second objective is called.
         title: stands above the plot.
     """
@@ -168,7 +174,8 @@ def pareto(
     panel = figure.add_subplot()
     panel.plot(*_turned(trials), "o", color=FAINT, markersize=4, label="trial")
     panel.plot(*_turned(sorted(front, key=lambda point: point[1])), "-o", color=OURS, markersize=6, label="front")
-    panel.plot(*_turned(trials[:1]), "D", color=PAPERS, markersize=7, label="the paper's point")
+    if paper is not None:
+        panel.plot(*_turned([paper]), "D", color=PAPERS, markersize=7, label="the paper's point")
     panel.set_xlabel(second)
     panel.set_ylabel("mean IoU")
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))

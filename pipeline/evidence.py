@@ -24,6 +24,10 @@ from pipeline.workspace import Workspace
 
 SCHEME = "mlflow:"
 SETTINGS, REPORT = "crf_settings.json", "report.json"
+OF_A_TRIAL = (
+    "settings", "score", "fold_scores", "boundary_f1", "trial", "data", "frames", "checkpoint", "config", "by_frame",
+)  # fmt: skip
+OF_A_RUN = ("table2", "table3", "search", "data", "provenance")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ def gathered(what: str, *, out: Path | None) -> Iterator[Evidence]:
     with TemporaryDirectory(prefix="jointseg-") as folder:
         record = next((found for name in (TRIAL_RECORD, SETTINGS, REPORT) if (found := tracker.read_json(run_id, name))), None)
         if record is None:
+            ended = tracker.ended_otherwise(run_id)
+            if ended is not None:
+                raise InputError(f"{what}: a trial that {ended}: it has no score to reproduce")
             raise InputError(f"{what}: has no {TRIAL_RECORD}, {SETTINGS} or {REPORT}: not a trial, a search or a whole run")
         place = Workspace(out.resolve()) if out is not None else _downloaded(tracker, Workspace(Path(folder)))
         yield Evidence(what, _checked(what, record), place)
@@ -109,9 +116,15 @@ def _read(path: Path) -> Any:
 
 
 def _checked(what: str, record: Any) -> dict[str, Any]:
-    if isinstance(record, dict) and ("by_frame" in record or {"table3", "provenance", "data"} <= record.keys()):
-        return record
-    raise InputError(f"{what}: not a record; allowed: a trial.json, a search's {SETTINGS} or a run's {REPORT}")
+    if not isinstance(record, dict) or not {"by_frame", "table3"} & record.keys():
+        raise InputError(f"{what}: not a record; allowed: a trial.json, a search's {SETTINGS} or a run's {REPORT}")
+    needed = OF_A_TRIAL if "by_frame" in record else OF_A_RUN
+    missing = [name for name in needed if name not in record]
+    if missing:
+        raise InputError(f"{what}: not a whole record: it has no {', '.join(missing)}")
+    if "by_frame" in record and [own.get("frame") for own in record["by_frame"]] != record["frames"]:
+        raise InputError(f"{what}: not a whole record: by_frame has not each of frames once, in their order")
+    return record
 
 
 def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:

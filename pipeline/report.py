@@ -36,6 +36,7 @@ from pipeline.evaluate import Evaluated
 from pipeline.provenance import provenance
 from pipeline.report_confusions import named_confusions
 from pipeline.report_search import FIGURES
+from pipeline.trial_record import STOPPED
 from pipeline.workspace import Workspace
 
 METRICS, SUMS = "metrics.json", "sums.json"
@@ -206,7 +207,8 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     pictures = _read(place.evaluation / METRICS).get("pictures", first_alone)
     frames = [store.frame(number) for number in pictures["first"]]
     trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
-    scores = pq.read_table(place.trials()).sort_by("trial")["mean_iou"].to_pylist()[:trials]
+    rows = pq.read_table(place.trials()).sort_by("trial").to_pylist()[:trials]
+    scores, stopped = [row["mean_iou"] for row in rows], [row["trial"] for row in rows if row["state"] == STOPPED]
     captions = {}
     with appearing_whole(place.figures, replace=True) as folder:
         if frames:
@@ -238,7 +240,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         matrices = {name.removeprefix("crf."): tensor for name, tensor in weights.items() if name.startswith("crf.")}
         save_png(learned_matrices(matrices, CLASS_NAMES, title="What the CRF has learned"), folder / "crf_weights.png")
         captions["crf_weights.png"] = "The CRF's learned compatibility and weights, class by class (as the paper's Fig 4)."
-        save_png(search_history(scores, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
+        save_png(search_history(scores, stopped=stopped, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
         captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
         for name, caption in FIGURES.items():
             drawn = place.study() / "figures" / name

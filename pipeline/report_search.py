@@ -25,7 +25,7 @@ PAPERS = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()
 FIGURES = {
     "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
     "parallel.png": "Every trial as a line through its parameters; red: the paper's point.",
-    "importance.png": "Share of the variance of mean IoU that each parameter explains (fANOVA), over eight forests.",
+    "importance.png": "Share of mean IoU's variance that each parameter explains (fANOVA), ± over resamples of the trials.",
     "folds.png": "The folds of the ten best trials and of the paper's point.",
     "pareto.png": "The two objectives against each other, and the front that no trial beats.",
     "frames.png": "The frames that gained and that lost most under the settings found, beside the paper's.",

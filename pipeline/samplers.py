@@ -55,7 +55,9 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
         case "qmc":
             return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         case "tpe":
-            return TPESampler(seed=seed, n_startup_trials=settings.startup_trials, multivariate=True, group=conditional)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `multivariate` and `group`
+                return TPESampler(seed=seed, n_startup_trials=settings.startup_trials, multivariate=True, group=conditional)
         case _:
             return RandomSampler(seed=seed)
 

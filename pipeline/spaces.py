@@ -10,7 +10,10 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import pkgutil
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +42,7 @@ from jointseg.settings import flatten, with_overrides
 Point = dict[str, Any]
 """Settings by config path."""
 
+MAX_GRID_POINTS = 10**6
 PATHS = tuple(f"crf/{setting}" for setting in CrfSettings.model_fields)
 DrawFunction = Callable[[optuna.trial.BaseTrial], Mapping[str, Any]]
 
@@ -149,7 +153,10 @@ def _mistakes_named(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a user's own code may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise InputError(f"{name}: {kind}{_one_line(error)}") from None
+        others = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__)
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith(others)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"{name}{where}: {kind}{_one_line(error)}") from None
 
 
 def _holds(own: BaseDistribution, value: Any) -> bool:
@@ -251,11 +258,14 @@ def grid(space: Space, *, levels: int, seed: int) -> list[dict[str, Any]]:
     """Optuna's parameters at every point of a grid, in an order drawn by `seed`.
 
     Raises:
-        InputError: what the space draws depends on what it drew before.
+        InputError: what the space draws depends on what it drew before, or there are too many points.
     """
     if space.distributions is None:
         raise InputError(f"search.sampler: a grid over {space.name} is not possible: what it draws is conditional")
     values = [_levels(own, levels) for own in space.distributions.values()]
+    number = math.prod(map(len, values))
+    if number > MAX_GRID_POINTS:
+        raise InputError(f"search.grid_levels: {levels} levels of {space.name} are {number} points; allowed: {MAX_GRID_POINTS}")
     points = [dict(zip(space.distributions, point, strict=True)) for point in product(*values)]
     return [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections import Counter, deque
@@ -118,7 +119,7 @@ class Batches(Searcher):  # type: ignore[misc]
         point, before = self.asker.ask(number), self.ended.get(number)
         if before is None:
             self.waiting.append((number, point, None if self.best is None else self.best["trial"]))
-        elif before["point"] != point:
+        elif not _is_near(before["point"], point):
             raise InputError(
                 f"trial {number} was run at {before['point']} and is now asked for at {point}: this study was begun with "
                 "another version of Optuna or of the space, and cannot go on; remove its folder to begin anew"
@@ -153,6 +154,16 @@ class Batches(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing was saved."""
+
+
+def _is_near(point: Point, other: Point) -> bool:
+    """Whether they are one point but for rounding: samplers add up otherwise on a processor with other vector instructions."""
+
+    def near(value: Any, its: Any) -> bool:
+        numbers = isinstance(value, float) and isinstance(its, float)
+        return math.isclose(value, its, rel_tol=1e-9) if numbers else bool(value == its)
+
+    return point.keys() == other.keys() and all(near(value, other[name]) for name, value in point.items())
 
 
 def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verbose: bool = False) -> list[Line]:

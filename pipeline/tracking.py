@@ -285,6 +285,13 @@ class Tracker:
         with TemporaryDirectory() as folder:
             return json.loads(Path(self.client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8"))
 
+    def ended_otherwise(self, run_id: str) -> str | None:
+        """Of a trial without a score, how it ended; None of any other run."""
+        tags = self.client.get_run(run_id).data.tags
+        if "stopped" in tags:
+            return f"was stopped {tags['stopped']}"
+        return f"failed ({tags['error']})" if "error" in tags else None
+
     def download(self, key: str, name: str, folder: Path) -> None:
         """Copy a folder of artifacts of the run with this key to `folder`; nothing where there is none."""
         run_id = self._find(key, None)

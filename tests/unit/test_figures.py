@@ -122,6 +122,14 @@ def test_the_search_shows_each_trial_the_best_so_far_and_the_papers_point() -> N
     assert lines["best: 12.00%"].get_xydata().tolist() == [[3, 0.12]]
     assert lines["paper's point: 10.00%"].get_xydata().tolist() == [[0, 0.10]]
     assert lines["failed"].get_xdata().tolist() == [2, 4]
+    assert "stopped early" not in lines
+
+
+def test_a_trial_that_was_stopped_early_is_not_drawn_as_one_that_failed() -> None:
+    figure = search_history([0.10, None, None, 0.12], stopped=[1])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["failed"].get_xdata().tolist() == [2]
+    assert lines["stopped early"].get_xdata().tolist() == [1]
 
 
 @pytest.mark.parametrize("scores", [[], [None], [None, 0.1], [0.1]])

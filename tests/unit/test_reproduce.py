@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -150,7 +151,20 @@ def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "some.json"
     if text is not None:
         path.write_text(text)
-    assert "not a record" in refusal(look_at, path)
+    assert re.search("not a (whole )?record", refusal(look_at, path))
+
+
+@pytest.mark.parametrize("missing", ["data", "config", "boundary_f1", "checkpoint", "fold_scores"])
+def test_what_a_record_lacks_is_named(tmp_path, missing):
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps({name: value for name, value in RECORD.items() if name != missing}))
+    assert refusal(look_at, path) == f"{path}: not a whole record: it has no {missing}"
+
+
+def test_a_record_without_some_of_its_frames_is_refused(tmp_path):
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps({**RECORD, "by_frame": RECORD["by_frame"][1:]}))
+    assert refusal(look_at, path) == f"{path}: not a whole record: by_frame has not each of frames once, in their order"
 
 
 def test_a_record_of_settings_that_this_version_does_not_know_is_refused():
@@ -243,6 +257,7 @@ def test_a_trial_that_fails_here_is_said_to(again, rooms, small, tmp_path):
     untrained_final("stage2", small, place.final(STAGES["stage2"]))
     _, checkpoint = load_final(place.final(STAGES["stage2"]))
     record = {**RECORD, "data": rooms.digest, "frames": list(rooms.train[:2]), "checkpoint": checkpoint}
+    record["by_frame"] = [{**own, "frame": frame} for own, frame in zip(RECORD["by_frame"], record["frames"], strict=True)]
     record |= {"config": flatten(small), "settings": {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}}
     assert "the trial fails here: the CRF's logits are NaN or infinite" in refusal(again, record, place)
 
@@ -272,7 +287,16 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
                 "error": None,
             }
             tracker.log_trial(search, {**line, "point": {}}, record=RECORD)
-    (trial,) = (run for run in tracker.client.search_runs([tracker.experiment_id]) if run.info.run_name == "trial-0003")
+            stopped = {"trial": 4, "state": "stopped", "mean_iou": None, "partial_mean_iou": 0.1, "fold_scores": [0.1]}
+            tracker.log_trial(search, {**line, **stopped, "point": {}}, record=None)
+            tracker.log_trial(
+                search, {**line, "trial": 5, "state": "failed", "error": "its score is nan", "point": {}}, record=None
+            )
+    runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+    trial = runs["trial-0003"]
+    for name, said in {"trial-0004": "was stopped early, after 1 folds", "trial-0005": "failed (its score is nan)"}.items():
+        asked = f"mlflow:{runs[name].info.run_id}"
+        assert refusal(look_at, asked, tmp_path / "run") == f"{asked}: a trial that {said}: it has no score to reproduce"
     assert look_at(f"mlflow:{trial.info.run_id}", tmp_path / "run").record == RECORD
     assert "not a trial, a search or a whole run" in refusal(look_at, f"mlflow:{search}", tmp_path / "run")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)

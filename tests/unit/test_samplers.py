@@ -147,6 +147,8 @@ def test_a_start_outside_the_ranges_is_asked_and_not_told(tmp_path):
 def test_what_a_sampler_cannot_do_is_refused():
     assert refusal(sampler="nsga2") == "search.sampler: nsga2 is for 2 objective(s); search.objective is 'miou'"
     assert refusal(sampler="cmaes", objective=TWO).startswith("search.sampler: cmaes is for 1 objective(s); ")
+    too_many = "search.grid_levels: 6 levels of tune_spaces/crf.py are 20155392 points; allowed: 1000000"
+    assert refusal(sampler="grid", space="crf", grid_levels=6) == too_many
     assert refusal(sampler="grid", space="depth_or_not").startswith("search.sampler: a grid over tune_spaces/depth_or_not.py")
 
 

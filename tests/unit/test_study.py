@@ -226,6 +226,32 @@ def test_a_log_of_other_points_is_refused():
         batches_of(Counting(), ended={0: {**line_of(0), "point": {"number": 7}}}).advance()
 
 
+@pytest.mark.parametrize(
+    ("logged", "asked", "near"),
+    [
+        ({"a": 4.458501610147039}, {"a": 4.45850161014704}, True),
+        ({"a": 4.4585}, {"a": 4.4586}, False),
+        ({"a": 3, "b": "hadamard"}, {"a": 3, "b": "hadamard"}, True),
+        ({"a": 3}, {"a": 4}, False),
+        ({"b": "hadamard"}, {"b": "crfrnn"}, False),
+        ({"a": 3.0}, {"b": 3.0}, False),
+        ({"a": 3.0}, {"a": 3.0, "b": 1.0}, False),
+    ],
+)
+def test_a_study_goes_on_where_another_processor_rounds_its_points_otherwise(logged, asked, near):
+    class Asking(Counting):
+        def ask(self, number):
+            return asked
+
+    batches = batches_of(Asking(), total=1, ended={0: {**line_of(0), "point": logged}})
+    if near:
+        assert not batches.advance()
+        assert batches.ended[0]["point"] == logged
+    else:
+        with pytest.raises(InputError, match="cannot go on"):
+            batches.advance()
+
+
 def test_a_trial_stands_once_in_the_log_of_a_study_that_was_begun_again(tmp_path):
     log = tmp_path / "log.jsonl"
     for trial, score in ((1, 0.5), (0, 0.25), (1, 0.75), (2, None)):
