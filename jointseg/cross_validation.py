@@ -45,11 +45,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def within_noise(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.low <= 0 <= self.high
-
 
 def draw_folds(num_images: int, *, num_folds: int, seed: int, strata: Sequence[str] | None = None) -> tuple[int, ...]:
     """The fold 0..K-1 of each image. Folds differ by at most one image, and by at most one of each stratum.

@@ -98,7 +98,8 @@ def search_finding(report: Report) -> Finding:
     unseen = nested.get("gain")  # older results have none
     of_it = ""
     if unseen is not None:
-        of_it = f", {percent(unseen['difference'], 2)} more ({percent(unseen['low'], 2)} to {percent(unseen['high'], 2)})"
+        interval = f"{percent(unseen['low'], 2)} to {percent(unseen['high'], 2)}"
+        of_it = f", {percent(unseen['difference'], 2)} above the paper's ({interval})"
     return Finding(
         f"The search's best has {percent(best, 2)} % mean IoU {where}, the paper's CRF settings {percent(papers, 2)} % "
         f"({asked}): a gain of {percent(gain['difference'], 2)} points, 95 % interval {percent(gain['low'], 2)} to "

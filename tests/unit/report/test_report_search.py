@@ -31,6 +31,8 @@ def test_what_the_search_gained_is_said(place: Workspace, store: Store, scores: 
     save_search(place, scores)
     report.write(demo(), place, store)
     assert f"- {said}" in page(place)
+    above = "scored on that one, it has 10.80 %, 0.30 above the paper's (0.10 to 0.50). The tables"
+    assert (above in page(place)) == (scores == SCORES)
 
 
 def test_a_winner_within_noise_of_the_papers_point_is_said_to_be_so(place: Workspace, store: Store) -> None:
