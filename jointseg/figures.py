@@ -34,7 +34,7 @@ Labels: TypeAlias = NDArray[np.uint8]
 Depth: TypeAlias = NDArray[np.float32]
 
 DPI = 150
-PANEL_WIDTH, GAP, MARGIN = 2.5, 0.07, 0.3
+PANEL_WIDTH, MAX_PANEL_HEIGHT, GAP, MARGIN = 2.5, 7.5, 0.07, 0.3
 NAME_SIZE = 6.5  # points
 LEGEND_CELL, LEGEND_LINE, BAR_ROOM = 1.4, 0.21, 0.75
 INK, FAINT, OURS, PAPERS = "#1b1b1b", "#9a9a9a", "#2b6cb0", "#c0392b"
@@ -189,7 +189,9 @@ def _sheet(
     """
     assert frames, "no frame to draw"
     height, width = frames[0].labels.shape
-    across, down = PANEL_WIDTH + GAP, PANEL_WIDTH * height / width + GAP
+    high = min(PANEL_WIDTH * height / width, MAX_PANEL_HEIGHT)
+    wide = max(min(high * width / height, PANEL_WIDTH), PANEL_WIDTH / 8)
+    across, down = wide + GAP, high + GAP
     sheet_width = MARGIN + len(columns) * across + (BAR_ROOM if scale is not None else GAP)
     entries = _legend_entries(labels)
     cells = max(1, int(sheet_width / LEGEND_CELL))
@@ -198,14 +200,14 @@ def _sheet(
     sheet_height = legend_height + len(frames) * down + top
     figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
 
-    def place(left: float, bottom: float, wide: float, high: float) -> Axes:
-        return figure.add_axes((left / sheet_width, bottom / sheet_height, wide / sheet_width, high / sheet_height))
+    def place(left: float, bottom: float, across: float, up: float) -> Axes:
+        return figure.add_axes((left / sheet_width, bottom / sheet_height, across / sheet_width, up / sheet_height))
 
     names = names or [f"frame {frame.number}" for frame in frames]
     for line, frame in enumerate(frames):
         bottom = sheet_height - top - (line + 1) * down + GAP
         for column, (name, draw) in enumerate(columns.items()):
-            axes = place(MARGIN + column * across, bottom, PANEL_WIDTH, down - GAP)
+            axes = place(MARGIN + column * across, bottom, wide, high)
             draw(axes, frame)
             axes.set_axis_off()
             axes.set_aspect("auto")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ def freeze_for(stage: Stage, model: JointModel) -> None:
         parameter.requires_grad_(used)
 
 
-TRUNK = re.compile(r"conv\d_\d\.")
-"""Parameters of VGG-16's own convolutions, by their names in the network."""
+TRUNK, IN_VGG = re.compile(r"conv\d[_-]\d\."), re.compile(r"conv\d_\d\.")
+"""Parameters of VGG-16's own convolutions, by their names in the network, where the paper's table has dashes, and in VGG-16."""
 
 
 def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Optimizer:
@@ -44,9 +45,10 @@ def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Opt
     biases `trunk_bias`, `network_bias` and `heads_bias`, and `crf`.
     """
     groups: dict[str, list[nn.Parameter]] = defaultdict(list)
+    starting_names = model.network.starting_names()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[_group_of(name)].append(parameter)
+            groups[_group_of(name, starting_names)].append(parameter)
     multipliers = {"trunk": settings.trunk_lr_multiplier, "network": 1.0, "heads": settings.head_lr_multiplier}
     rate_and_decay = {"crf": (settings.crf_lr, 0.0)}
     for part, multiplier in multipliers.items():
@@ -61,12 +63,13 @@ def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Opt
     return torch.optim.AdamW(rows, lr=settings.lr, betas=(settings.momentum, 0.999))
 
 
-def _group_of(name: str) -> str:
+def _group_of(name: str, starting_names: Mapping[str, str]) -> str:
     """The group of a parameter of the model, by its name there."""
     part, _, rest = name.partition(".")
     if part == "crf":
         return "crf"
-    group = "heads" if rest.startswith("heads.") else "trunk" if TRUNK.match(rest) else "network"
+    of_vgg = TRUNK.match(rest) and IN_VGG.match(starting_names[rest])
+    group = "heads" if rest.startswith("heads.") else "trunk" if of_vgg else "network"
     return f"{group}_bias" if name.endswith(".bias") else group
 
 

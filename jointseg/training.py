@@ -32,7 +32,7 @@ from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import JointModel, build_model
 from jointseg.network.pretrained import LoadReport, load_starting_weights
 from jointseg.optimizer import build_optimizer, freeze_for, rates, set_rate
-from jointseg.stages import Stage
+from jointseg.stages import Kernels, Stage
 
 IN_TRAINING = "weights_in_training"
 NUM_AVERAGED = "num_averaged"
@@ -219,6 +219,8 @@ def class_weights(store: Store, views: Sequence[View], config: Config) -> Tensor
     counts = np.zeros(NUM_CLASSES, np.int64)
     for number in dict.fromkeys(view.frame for view in views):
         counts += np.bincount(store.frame(number).labels.ravel(), minlength=256)[:NUM_CLASSES]
+    if not counts.sum():
+        raise InputError("loss.class_balance: no frame that is trained on has a labelled pixel; allowed there: 0")
     return balancing_weights(torch.from_numpy(counts), power=config.loss.class_balance)
 
 
@@ -285,12 +287,13 @@ def _refuse_spoiled_weights(run: Run, batch: Batch, weights: Tensor | None) -> N
 
 
 def _stop_unless_finite(run: Run, semantic: float, depth: float, *, when: str) -> None:
+    settings, name = run.stage.config(run.config), run.stage.settings
+    tried = f"{name}.lr is {settings.lr:g}"
+    if run.stage.kernels is not Kernels.NONE:
+        tried += f" and {name}.crf_lr {settings.crf_lr:g}"
     for half, value in (("segmentation", semantic), ("depth", depth)):
         if not math.isfinite(value):
-            raise TrainingDivergedError(
-                f"{run.stage.name}: the {half} loss is {value} {when}; "
-                f"{run.stage.settings}.lr is {run.stage.config(run.config).lr:g}, try a smaller one"
-            )
+            raise TrainingDivergedError(f"{run.stage.name}: the {half} loss is {value} {when}; {tried}, try a smaller one")
 
 
 def _checkpoint_writer(run: Run, place: Place, metrics: Mapping[str, float]) -> Callable[[Path], None]:

@@ -42,6 +42,11 @@ def explained(error: Exception, *, stage: str, max_failures: int, last_step: int
         for cause in _causes(failure):
             if isinstance(cause, InputError):
                 return cause
+            if "out of shared memory" in str(cause):
+                return InputError(
+                    f"{stage}: the processes that cut views have run out of shared memory (/dev/shm); give the machine or the "
+                    "container more (docker run --shm-size), or set training.loader_workers or the stage's batch_size lower"
+                )
             if any(f"{kind.__module__}.{kind.__name__}" == "torch.OutOfMemoryError" for kind in type(cause).__mro__):
                 said = str(cause).split(". ")[0]
                 return DeviceMemoryError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,12 +77,12 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         InputError: the file cannot be read as a picture of 8 bits a channel.
     """
     try:
-        with Image.open(path) as picture:
-            mode, turned = picture.mode, _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))
-            pixels = picture.convert("RGB")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            mode, pixels = picture.mode, picture.convert("RGB")
+            turned = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))  # after the pixels: of a TIFF, Pillow turns them
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that Pillow can read") from None
-    except (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as a picture: {problem}") from None
     if mode.startswith(("I", "F")):

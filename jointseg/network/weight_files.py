@@ -109,6 +109,7 @@ def _read(path: Path) -> StartingWeights:
     if looks_like_caffemodel(head):
         model = read_caffemodel(path)
         image = ImageInput(model.mean_bgr or _usual_mean(model.tensors), (model.scale,) * 3)
+        refuse_deeper(model.tensors, path)
         return StartingWeights(".caffemodel", model.tensors, image)
     if head.startswith(_TORCH):
         return _named(_read_state_dict(path), "PyTorch", path)
@@ -163,6 +164,7 @@ def _named(tensors: dict[str, Tensor], container: str, path: Path) -> StartingWe
         return _own(tensors, path)
     features = {name.rpartition(".")[0] for name in tensors if name.startswith("features.")}
     if not features:
+        refuse_deeper(tensors, path)
         return StartingWeights(f"{container}, Caffe's names", tensors, ImageInput(_usual_mean(tensors)))
     if odd := sorted(features ^ TORCHVISION_CONVS.keys(), key=lambda name: (len(name), name)):
         found = "there" if odd[0] in features else "missing"
@@ -172,6 +174,14 @@ def _named(tensors: dict[str, Tensor], container: str, path: Path) -> StartingWe
         layer, dot, leaf = name.rpartition(".")
         renamed[f"{TORCHVISION.get(layer, layer)}{dot}{leaf}"] = tensor
     return StartingWeights(f"{container}, torchvision's names", renamed, TORCHVISION_INPUT)
+
+
+def refuse_deeper(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError for convolutions that VGG-16 has not, such as VGG-19's: without them the others are in no network."""
+    layers = {name.rpartition(".")[0] for name in tensors}
+    others = sorted(layer for layer in layers - set(TORCHVISION_CONVS.values()) if re.fullmatch(r"conv\d_\d", layer))
+    if others:
+        raise InputError(f"{path}: is not VGG-16 but another network, for it has {others[0]}; {ALLOWED}")
 
 
 def _usual_mean(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:

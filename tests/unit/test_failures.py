@@ -80,6 +80,14 @@ def test_a_lost_loader_is_a_loss(end):
     assert str(error).startswith("stage1: lost a process that cuts views, more than")
 
 
+def test_loaders_without_shared_memory_are_no_loss_but_for_the_user_to_mend():
+    end = "is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory."
+    error = said({0: RuntimeError(f"DataLoader worker (pid 4242) {end}")})
+    assert isinstance(error, InputError)
+    assert str(error).startswith("stage1: the processes that cut views have run out of shared memory (/dev/shm); give")
+    assert "training.loader_workers" in str(error)
+
+
 def test_mistakes_of_ours_keep_their_traceback():
     assert said({0: AssertionError("ours")}) is None
     assert explained(ControllerError(RuntimeError("ours")), stage="stage1", max_failures=0, last_step=None) is None

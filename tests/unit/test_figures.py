@@ -91,6 +91,15 @@ def test_the_legend_lists_the_classes_that_occur_and_no_other() -> None:
     assert legend(with_and_without_crf(FRAMES, without_lamp, PREDICTIONS)) == {"wall", "sofa", "lamp", "unlabelled"}
 
 
+@pytest.mark.parametrize(("height", "width"), [(2000, 1), (1, 2000), (300, 10)])
+def test_a_picture_of_any_shape_is_drawn_on_a_sheet_of_reasonable_size(height: int, width: int, tmp_path: Path) -> None:
+    nothing = np.zeros((height, width))
+    drawn = Frame(1, np.zeros((height, width, 3), np.uint8), nothing.astype(np.uint8), nothing, nothing)
+    save_png(qualitative([drawn], {1: Prediction(drawn.labels, None)}, title=""), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert max(sheet.size) < 3000
+
+
 def test_predictions_without_depth_leave_out_its_columns() -> None:
     figure = qualitative(FRAMES, {one.number: predict(one, depth=None) for one in FRAMES})
     assert titles(figure) == ["(a) image", "(b) true classes", "(c) predicted classes"]

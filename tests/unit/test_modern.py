@@ -19,6 +19,7 @@ from jointseg.averaging import RunningMean
 from jointseg.batches import Place
 from jointseg.config import StageConfig
 from jointseg.data.views import make_views
+from jointseg.errors import InputError
 from jointseg.losses import balancing_weights, semantic_loss
 from jointseg.model import build_model
 from jointseg.network.network import build_network
@@ -102,6 +103,14 @@ def test_the_trunks_convolutions_have_a_rate_of_their_own(small):
     assert trunk == {f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, n + 1)}
 
 
+def test_of_the_papers_table_those_that_start_from_vggs_convolutions_have_it(small):
+    model = build_model(with_overrides(small, {"network.variant": "table1_literal"}))
+    groups = {group["name"]: group for group in build_optimizer(model, StageConfig(trunk_lr_multiplier=0.1)).param_groups}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    trunk = {names[id(parameter)].split(".")[1] for parameter in groups["trunk"]["params"]}
+    assert trunk == {f"conv{block}-{i}" for block in range(1, 6) for i in (1, 2)}
+
+
 # The running mean of the weights
 
 
@@ -176,6 +185,8 @@ def test_a_class_weighs_what_it_is_given_in_the_semantic_loss():
 
 def test_class_weights_are_of_the_frames_trained_on(rooms, views, small):
     assert class_weights(rooms, views, small) is None
+    with pytest.raises(InputError, match=r"loss\.class_balance: no frame that is trained on has a labelled pixel"):
+        class_weights(rooms, (), with_overrides(small, {"loss.class_balance": 0.5}))
     config = with_overrides(small, {"loss.class_balance": 0.5})
     of_one = [view for view in views if view.frame == rooms.train[0]]
     counts = np.bincount(rooms.frame(rooms.train[0]).labels.ravel(), minlength=256)[:40]

@@ -115,14 +115,16 @@ def test_depth_is_rounded_to_millimetres_and_ends_at_the_most_that_a_file_holds(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_read_upright(tmp_path, orientation):
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_picture_is_read_upright(tmp_path, orientation, kind):
     rng = np.random.default_rng(0)
     lying = Image.fromarray(rng.integers(0, 256, (2, 3, 3), np.uint8))
     exif = lying.getexif()
     exif[0x0112] = orientation
-    lying.save(tmp_path / "lying.png", exif=exif)
-    with Image.open(tmp_path / "lying.png") as picture:
-        np.testing.assert_array_equal(read_picture(tmp_path / "lying.png"), np.asarray(ImageOps.exif_transpose(picture)))
+    path = tmp_path / f"lying.{kind}"
+    lying.save(path, exif=exif)
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(read_picture(path), np.asarray(ImageOps.exif_transpose(picture)))
 
 
 def test_bad_pictures_leave_nothing_behind(final_of, tmp_path):

@@ -133,6 +133,12 @@ def test_a_file_in_which_nothing_fits_is_refused_and_leaves_the_network(tmp_path
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
+def test_weights_of_ours_for_another_width_are_refused_though_biases_of_scores_fit(tmp_path):
+    save_file(small(width=0.25).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="no tensor fits the network by name and shape"):
+        load_pretrained(small(width=0.5), tmp_path / "w.safetensors")
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(float("nan"), "has values that are not finite"), (1e300, "has values that are not finite"), (7, "is of torch.int64")],

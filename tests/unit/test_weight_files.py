@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,14 @@ def torch_file(content, *, zipped: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-KINDS = {
-    "layers": caffemodel(CAFFE, "layers", old=True),
-    "layer": caffemodel(CAFFE, "layer"),
-    "safetensors": save(CAFFE),
-    "zip": torch_file(CAFFE),
-    "pickle": torch_file(CAFFE, zipped=False),
+KIND_OF = {
+    "layers": partial(caffemodel, kind="layers", old=True),
+    "layer": partial(caffemodel, kind="layer"),
+    "safetensors": save,
+    "zip": torch_file,
+    "pickle": partial(torch_file, zipped=False),
 }
+KINDS = {kind: written(CAFFE) for kind, written in KIND_OF.items()}
 
 
 @pytest.fixture
@@ -90,6 +92,12 @@ def test_the_content_says_what_a_file_is_and_not_its_name(read, kind):
 def test_weights_that_do_not_say_their_mean_are_vggs_unless_they_have_layers_of_deeplabs(read, layer_, mean):
     tensors = {"conv1_1.weight": torch.ones(8, 3, 3, 3), f"{layer_}.bias": torch.ones(8)}
     assert read(save(tensors)).image.mean_bgr == mean
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vgg_19_under_caffes_names_is_refused(refusal, kind):
+    deeper = {**CAFFE, "conv3_4.weight": torch.ones(8, 8, 3, 3)}
+    assert "is not VGG-16 but another network, for it has conv3_4" in refusal(KIND_OF[kind](deeper))
 
 
 @pytest.mark.parametrize("content", [save(TORCHVISION), torch_file(TORCHVISION), torch_file(TORCHVISION, zipped=False)])
