@@ -200,8 +200,8 @@ def _sheet(
     sheet_height = legend_height + len(frames) * down + top
     figure = Figure(figsize=(sheet_width, sheet_height), dpi=DPI)
 
-    def place(left: float, bottom: float, across: float, up: float) -> Axes:
-        return figure.add_axes((left / sheet_width, bottom / sheet_height, across / sheet_width, up / sheet_height))
+    def place(left: float, bottom: float, length: float, rise: float) -> Axes:
+        return figure.add_axes((left / sheet_width, bottom / sheet_height, length / sheet_width, rise / sheet_height))
 
     names = names or [f"frame {frame.number}" for frame in frames]
     for line, frame in enumerate(frames):
