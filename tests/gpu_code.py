@@ -23,7 +23,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from jointseg.crf.filters import block_sparse_kernels as kernels
-from jointseg.crf.filters.block_sparse import cut_into_items, sort_into_tiles
+from jointseg.crf.filters.block_sparse import cut_into_items, sort_into_tiles, with_squares
 from jointseg.crf.filters.features import Features
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -66,16 +66,18 @@ def main(capability: int) -> None:
     )
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
     tiles = sort_into_tiles(Features(values_BPF=torch.rand(1, 12 * 64, 5), size=(24, 32), valid_BP=None), 64)
+    expanded = with_squares(tiles)
     G = len(tiles.pixels_GT)
     pairs = cut_into_items(torch.arange(G).repeat_interleave(G), torch.arange(G).repeat(G), G, 4)
     scales_GT = torch.rand(G, 64)
     v_BCP = torch.rand(1, 150, 12 * 64)
     rows = compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(G), slice(0, G), sure=0.1))
-    for precision, channels in (("tf32", (1, 40, 150)), ("tf32x3", (40,))):
-        rows += compiled(partial(kernels.largest_shares, tiles, pairs, scales_GT, precision=precision))
+    ways = (("float16", expanded, (1, 40, 150)), ("float16", tiles, (40,)), ("tf32x3", tiles, (40,)))
+    for precision, given, channels in ways:
+        rows += compiled(partial(kernels.largest_shares, given, pairs, scales_GT, precision=precision))
         for C in channels:
-            rows += compiled(partial(kernels.apply_pairs, tiles, pairs, v_BCP[:, :C], precision=precision))
-        rows += compiled(partial(kernels.moments_of_pairs, tiles, pairs, v_BCP[:, :40], v_BCP[:, :40], precision=precision))
+            rows += compiled(partial(kernels.apply_pairs, given, pairs, v_BCP[:, :C], precision=precision))
+        rows += compiled(partial(kernels.moments_of_pairs, given, pairs, v_BCP[:, :40], v_BCP[:, :40], precision=precision))
     print(json.dumps([resources(kernel) for kernel in rows]))  # noqa: T201
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jointseg.crf.filters import GaussianFilter, blend
+from jointseg.crf.filters import GaussianFilter, SummedFilter, blend
 
 
 def pairwise_matrices(weights_KCC: Tensor, compatibility_CC: Tensor, *, form: Literal["crfrnn", "hadamard"]) -> Tensor:
@@ -69,22 +69,26 @@ def mean_field_step(
 def merge_terms(filters: Sequence[GaussianFilter], matrices_KCC: Tensor) -> tuple[Sequence[GaussianFilter], Tensor]:
     """One term in place of K where every A_k is a multiple s_k of one A, as it is until weights are learned.
 
-    Then sum_k A_k message_k(q) = A (sum_k s_k message_k)(q), which a filter may be able to do at once. It is left as it is
-    where weights are being learned, and off the CPU: there looking at A_k would wait for the device.
+    Then sum_k A_k message_k(q) = A (sum_k s_k message_k)(q), which a filter may be able to do at once, and classes are mixed
+    once. It is left as it is where weights are being learned: looking at A_k waits for a GPU.
     """
     learning = torch.is_grad_enabled() and matrices_KCC.requires_grad
-    if learning or len(filters) < 2 or matrices_KCC.device.type != "cpu":
+    if learning or len(filters) < 2:
         return filters, matrices_KCC
-    peaks_K = matrices_KCC.flatten(1).abs().amax(1)
-    reference_CC = matrices_KCC[peaks_K.argmax()]
+    on_cpu_KCC = matrices_KCC.detach().cpu()
+    peaks_K = on_cpu_KCC.flatten(1).abs().amax(1)
+    reference = int(peaks_K.argmax())
+    reference_CC = on_cpu_KCC[reference]
     at = int(reference_CC.abs().argmax())
-    scales_K = matrices_KCC.flatten(1)[:, at] / reference_CC.flatten()[at]
+    scales_K = on_cpu_KCC.flatten(1)[:, at] / reference_CC.flatten()[at]
     rounding_K = 4 * torch.finfo(matrices_KCC.dtype).eps * peaks_K
-    misfit_KCC = (matrices_KCC - scales_K[:, None, None] * reference_CC).abs()
+    misfit_KCC = (on_cpu_KCC - scales_K[:, None, None] * reference_CC).abs()
     if not bool((misfit_KCC.flatten(1).amax(1) <= rounding_K).all()):
         return filters, matrices_KCC
-    blended = blend(filters, scales_K.tolist())
-    return (filters, matrices_KCC) if blended is None else ([blended], reference_CC[None])
+    blended: GaussianFilter | None = blend(filters, scales_K.tolist())
+    if blended is None and matrices_KCC.device.type != "cpu":
+        blended = SummedFilter(filters, scales_K.tolist())
+    return (filters, matrices_KCC) if blended is None else ([blended], matrices_KCC[reference : reference + 1])
 
 
 def message(values_BCP: Tensor, gaussian: GaussianFilter) -> Tensor:

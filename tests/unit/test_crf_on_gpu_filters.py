@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, Features, general_filter
+from jointseg.crf import CrfSettings, DenseCRF, mean_field
+from jointseg.crf.filters import FILTERS, ExactFilter, Features, SummedFilter, general_filter, matrices
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -120,6 +120,73 @@ def test_gradients_by_the_bandwidths_are_near_the_exact_ones():
         grads.append([log_G.grad for log_G in crf.log_bandwidths.values()])
     for one, exact in zip(*grads, strict=True):
         assert (one - exact).abs().max() <= 2e-2 * exact.abs().max() + 1e-6
+
+
+# The kernels of the separable filter and of the grid
+
+
+@pytest.fixture
+def both_ways(monkeypatch):
+    """Builds a filter twice: by PyTorch's products alone, and with kernels of our own."""
+
+    def build(make):
+        monkeypatch.setattr(matrices, "_takes_kernels", lambda values: False)
+        plain = make()
+        monkeypatch.setattr(matrices, "_takes_kernels", lambda values: True)
+        return plain, make()
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("size", "sigma", "by_band"),
+    [((70, 31), (1.0, 0.5), True), ((41, 70), (0.5, 1.2), True), ((9, 200), (3.0, 0.3), True), ((40, 40), (1.0, 2.0), False)],
+)
+def test_a_narrow_band_is_the_whole_matrix(both_ways, size, sigma, by_band):
+    draw = torch.Generator().manual_seed(0)
+    features = Features(values_BPF=torch.rand(2, size[0] * size[1], 2, generator=draw).to(DEVICE), size=size, valid_BP=None)
+    plain, banded = both_ways(lambda: SeparableMatrices(features, sigma=sigma))
+    values = torch.randn(2, 3, size[0] * size[1], generator=draw).to(DEVICE)
+    assert not plain._by_band
+    assert banded._by_band == by_band
+    torch.testing.assert_close(banded.apply(values), plain.apply(values), rtol=0, atol=2e-5)
+    torch.testing.assert_close(banded.row_sums, plain.row_sums, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("C", [1, 40, 70])
+@pytest.mark.parametrize("F", [1, 2, 3])
+def test_a_grid_is_read_as_by_its_matrix(both_ways, C, F):
+    draw = torch.Generator().manual_seed(0)
+    valid_BP = (torch.rand(2, 77, generator=draw) > 0.1).to(DEVICE)
+    features = Features(values_BPF=4 * torch.rand(2, 77, F, generator=draw).to(DEVICE), size=(7, 11), valid_BP=valid_BP)
+    plain, ours = both_ways(lambda: GridMatrices(features, cells_per_sigma=2.0))
+    values = torch.randn(2, 77, C, generator=draw).to(DEVICE).mT
+    assert ours.apply(values).is_contiguous()
+    torch.testing.assert_close(ours.apply(values), plain.apply(values), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.row_sums, plain.row_sums, rtol=1e-6, atol=0)
+
+
+# Several kernels at once
+
+
+def test_a_sum_of_filters_is_the_sum_and_its_transpose_the_transpose():
+    draw = torch.Generator().manual_seed(0)
+    values = [torch.rand(2, 30, F, generator=draw).to(DEVICE) for F in (1, 2, 3)]
+    filters = [ExactFilter(Features(values_BPF=values_BPF, size=(5, 6))) for values_BPF in values]
+    summed = SummedFilter(filters, [0.5, 0.0, -2.0])
+    x, y = torch.randn(2, 2, 4, 30, generator=draw).to(DEVICE)
+    parts = [filters[0].apply(x) / filters[0].row_sums[:, None], filters[2].apply(x) / filters[2].row_sums[:, None]]
+    torch.testing.assert_close(summed.apply(x), 0.5 * parts[0] - 2 * parts[1])
+    assert (summed.row_sums == 1).all()
+    torch.testing.assert_close((summed.apply(x) * y).sum(), (x * summed.apply_transposed(y)).sum(), rtol=1e-5, atol=0)
+
+
+def test_classes_are_mixed_once_where_matrices_are_multiples(monkeypatch):
+    logits, guides = scene()
+    crf = DenseCRF(C, CrfSettings(num_iterations=3, theta_alpha=8, w_depth=0.6), filter=on_gpu).to(DEVICE).requires_grad_(False)
+    merged = crf(logits, **guides)
+    monkeypatch.setattr(mean_field, "merge_terms", lambda filters, matrices_KCC: (filters, matrices_KCC))
+    torch.testing.assert_close(merged, crf(logits, **guides), rtol=1e-4, atol=2e-5)
 
 
 def test_every_run_gives_the_same_bits():

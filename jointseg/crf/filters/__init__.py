@@ -27,6 +27,7 @@ from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.exact import ExactFilter, blend
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid, grid_fits, permutohedral, separable_filter
+from jointseg.crf.filters.summed import SummedFilter
 from jointseg.errors import InputError
 
 
@@ -123,5 +124,5 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
 
 __all__ = [
     "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
-    "StructuredFilter", "blend", "build_filter", "check_filter", "choose_filters",
+    "StructuredFilter", "SummedFilter", "blend", "build_filter", "check_filter", "choose_filters",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -25,7 +25,9 @@ _SURE = 0.1
 """Pairs of tiles whose boxes allow a weight above this are kept unmeasured: nearly all of them matter."""
 _UNMEASURED = 1 / 16
 """The part of the tolerance that may be lost by pairs that are skipped unmeasured, for the distance of their boxes."""
-_TF32_FROM = 1e-3
+_HALF_FROM = 1e-3
+_EXPANDED_UP_TO = 4096.0
+"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g: each rounds by up to 2^-12."""
 _FIXED_POINT = 36
 """Shares are added up as integers, of 2^-36: whatever the order, such a sum is the same, and so is what is kept."""
 _MAX_PAIRS_AT_ONCE = 2**26
@@ -58,6 +60,8 @@ class Tiles:
     low_GF: Tensor
     """The tile's box; low is +inf and high -inf where it has no pixel."""
     high_GF: Tensor
+    compared_GRT: Tensor
+    """What distances are computed from: `features_GFT`, or the expanded form of it (`with_squares`)."""
     num_images: int
     num_pixels: int
     """P, of one image."""
@@ -91,9 +95,9 @@ class BlockSparseFilter:
     most pairs; what the doubtful ones weigh is computed once, here, and the lightest go. K is symmetric: if one of a pair
     needs the other, each keeps the other.
 
-    Accuracy: |error of (K v)_p| <= (tolerance + rounding) max|v| (K 1)_p. From a tolerance of 1e-3 up, products are in tf32 and
-    rounding is < 1.5e-3; 1e-3 of that is weights cut alike in `row_sums`, so messages divided by those have less. Below it,
-    products are of three tf32 terms, at about twice the time, and rounding is ~1e-6. The same input gives the same bits.
+    Accuracy: |error of (K v)_p| <= (tolerance + rounding) max|v| (K 1)_p, max|v| of the channel. From a tolerance of 1e-3 up,
+    products are in float16 and rounding is < 1e-3. Below it, products are of three tf32 terms, at more than twice the time, and
+    rounding is ~1e-6. The same input gives the same bits.
     """
 
     row_sums: Tensor
@@ -114,9 +118,11 @@ class BlockSparseFilter:
         """
         _check(features.values_BPF, tolerance)
         assert tile_size in {16, 32, 64, 128}, tile_size
-        self._precision = "tf32" if tolerance >= _TF32_FROM else "tf32x3"
+        self._precision = "float16" if tolerance >= _HALF_FROM else "tf32x3"
         with torch.no_grad():
             self._tiles = sort_into_tiles(features, tile_size)
+            if self._precision == "float16":
+                self._tiles = with_squares(self._tiles)
             rows_E, columns_E = choose_pairs(self._tiles, tolerance, precision=self._precision, pairs_per_item=pairs_per_item)
             self._pairs = cut_into_items(rows_E, columns_E, len(self._tiles.pixels_GT), pairs_per_item)
             sums_BP = _row_sums(self._tiles, self._pairs, self._precision)
@@ -181,8 +187,24 @@ def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
     low_GF, high_GF = _boxes(points_GTF)
     features_GFT = torch.where(points_GTF.isinf(), _FAR, points_GTF).mT.contiguous()
     return Tiles(
-        features_GFT=features_GFT, pixels_GT=pixels_GT.int(), low_GF=low_GF, high_GF=high_GF, num_images=B, num_pixels=P
-    )
+        features_GFT=features_GFT, pixels_GT=pixels_GT.int(), low_GF=low_GF, high_GF=high_GF, compared_GRT=features_GFT,
+        num_images=B, num_pixels=P,
+    )  # fmt: skip
+
+
+def with_squares(tiles: Tiles) -> Tiles:
+    """Tiles whose `compared_GRT` is sqrt(2) f, from the middle of the image's features, and behind it -|f|^2: the exponent
+    -|f - g|^2 is then a product and two terms. As they were where features reach too far for that in float32.
+    """
+    B, (G, F, _) = tiles.num_images, tiles.features_GFT.shape
+    low_BF, high_BF = tiles.low_GF.view(B, -1, F).amin(1), tiles.high_GF.view(B, -1, F).amax(1)
+    middle_GF = ((low_BF + high_BF) / 2).repeat_interleave(G // B, 0)
+    none_G1T = (tiles.pixels_GT < 0)[:, None]
+    centred_GFT = (math.sqrt(2) * (tiles.features_GFT - middle_GF[:, :, None])).masked_fill(none_G1T, 0.0)
+    halves_G1T = -0.5 * centred_GFT.square().sum(1, keepdim=True)
+    if not bool(halves_G1T.amin() >= -_EXPANDED_UP_TO):
+        return tiles
+    return replace(tiles, compared_GRT=torch.cat([centred_GFT, halves_G1T.masked_fill(none_G1T, -_FAR)], 1))
 
 
 def _valid_pixels_first(features: Features, tile_size: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 Not here: which pixels make a tile and which pairs of tiles count (block_sparse.py). It needs triton: import it when needed.
 
-Features are in units of sqrt(2 ln 2) bandwidths, so that a weight is 2^-|f - g|^2. Distances are sums of squared float32
-differences; only weights times values goes through the tensor cores. No kernel adds atomically: a sum has one order.
+Features are in units of sqrt(2 ln 2) bandwidths, so that a weight is 2^-|f - g|^2. Distances are float32: sums of squared
+differences, or, where features are small enough for it and the tolerance allows, -|f|^2 - |g|^2 + 2 f.g, in three fifths of the
+operations. Only weights times values goes through the tensor cores. No kernel adds atomically: a sum has one order.
 """
 
 # B images, C channels, P pixels, G tiles of T pixels (of all images), F kernel features, E pairs of tiles, I work items
@@ -18,19 +19,24 @@ from torch import Tensor
 
 from jointseg.crf.filters.block_sparse import TilePairs, Tiles
 
-MAX_CHANNELS = {"tf32": 64, "tf32x3": 32}
+MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
 """Channels that one launch carries, by precision: what the registers of one program hold. Twice as many on Hopper, whose tensor
 cores read one operand from shared memory."""
 
 
 @triton.jit
-def _weights(mine, theirs, F: tl.constexpr, T: tl.constexpr):
-    """(T, T): the kernel between the pixels of two tiles, by pointers (T,) to their first feature."""
-    exponent = tl.zeros((T, T), tl.float32)
-    for f in tl.static_range(F):
-        difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
-        exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
-    return tl.exp2(exponent)
+def _exponents(mine, theirs, F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr):
+    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, by pointers (T,) to their first feature."""
+    if EXPANDED:  # features are sqrt(2) as large, and behind them stands minus their square
+        exponent = tl.load(mine + F * T)[:, None] + tl.load(theirs + F * T)[None, :]
+        for f in tl.static_range(F):
+            exponent = tl.fma(tl.load(mine + f * T)[:, None], tl.load(theirs + f * T)[None, :], exponent)
+    else:
+        exponent = tl.zeros((T, T), tl.float32)
+        for f in tl.static_range(F):
+            difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
+            exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
+    return exponent
 
 
 @triton.jit
@@ -52,33 +58,41 @@ def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.cons
 
 
 @triton.jit
+def _magnitude(peaks):
+    """The powers of two just below, as the bits of a float; of 1 for those at the ends of the range and beyond."""
+    bits = peaks.to(tl.int32, bitcast=True) & 0x7F800000
+    return tl.where((bits > 0x00800000) & (bits < 0x7E000000), bits, 0x3F800000)
+
+
+@triton.jit
 def _gather(
-    values, pixels, out, stride_b, stride_c, stride_p, tiles_per_image, C,
-    ROUND: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
+    values, peaks, pixels, out, stride_b, stride_c, stride_p, tiles_per_image, C,
+    HALF: tl.constexpr, ROUND: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Values in tile order, (G, C, T); 0 where there is no pixel. ROUND: to the nearest tf32, as the tensor cores cut."""
+    """Values in tile order, (G, C, T); 0 where there is no pixel. HALF: as float16, over their channel's magnitude.
+    ROUND: to the nearest tf32, as the tensor cores cut.
+    """
     tile = tl.program_id(0).to(tl.int64)
+    image = tile // tiles_per_image
     t = tl.arange(0, T)
     c = tl.arange(0, BLOCK_C)
     pixel = tl.load(pixels + tile * T + t)
-    source = (
-        values
-        + tile // tiles_per_image * stride_b
-        + c.to(tl.int64)[:, None] * stride_c
-        + pixel.to(tl.int64)[None, :] * stride_p
-    )
+    source = values + image * stride_b + c.to(tl.int64)[:, None] * stride_c + pixel.to(tl.int64)[None, :] * stride_p
     value = tl.load(source, mask=(c[:, None] < C) & (pixel[None, :] >= 0), other=0.0)
+    if HALF:
+        inverse = 0x7F000000 - _magnitude(tl.load(peaks + image * C + c, mask=c < C, other=1.0))
+        value = value * inverse.to(tl.float32, bitcast=True)[:, None]
     if ROUND:
         bits = value.to(tl.int32, bitcast=True)
         rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         value = tl.where((bits & 0x7F800000) == 0x7F800000, value, rounded)  # a nan stays one
-    tl.store(out + tile * C * T + c[:, None] * T + t[None, :], value, mask=c[:, None] < C)
+    tl.store(out + tile * C * T + c[:, None] * T + t[None, :], value.to(out.dtype.element_ty), mask=c[:, None] < C)
 
 
 @triton.jit
 def _apply(
     features, values, columns, items, out, partials, C,
-    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """One work item: the sum over its columns' tiles of weights times values, (T, C)."""
     item = items + tl.program_id(0) * 4
@@ -90,13 +104,17 @@ def _apply(
     c = tl.arange(0, BLOCK_C)
     place = c[:, None] * T + t[None, :]
     inside = c[:, None] < C
-    mine = features + row * F * T + t
+    per_tile: tl.constexpr = (F + EXPANDED) * T
+    mine = features + row * per_tile + t
     sums = tl.zeros((T, BLOCK_C), tl.float32)
     for e in range(first, stop):
         col = tl.load(columns + e).to(tl.int64)
         value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
-        weights = _weights(mine, features + col * F * T + t, F, T)
-        sums = tl.dot(weights, tl.trans(value), sums, input_precision=PRECISION)
+        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED))
+        if HALF:
+            sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
+        else:
+            sums = tl.dot(weights, tl.trans(value), sums, input_precision="tf32x3")
     if slot < 0:
         tl.store(out + row * C * T + place, tl.trans(sums), mask=inside)
     else:
@@ -105,11 +123,12 @@ def _apply(
 
 @triton.jit
 def _scatter(
-    sums, partials, slots, pixels, out, stride_b, stride_c, tiles_per_image, C,
-    T: tl.constexpr, BLOCK_C: tl.constexpr,
+    sums, partials, slots, peaks, pixels, out, stride_b, stride_c, tiles_per_image, C,
+    HALF: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile's partial sums, in their order, and put the total where its pixels are."""
+    """Add a tile's partial sums, in their order, and put the total where its pixels are; HALF: times the magnitude again."""
     tile = tl.program_id(0).to(tl.int64)
+    image = tile // tiles_per_image
     t = tl.arange(0, T)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     place = c[:, None] * T + t[None, :]
@@ -121,23 +140,33 @@ def _scatter(
     for _ in range(first, tl.load(slots + tile + 1)):
         total += tl.load(partial, mask=inside, other=0.0)
         partial += C * T
-    target = out + tile // tiles_per_image * stride_b + c.to(tl.int64)[:, None] * stride_c + pixel[None, :]
+    if HALF:
+        magnitude = _magnitude(tl.load(peaks + image * C + c, mask=c < C, other=1.0))
+        total = total * magnitude.to(tl.float32, bitcast=True)[:, None]
+    target = out + image * stride_b + c.to(tl.int64)[:, None] * stride_c + pixel[None, :]
     tl.store(target, total, mask=inside)
 
 
 @triton.jit
-def _shares(features, scales, columns, items, out, F: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr):
+def _shares(
+    features, scales, columns, items, out,
+    F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
     """For each pair of tiles the most that a pixel of the one hears from the other, times that pixel's scale."""
     item = items + tl.program_id(0) * 4
     row = tl.load(item).to(tl.int64)
     t = tl.arange(0, T)
-    mine = features + row * F * T + t
+    per_tile: tl.constexpr = (F + EXPANDED) * T
+    mine = features + row * per_tile + t
     scale = tl.load(scales + row * T + t)
-    ones = tl.full((T, 16), 1.0, tl.float32)
     for e in range(tl.load(item + 1), tl.load(item + 2)):
         col = tl.load(columns + e).to(tl.int64)
-        weights = _weights(mine, features + col * F * T + t, F, T)
-        mass = tl.dot(weights, ones, input_precision=PRECISION)  # row sums, 16 times over
+        exponents = _exponents(mine, features + col * per_tile + t, F, T, EXPANDED)
+        if HALF:  # 2^14 times as large, so that weights from 2^-38 on are numbers in float16
+            ones = tl.full((T, 16), 1.0, tl.float16)
+            mass = tl.dot(tl.exp2(exponents + 14.0).to(tl.float16), ones) * 0.00006103515625  # row sums, 16 times over
+        else:
+            mass = tl.dot(tl.exp2(exponents), tl.full((T, 16), 1.0, tl.float32), input_precision="tf32x3")
         tl.store(out + e, tl.max(tl.max(mass * scale[:, None], 1), 0))
 
 
@@ -161,7 +190,7 @@ def _moments(
         col = tl.load(columns + e).to(tl.int64)
         v = tl.load(right + col * C * T + place, mask=inside, other=0.0)
         theirs = features + col * F * T + t
-        product = _weights(mine, theirs, F, T) * tl.dot(y, v, input_precision=PRECISION)
+        product = tl.exp2(_exponents(mine, theirs, F, T, False)) * tl.dot(y, v, input_precision=PRECISION)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             moment = tl.sum(product * difference * difference, 1)
@@ -172,30 +201,31 @@ def _moments(
 def apply_pairs(tiles: Tiles, pairs: TilePairs, values_BCP: Tensor, *, precision: str) -> Tensor:
     """K v over the given pairs, (B, C, P); 0 where no tile has the pixel. Values float32, of any strides.
 
-    Works in rounds of some channels (`MAX_CHANNELS`), with (2 G + slots) T channels values of memory beside the result.
+    Works in rounds of some channels (`MAX_CHANNELS`), with (1.5 or 2 G + slots) T channels values of memory beside the result.
     """
     B, C, _ = values_BCP.shape
-    at_once = _channels_at_once(precision, values_BCP.device)
+    at_once, half = _channels_at_once(precision, values_BCP.device), precision == "float16"
     G, _, T = tiles.features_GFT.shape
     out_BCP = torch.zeros(values_BCP.shape, dtype=torch.float32, device=values_BCP.device)
     if not len(pairs.items_I4):
         return out_BCP
     for start in range(0, C, at_once):
-        target_BCP = out_BCP[:, start : start + at_once]
+        target_BCP, given_BCP = out_BCP[:, start : start + at_once], values_BCP[:, start : start + at_once]
         num_channels = target_BCP.shape[1]
-        sorted_GCT = _in_tile_order(tiles, values_BCP[:, start : start + num_channels], precision)
-        sums_GCT = torch.empty_like(sorted_GCT)
-        partials_SCT = sorted_GCT.new_empty(max(pairs.num_slots, 1), num_channels, T)
+        peaks_BC = torch.linalg.vector_norm(given_BCP, torch.inf, dim=2) if half else tiles.features_GFT
+        sorted_GCT = _in_tile_order(tiles, given_BCP, peaks_BC, half=half)
+        sums_GCT = torch.empty(sorted_GCT.shape, dtype=torch.float32, device=sorted_GCT.device)
+        partials_SCT = sums_GCT.new_empty(max(pairs.num_slots, 1), num_channels, T)
         with torch.cuda.device_of(sorted_GCT):
             _apply[(len(pairs.items_I4),)](
-                tiles.features_GFT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
-                F=tiles.features_GFT.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION=precision,
-                num_warps=_num_warps(T), num_stages=3, enable_fp_fusion=True,
+                tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
+                **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half,
+                num_warps=_num_warps(T), num_stages=2 if half else 3, enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
-                sums_GCT, partials_SCT, pairs.slots_G, tiles.pixels_GT, target_BCP,
+                sums_GCT, partials_SCT, pairs.slots_G, peaks_BC, tiles.pixels_GT, target_BCP,
                 target_BCP.stride(0), target_BCP.stride(1), G // B, num_channels,
-                T=T, BLOCK_C=16, num_warps=4, enable_fp_fusion=True,
+                HALF=half, T=T, BLOCK_C=16, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return out_BCP
 
@@ -204,11 +234,11 @@ def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precisi
     """(E,): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale."""
     out_E = scales_GT.new_empty(len(pairs.columns_E))
     if len(out_E):
-        _, F, T = tiles.features_GFT.shape
+        T, half = tiles.features_GFT.shape[2], precision == "float16"
         with torch.cuda.device_of(out_E):
             _shares[(len(pairs.items_I4),)](
-                tiles.features_GFT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
-                F=F, T=T, PRECISION=precision, num_warps=_num_warps(T), num_stages=1, enable_fp_fusion=True,
+                tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
+                **_shape_of(tiles), HALF=half, num_warps=_num_warps(T), num_stages=2 if half else 1, enable_fp_fusion=True,
             )  # fmt: skip
     return out_E
 
@@ -217,16 +247,16 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
     """(I, F): for each work item and feature f the sum of k (y . v) (f - g)^2, in the features' units."""
     _, F, T = tiles.features_GFT.shape
     out_IF = torch.zeros(len(pairs.items_I4), F, dtype=torch.float64, device=y_BCP.device)
-    at_once = _channels_at_once("tf32x3", y_BCP.device)
+    at_once, half = _channels_at_once("tf32x3", y_BCP.device), precision == "float16"
     for start in range(0, y_BCP.shape[1] if len(out_IF) else 0, at_once):
         channels = slice(start, start + at_once)
-        left_GCT, right_GCT = (_in_tile_order(tiles, values[:, channels], precision) for values in (y_BCP, v_BCP))
+        left_GCT, right_GCT = (_in_tile_order(tiles, values[:, channels], None, half=half) for values in (y_BCP, v_BCP))
         num_channels = left_GCT.shape[1]
         part_IF = left_GCT.new_empty(len(out_IF), 1 << (F - 1).bit_length())
         with torch.cuda.device_of(left_GCT):
             _moments[(len(out_IF),)](
                 tiles.features_GFT, left_GCT, right_GCT, pairs.columns_E, pairs.items_I4, part_IF, num_channels,
-                F=F, BLOCK_F=part_IF.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION=precision,
+                F=F, BLOCK_F=part_IF.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION="tf32" if half else "tf32x3",
                 num_warps=_num_warps(T), num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
         out_IF += part_IF[:, :F]
@@ -247,16 +277,23 @@ def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *
     return level_RG
 
 
-def _in_tile_order(tiles: Tiles, values_BCP: Tensor, precision: str) -> Tensor:
+def _in_tile_order(tiles: Tiles, values_BCP: Tensor, peaks_BC: Tensor | None, *, half: bool) -> Tensor:
+    """(G, C, T): float16, over the magnitude of its channel's peak; without peaks float32, where `half` rounded to tf32."""
     G, _, T = tiles.features_GFT.shape
     B, C, _ = values_BCP.shape
-    out_GCT = torch.empty(G, C, T, dtype=torch.float32, device=values_BCP.device)
+    scaled = half and peaks_BC is not None
+    out_GCT = torch.empty(G, C, T, dtype=torch.float16 if scaled else torch.float32, device=values_BCP.device)
     with torch.cuda.device_of(out_GCT):
         _gather[(G,)](
-            values_BCP, tiles.pixels_GT, out_GCT, *values_BCP.stride(), G // B, C,
-            ROUND=precision == "tf32", T=T, BLOCK_C=_block(C), num_warps=4, enable_fp_fusion=True,
+            values_BCP, values_BCP if peaks_BC is None else peaks_BC, tiles.pixels_GT, out_GCT, *values_BCP.stride(), G // B, C,
+            HALF=scaled, ROUND=half and not scaled, T=T, BLOCK_C=_block(C), num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out_GCT
+
+
+def _shape_of(tiles: Tiles) -> dict[str, int | bool]:
+    _, F, T = tiles.features_GFT.shape
+    return {"F": F, "T": T, "EXPANDED": tiles.compared_GRT.shape[1] > F}
 
 
 def _channels_at_once(precision: str, device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""The separable filter and the bilateral grid as products of matrices, in torch alone: for GPUs.
+"""The separable filter and the bilateral grid as products of matrices: for GPUs. In torch alone but for narrow bands.
 
 Not here: the same two on CPUs (structured.py), where mean field runs over their structure in one pass.
 """
@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from jointseg.crf.cpu.grid import blur_taps, num_points
+from jointseg.crf.filters.block_sparse import missing_for_triton
 from jointseg.crf.filters.features import Features
+
+_REACH = 6.0
+"""Bandwidths after which a Gaussian over positions is taken for 0: it is 1.5e-8."""
 
 
 class SeparableMatrices:
-    """K = Ky x Kx, both dense: exact but for rounding. Any device, float32 or float64."""
+    """K = Ky x Kx: exact but for rounding, and on CUDA for what is farther than six of few bandwidths. Any device, float32 or
+    float64.
+    """
 
     def __init__(self, features: Features, *, sigma: tuple[float, float]) -> None:
         """Take positions alone; `sigma` are the bandwidths of x and y in pixels."""
@@ -27,6 +35,9 @@ class SeparableMatrices:
         H, W = features.size
         self._across_WW = _gaussian(W, sigma[0], values_BPF)
         self._down_HH = _gaussian(H, sigma[1], values_BPF)
+        self._radii = tuple(math.ceil(_REACH * each) for each in sigma)
+        narrow = all(4 * radius < length for radius, length in zip(self._radii, (W, H), strict=True))
+        self._by_band = narrow and _takes_kernels(values_BPF)
         B, P, _ = values_BPF.shape
         self.row_sums = _row_sums(self, values_BPF.new_ones(B, 1, P), features.valid_BP)
 
@@ -34,8 +45,14 @@ class SeparableMatrices:
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v. Values (B, C, P); not recorded by autograd."""
         masked_BCP = _masked(values_BCP, self._valid_BP)
-        filtered_BCHW = self._down_HH @ masked_BCP.reshape(*masked_BCP.shape[:2], *self._size) @ self._across_WW
-        return _masked(filtered_BCHW.flatten(2), self._valid_BP)
+        B, C, _ = masked_BCP.shape
+        if self._by_band:
+            along, values_NHW = _kernels().along, masked_BCP.reshape(B * C, *self._size).contiguous()
+            rows_NHW = along(values_NHW, self._across_WW, axis=2, radius=self._radii[0])
+            filtered_BCP: Tensor = along(rows_NHW, self._down_HH, axis=1, radius=self._radii[1]).view(B, C, -1)
+        else:
+            filtered_BCP = (self._down_HH @ masked_BCP.reshape(B, C, *self._size) @ self._across_WW).flatten(2)
+        return _masked(filtered_BCP, self._valid_BP)
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v."""
@@ -58,8 +75,10 @@ class GridMatrices:
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v. Values (B, C, P); not recorded by autograd."""
         masked_BCP = _masked(values_BCP, self._valid_BP)
-        filtered = [grid.filtered(values_CP.T) for grid, values_CP in zip(self._images, masked_BCP, strict=True)]
-        return _masked(torch.stack(filtered).mT, self._valid_BP)
+        filtered_BCP = torch.empty_like(masked_BCP, memory_format=torch.contiguous_format)
+        for grid, values_CP, filtered_CP in zip(self._images, masked_BCP, filtered_BCP, strict=True):
+            grid.filter_into(filtered_CP, values_CP)
+        return _masked(filtered_BCP, self._valid_BP)
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v: the axes' blurs commute."""
@@ -85,16 +104,20 @@ class _Grid:
             first_PV = corners_PV + floors_PF[:, i : i + 1].long() * stride
             corners_PV = torch.cat([first_PV, first_PV + stride], 1)
             weights_PV = torch.cat([weights_PV * (1 - above_PF[:, i : i + 1]), weights_PV * above_PF[:, i : i + 1]], 1)
-        self._read_PG = _rows(corners_PV, weights_PV, math.prod(self.shape))
+        self._reading = corners_PV, weights_PV
+        self._read_PG = None if _takes_kernels(values_PF) else _rows(corners_PV, weights_PV, math.prod(self.shape))
         self._write_GP = _columns(corners_PV, weights_PV, math.prod(self.shape))
         self._blurs = [_band(length, cells, values_PF) for length in self.shape]
 
-    def filtered(self, values_PC: Tensor) -> Tensor:
-        grid = (self._write_GP @ values_PC).reshape(*self.shape, -1)
+    def filter_into(self, out_CP: Tensor, values_CP: Tensor) -> None:
+        grid = (self._write_GP @ values_CP.T).reshape(*self.shape, -1)
         for axis, blur_LL in enumerate(self._blurs):
             grid = torch.tensordot(blur_LL, grid, dims=([1], [axis])).movedim(0, axis)
-        read_PC: Tensor = self._read_PG @ grid.flatten(0, -2)
-        return read_PC
+        grid_GC = grid.flatten(0, -2)
+        if self._read_PG is None:
+            _kernels().read_grid(grid_GC.contiguous(), *self._reading, out_CP)
+        else:
+            out_CP.copy_((self._read_PG @ grid_GC).T)
 
 
 def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
@@ -122,16 +145,24 @@ def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, in
 
 
 def _band(length: int, cells: float, like: Tensor) -> Tensor:
-    taps = torch.zeros(length, dtype=torch.float64)
-    kept = torch.from_numpy(blur_taps(cells, length, "float64"))
-    taps[: len(kept)] = kept
-    places = torch.arange(length)
-    return taps[(places[:, None] - places).abs()].to(like)
+    kept = torch.from_numpy(blur_taps(cells, length, "float64")).to(like)
+    taps = torch.nn.functional.pad(kept, (0, length - len(kept)))
+    places = torch.arange(length, device=like.device)
+    return taps[(places[:, None] - places).abs()]
 
 
 def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
-    places = torch.arange(length, dtype=torch.float64) / sigma
+    places = torch.arange(length, dtype=torch.float64, device=like.device) / sigma
     return torch.exp(-0.5 * (places[:, None] - places).square()).to(like)
+
+
+def _takes_kernels(values: Tensor) -> bool:
+    return values.device.type == "cuda" and values.dtype == torch.float32 and missing_for_triton() is None
+
+
+def _kernels() -> ModuleType:
+    """Imported when needed: it needs triton."""
+    return import_module("jointseg.crf.filters.matrix_kernels")
 
 
 def _masked(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:

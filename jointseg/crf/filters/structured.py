@@ -207,7 +207,8 @@ def separable_filter(features: Features) -> StructuredFilter | SeparableMatrices
         if not slope > 0:
             raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
         sigma.append(1 / slope)
-    y_HW, x_HW = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    y_H, x_W = (torch.arange(length, device=values_BPF.device) for length in (H, W))
+    y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
     expected_PF = torch.stack([x_HW / sigma[0], y_HW / sigma[1]], -1).reshape(-1, 2).to(values_BPF)
     fits = values_BPF.shape[2] == 2
     if not fits or (values_BPF - values_BPF[:, :1] - expected_PF).abs().amax() > 1e-4 * (1 + expected_PF.amax()):
