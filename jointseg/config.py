@@ -207,10 +207,20 @@ class TrainingConfig(Settings):
     first."""
     recompute: bool = False
     """Compute the network's layers again in the backward pass instead of keeping what lies between: less memory, slower."""
+    cuda_graphs: bool = False
+    """Record the network's passes once and replay them, one launch each, where a stage has no CRF: for batches so small that
+    launching kernels takes longer than they do. On a GPU, with one worker; other units may drop out than without."""
     max_failures: int = Field(0, ge=0)
     """Lost workers or nodes that a stage gets over by itself; beyond them it stops, and `run` again goes on."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept of each stage."""
+
+    @model_validator(mode="after")
+    def _passes_that_can_be_recorded(self) -> Self:
+        for name in ("compile", "recompute"):
+            if self.cuda_graphs and getattr(self, name):
+                raise SettingsError("cuda_graphs", f"true is not allowed with training.{name}=true")
+        return self
 
 
 class SearchConfig(Settings):
@@ -316,6 +326,8 @@ class Config(Settings):
                 "data.cache_features",
                 "needs network.frozen_until, and data.views=offline: features are kept of views that recur",
             )
+        if self.data.cache_features and self.training.cuda_graphs:
+            raise SettingsError("training.cuda_graphs", "true is not allowed with data.cache_features=true")
         return self
 
 

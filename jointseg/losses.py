@@ -64,7 +64,7 @@ def expected_depth(depth_logits: Tensor, *, depth_bin: float) -> Tensor:
     """Eq 3: d = sum over b = 1..N of b l p(b), l = `depth_bin` metres. (B, N, H, W) to (B, H, W), metres, l to N l."""
     p = torch.softmax(_at_least_float32(depth_logits), dim=1)
     bins = torch.arange(1, p.shape[1] + 1, device=p.device, dtype=p.dtype) * depth_bin
-    return (p * bins.view(1, -1, 1, 1)).sum(1)
+    return _sum_of_bins(p, bins) if p.is_cuda else (p * bins.view(1, -1, 1, 1)).sum(1)
 
 
 def scale_invariant_loss(log_depth: Tensor, target_depth: Tensor, *, invariance: float = 1.0) -> Tensor:
@@ -121,6 +121,12 @@ def joint_loss(
     invariant = scale_invariant_loss(_at_least_float32(depth).log(), target_depth, invariance=invariance).mean()
     weighted = scale / lambda_semantic * invariant
     return JointLoss(semantic + weighted, semantic, weighted)
+
+
+def _sum_of_bins(p: Tensor, bins: Tensor) -> Tensor:
+    """The sum over b of bins(b) p(b) as one product, without a map of the terms: for GPUs. (B, N, H, W) to (B, H, W)."""
+    with torch.autocast(p.device.type, enabled=False):  # it would round both factors
+        return (bins @ p.flatten(2)).view(p.shape[0], *p.shape[2:])
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -58,9 +58,10 @@ def build_optimizer(model: JointModel, settings: StageConfig) -> torch.optim.Opt
     for name, parameters in groups.items():
         lr, decay = rate_and_decay[name]
         rows.append({"name": name, "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    fused = all(parameter.is_cuda for parameters in groups.values() for parameter in parameters) or None
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(rows, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(rows, lr=settings.lr, betas=(settings.momentum, 0.999))
+        return torch.optim.SGD(rows, lr=settings.lr, momentum=settings.momentum, fused=fused)
+    return torch.optim.AdamW(rows, lr=settings.lr, betas=(settings.momentum, 0.999), fused=fused)
 
 
 def _group_of(name: str, starting_names: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from jointseg.data.store import Store
 from jointseg.data.views import View
 from jointseg.errors import InputError
 from jointseg.evaluation import Sums, predict, score
+from jointseg.graphs import GraphedModel, own_gradients, refuse_where_there_are_no_graphs
 from jointseg.labels import NUM_CLASSES
 from jointseg.losses import JointLoss, balancing_weights, joint_loss
 from jointseg.metrics import depth_metrics, segmentation_metrics
@@ -109,6 +110,8 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
 
 def _run(config: Config, stage: Stage, model: JointModel, place: Place) -> Run:
     settings, pace = stage.config(config), config.training
+    if pace.cuda_graphs:
+        refuse_where_there_are_no_graphs(place)
     model.to(place.device)
     if pace.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,6 +141,8 @@ def resume(config: Config, stage: Stage, folder: Path, *, place: Place) -> Run:
     if run.average is not None:  # it was copied from the model, which has the mean so far
         model.load_state_dict(optimizer.pop(IN_TRAINING))
         run.average.count = int(optimizer.pop(NUM_AVERAGED))
+    for saved, own in zip(optimizer["param_groups"], run.optimizer.param_groups, strict=True):
+        saved["fused"] = own["fused"]  # it goes by the device, which may be another now
     run.optimizer.load_state_dict(optimizer)
     run.step = checkpoint.step
     states = checkpoint.random_states[place.rank]
@@ -175,7 +180,8 @@ def train(
         TrainingDivergedError: a loss is not finite; the message says which half and which step.
     """
     settings, pace = run.stage.config(run.config), run.config.training
-    model = wrap(run.model)
+    graphed = pace.cuda_graphs and run.stage.kernels is Kernels.NONE
+    model = GraphedModel(run.model, run.config, run.stage, device=place.device) if graphed else wrap(run.model)
     weights = class_weights(store, views, run.config)
     weights = None if weights is None else weights.to(place.device)
     dataset = ViewDataset(store, views, run.config, features)
@@ -191,6 +197,8 @@ def train(
             with _ranks_apart(model, apart=number < settings.accumulate):
                 loss = _loss_of(model, batch, run, weights)
                 (loss.total / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+            if graphed and number == 1 < settings.accumulate:
+                own_gradients(run.model.parameters())
             losses.append(torch.stack([loss.total, loss.semantic, loss.depth]).detach())
             del loss  # it holds the CRF of this pass, which would stay through the next
         run.optimizer.step()

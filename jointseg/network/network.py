@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
+from jointseg.network.bilinear import upsample_by_products
+from jointseg.network.fused import convolution_relu, is_fusible
 from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool, layers_up_to
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
@@ -209,7 +211,7 @@ class ConvReLU(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels in, H, W) to (B, channels out, H', W'), not negative."""
-        return super().forward(x).relu_()
+        return convolution_relu(self, x) if is_fusible(self, x) else super().forward(x).relu_()
 
 
 def build_network(config: NetworkConfig, *, seed: int) -> JointNetwork:
@@ -280,6 +282,8 @@ def _upsample(x: Tensor, factor: int) -> Tensor:
     side = (x.shape[-1] - 1) * factor + 1
     if factor > 2 and x.dtype == torch.bfloat16:
         x = x.float()  # the gradient adds up (2 factor - 1)^2 terms a pixel: too many for 8 bits
+    if factor > 2 and x.is_cuda:
+        return upsample_by_products(x, factor)
     return x if factor == 1 else interpolate(x, size=(side, side), mode="bilinear", align_corners=True)
 
 

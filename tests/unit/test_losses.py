@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jointseg.labels import NUM_CLASSES, VOID
-from jointseg.losses import expected_depth, joint_loss, scale_invariant_loss, semantic_loss
+from jointseg.losses import _sum_of_bins, expected_depth, joint_loss, scale_invariant_loss, semantic_loss
 
 DEPTH = torch.tensor([[[1.0, 2.0, 4.0, 3.0]]], dtype=torch.float64)
 TARGET = torch.tensor([[[1.1, 1.8, 4.4, 2.5]]], dtype=torch.float64)
@@ -64,6 +64,29 @@ def test_a_certain_bin_is_its_depth_and_the_first_bin_is_one_length(bin_index, m
     logits = torch.zeros(1, 50, 2, 2)
     logits[:, bin_index] = 1e4
     torch.testing.assert_close(expected_depth(logits, depth_bin=0.14), torch.full((1, 2, 2), metres))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_on_gpus_the_bins_are_summed_by_a_product_in_float32_under_autocast_too(layout):
+    logits = 4 * torch.randn(2, 50, 9, 17, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+    p = torch.softmax(logits, dim=1).requires_grad_()
+    bins = 0.14 * torch.arange(1, 51)
+    want = expected_depth(logits, depth_bin=0.14)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = _sum_of_bins(p, bins)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=0)
+    found.sum().backward()
+    torch.testing.assert_close(p.grad, bins.view(1, -1, 1, 1).expand_as(p), rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_expected_depth_on_a_gpu_is_that_on_a_cpu_under_autocast_too(layout):
+    logits = 4 * torch.randn(2, 50, 33, 33, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = expected_depth(logits.cuda(), depth_bin=0.14)
+    torch.testing.assert_close(found.cpu(), expected_depth(logits, depth_bin=0.14), rtol=2e-6, atol=0)
 
 
 # Eq 4

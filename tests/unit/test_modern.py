@@ -36,8 +36,8 @@ def views(rooms, small):
     return make_views(rooms.train, small.data)
 
 
-def fit(config, rooms, views, *, stage="stage1", save_to=None, run=None, validation=()):
-    run = run or begin(config, STAGES[stage], place=ALONE, start=None)
+def fit(config, rooms, views, *, stage="stage1", save_to=None, run=None, validation=(), place=ALONE):
+    run = run or begin(config, STAGES[stage], place=place, start=None)
     reports = []
 
     def report(one):
@@ -45,7 +45,7 @@ def fit(config, rooms, views, *, stage="stage1", save_to=None, run=None, validat
         if save_to is not None and one.save is not None:
             one.save(save_to / str(one.step))
 
-    train(run, rooms, views, place=ALONE, report=report, validation=validation)
+    train(run, rooms, views, place=place, report=report, validation=validation)
     return run, [one.metrics for one in reports]
 
 
@@ -244,7 +244,8 @@ def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
     changes = {"training.precision": "bfloat16", "training.channels_last": True, f"{stage}.ema": 0.9, f"{stage}.accumulate": 2}
     quiet = {"training.log_every": 100, "training.checkpoint_every": 100, f"{stage}.iterations": 6}
     config = with_overrides(small, {**changes, **quiet, "loss.class_balance": 0.3})
-    run = begin(config, STAGES[stage], place=Place(device=torch.device("cuda")), start=None)
+    place = Place(device=torch.device("cuda"))
+    run = begin(config, STAGES[stage], place=place, start=None)
     update = run.optimizer.step
 
     def step(*given):  # from the first step's end to the last one's beginning: reading losses at the end waits
@@ -253,7 +254,7 @@ def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
 
     run.optimizer.step = step
     try:
-        fit(config, rooms, views, run=run, stage=stage)
+        fit(config, rooms, views, run=run, stage=stage, place=place)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run.step == 6

@@ -38,6 +38,22 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(small, fit, tmp
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_checkpoint_of_an_optimiser_fused_on_a_gpu_goes_on_here_as_its_own(small, fit, tmp_path, optimizer):
+    config = with_overrides(small, {"stage1.optimizer": optimizer})
+    left_alone = fresh(config)
+    fit(left_alone, save_to=tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "2", config=config, stage="stage1")
+    for group in checkpoint.optimizer["param_groups"]:
+        assert group["fused"] is None
+        group["fused"] = True
+    save_checkpoint(tmp_path / "fused", checkpoint)
+    resumed = resume(config, STAGES["stage1"], tmp_path / "fused", place=ALONE)
+    assert {group["fused"] for group in resumed.optimizer.param_groups} == {None}
+    fit(resumed)
+    assert moved(left_alone.model.state_dict(), resumed.model.state_dict()) == set()
+
+
 def test_stage_3_goes_on_with_the_crf_it_has_learned(small, fit, tmp_path):
     config = with_overrides(small, {"training.checkpoint_every": 1})
     left_alone = fresh(config, "stage3")

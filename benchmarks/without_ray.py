@@ -1,0 +1,104 @@
+"""Stages 1 and 2 of a run in one process of plain torch, for a machine that has no Ray. Where they were trained, what they took.
+
+Not here: the stages with the CRF, the search, the evaluation: the folder that this leaves is a run's, and the pipeline goes on
+from it, on any machine that sees the same paths (`jointseg run --out DIR` with the same settings).
+
+    python benchmarks/without_ray.py --out DIR --store STORE [--preset modern] [--set PATH=VALUE]... [--commit HASH]
+
+STORE is a folder that `jointseg data prepare` made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from jointseg.batches import Place
+from jointseg.checkpoint import save_final
+from jointseg.checkpoint_folder import CheckpointFolder
+from jointseg.config import Config
+from jointseg.data.manifest import write_manifest
+from jointseg.data.store import Store
+from jointseg.data.views import View, draw_validation, make_views, subset_digest
+from jointseg.errors import InputError
+from jointseg.presets import PRESETS
+from jointseg.settings import parse_override, with_overrides
+from jointseg.stages import STAGES, Stage
+from jointseg.training import Report, begin, train
+from pipeline.log_lines import append_line
+from pipeline.workspace import Workspace
+
+
+def lay_out(config: Config, place: Workspace, store: Store, *, commit: str | None) -> tuple[View, ...]:
+    """The folder as the pipeline's first phase leaves it; the views that are trained on."""
+    place.adopt_config(config)
+    data = config.data
+    subset = draw_validation(store.train, data)
+    digest = subset_digest(subset, data.validation_seed, store.digest)
+    description = {"frames": subset, "seed": data.validation_seed, "digest": digest, "in_training": data.train_on_validation}
+    place.validation.write_text(json.dumps(description, indent=1))
+    views = make_views([number for number in store.train if data.train_on_validation or number not in set(subset)], data)
+    seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
+    write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
+    if not place.store.exists():
+        place.store.symlink_to(store.path)
+    place.finish("data", seconds=0.0, commit=commit)
+    return views
+
+
+def train_stage(config: Config, stage: Stage, place: Workspace, store: Store, views: tuple[View, ...]) -> None:
+    """Train a stage to its end, and leave its log, its checkpoints and `final/`."""
+    folder = place.stage(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = CheckpointFolder(folder)
+    here = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    start = None if stage.starts_from is None else place.final(STAGES[stage.starts_from])
+    run = begin(config, stage, place=here, start=start)
+    if run.loaded is not None:
+        place.loaded(stage).write_text(f"{run.loaded.table()}\n", encoding="utf-8")
+
+    def report(said: Report) -> None:
+        append_line(folder / "log.jsonl", {"step": float(said.step), **said.metrics})
+        shown = {name: value for name, value in said.metrics.items() if not name.startswith("lr/")}
+        print(stage.name, said.step, *(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+        if said.save is not None:
+            said.save(checkpoints.of(said.step))
+
+    train(run, store, views, place=here, report=report, validation=place.subset()["frames"])
+    save_final(place.final(stage), checkpoints.of(stage.config(config).iterations))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--preset", choices=PRESETS, default="modern")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE")
+    parser.add_argument("--commit", help="of the code, for the record")
+    args = parser.parse_args()
+    try:
+        config = with_overrides(PRESETS[args.preset](), dict(parse_override(text) for text in args.overrides))
+        if config.data.cache_features:
+            raise InputError("data.cache_features: true is not possible here; allowed: false")
+        place, store = Workspace(args.out.absolute()), Store.open(args.store.absolute())
+        torch.set_num_threads(config.training.cpus_per_worker)
+        with place.locked():
+            views = lay_out(config, place, store, commit=args.commit)
+            for name in ("stage1", "stage2"):
+                if place.finished(name):
+                    continue
+                started = time.perf_counter()
+                train_stage(config, STAGES[name], place, store, views)
+                place.finish(name, seconds=time.perf_counter() - started, commit=args.commit)
+    except InputError as refused:
+        sys.stderr.write(f"error: {refused}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
