@@ -1,4 +1,4 @@
-"""Stages 1 and 2 of a run in one process of plain torch, for a machine that has no Ray. Where they were trained, what they took.
+"""Stages 1 and 2 of a run in one process of plain torch, for a machine that has no Ray.
 
 Not here: the stages with the CRF, the search, the evaluation: the folder that this leaves is a run's, and the pipeline goes on
 from it, on any machine that sees the same paths (`jointseg run --out DIR` with the same settings).

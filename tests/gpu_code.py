@@ -1,6 +1,7 @@
-"""The block-sparse filter's kernels as machine code for a GPU that need not be there; prints what each takes of it, as JSON.
+"""Kernels as machine code for a GPU that need not be there; prints what each takes of it, as JSON.
 
-A process of its own (`python -m tests.gpu_code 90`): Triton must not have been imported for its interpreter.
+The block-sparse filter's (`python -m tests.gpu_code 90`) or the network's (`python -m tests.gpu_code 90 network`), in a process
+of its own: Triton must not have been imported for its interpreter.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +25,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from jointseg.crf.filters import block_sparse_kernels as kernels
-from jointseg.crf.filters.block_sparse import cut_into_items, sort_into_tiles, with_squares
-from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.block_sparse import Tiles, cut_into_items, with_squares
+from jointseg.network import upsample_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -46,7 +48,9 @@ def compiled(launch: Callable[[], object]) -> list[Any]:
 
 
 def resources(kernel: Any) -> dict[str, Any]:
-    """Registers and stack of a thread (a stack is for what registers do not hold), bytes of shared memory of a program."""
+    """Registers and stack of a thread (a stack is for what registers do not hold), bytes of shared memory of a program,
+    and the accesses to memory of 16 bytes.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(kernel.asm["cubin"])
         said = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
@@ -54,32 +58,58 @@ def resources(kernel: Any) -> dict[str, Any]:
     matrix = sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.]*", kernel.asm["ptx"])))
     return {
         "kernel": kernel.metadata.name, "registers": int(registers), "stack": int(stack), "shared": kernel.metadata.shared,
-        "matrix": matrix,
+        "matrix": matrix, "vectors": len(re.findall(r"(?:ld|st)\.global[\w.]*\.v4\.b32", kernel.asm["ptx"])),
     }  # fmt: skip
 
 
-def main(capability: int) -> None:
-    """Every kernel, for an image of 12 tiles with five features: as many channels as a launch carries, and fewer."""
+def main(capability: int, of: str) -> None:
+    """Every kernel of "filter" or "network"."""
     target = GPUTarget("cuda", capability, 32)
     driver.set_active(
         SimpleNamespace(get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0)
     )
+    rows = network_kernels() if of == "network" else filter_kernels(capability)
+    print(json.dumps([resources(kernel) for kernel in rows]))  # noqa: T201
+
+
+def filter_kernels(capability: int) -> list[Any]:
+    """For an image of 12 tiles with five features: as many channels as a launch carries, and fewer."""
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
-    tiles = sort_into_tiles(Features(values_BPF=torch.rand(1, 12 * 64, 5), size=(24, 32), valid_BP=None), 64)
+    G, features_GFT = 12, torch.rand(12, 5, 64)
+    tiles = Tiles(
+        features_GFT=features_GFT, pixels_GT=torch.arange(G * 64, dtype=torch.int32).view(G, 64), low_GF=features_GFT.amin(2),
+        high_GF=features_GFT.amax(2), compared_GRT=features_GFT, num_images=1, num_pixels=G * 64,
+    )  # fmt: skip
     expanded = with_squares(tiles)
-    G = len(tiles.pixels_GT)
     pairs = cut_into_items(torch.arange(G).repeat_interleave(G), torch.arange(G).repeat(G), G, 4)
     scales_GT = torch.rand(G, 64)
     v_BCP = torch.rand(1, 150, 12 * 64)
-    rows = compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(G), slice(0, G), sure=0.1))
+    rows = compiled(lambda: kernels.kd_order(torch.rand(G * 64, 5), 64, 1))
+    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(G), slice(0, G), sure=0.1))
     ways = (("float16", expanded, (1, 40, 150)), ("float16", tiles, (40,)), ("tf32x3", tiles, (40,)))
     for precision, given, channels in ways:
         rows += compiled(partial(kernels.largest_shares, given, pairs, scales_GT, precision=precision))
         for C in channels:
             rows += compiled(partial(kernels.apply_pairs, given, pairs, v_BCP[:, :C], precision=precision))
         rows += compiled(partial(kernels.moments_of_pairs, given, pairs, v_BCP[:, :40], v_BCP[:, :40], precision=precision))
-    print(json.dumps([resources(kernel) for kernel in rows]))  # noqa: T201
+    return rows
+
+
+def network_kernels() -> list[Any]:
+    """With a score and without, of a small map from a score layer and of one that is a sum; first 40 scores and steps of 2."""
+    rows = []
+    for (K, factor), dtype in product([(40, 2), (40, 4), (50, 8)], [torch.bfloat16, torch.float32]):
+        H = factor * 8 + 1
+        small, score, grad = torch.empty(1, K, 9, 9, dtype=dtype), torch.empty(1, K, H, H), torch.empty(1, K, H, H)
+        score = score.to(torch.bfloat16, memory_format=torch.channels_last)
+        if dtype == torch.bfloat16:
+            small = small.to(memory_format=torch.channels_last)
+        rows += compiled(partial(upsample_kernels.upsampled, small, factor, score))
+        rows += compiled(partial(upsample_kernels.upsampled, small, factor, None))
+        rows += compiled(partial(upsample_kernels.gradients, grad, factor, small, score))
+        rows += compiled(partial(upsample_kernels.gradients, grad, factor, small, None))
+    return rows
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *(sys.argv[2:] or ["filter"]))

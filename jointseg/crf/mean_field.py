@@ -94,7 +94,7 @@ def merge_terms(filters: Sequence[GaussianFilter], matrices_KCC: Tensor) -> tupl
 def message(values_BCP: Tensor, gaussian: GaussianFilter) -> Tensor:
     """filter(v) / filter(1), self included. Differentiable by the values through the filter's own transpose."""
     filtered_BCP: Tensor = _Filtered.apply(values_BCP, gaussian, False)  # type: ignore[no-untyped-call]
-    return filtered_BCP / gaussian.row_sums[:, None, :]
+    return filtered_BCP if getattr(gaussian, "is_normalised", False) else filtered_BCP / gaussian.row_sums[:, None, :]
 
 
 class _Filtered(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
-from jointseg.network.bilinear import upsample_by_products
+from jointseg.network.bilinear import is_one_kernel, upsample_and_add
 from jointseg.network.fused import convolution_relu, is_fusible
 from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool, layers_up_to
 
@@ -272,9 +272,16 @@ def _sum_at_full_size(scores: Sequence[tuple[int, Tensor]]) -> Tensor:
     """
     (factor, total), *others = sorted(scores, key=lambda pair: pair[0], reverse=True)
     for finer, score in others:
-        total = _upsample(total, factor // finer) + score
+        total = _upsample_and_add(total, factor // finer, score)
         factor = finer
-    return _upsample(total, factor)
+    return _upsample_and_add(total, factor, None)
+
+
+def _upsample_and_add(total: Tensor, factor: int, score: Tensor | None) -> Tensor:
+    if is_one_kernel(total, factor, score):
+        return upsample_and_add(total, factor, score)
+    upsampled = _upsample(total, factor)
+    return upsampled if score is None else upsampled + score
 
 
 def _upsample(x: Tensor, factor: int) -> Tensor:
@@ -282,8 +289,6 @@ def _upsample(x: Tensor, factor: int) -> Tensor:
     side = (x.shape[-1] - 1) * factor + 1
     if factor > 2 and x.dtype == torch.bfloat16:
         x = x.float()  # the gradient adds up (2 factor - 1)^2 terms a pixel: too many for 8 bits
-    if factor > 2 and x.is_cuda:
-        return upsample_by_products(x, factor)
     return x if factor == 1 else interpolate(x, size=(side, side), mode="bilinear", align_corners=True)
 
 

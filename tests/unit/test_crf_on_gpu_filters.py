@@ -147,8 +147,8 @@ def test_a_narrow_band_is_the_whole_matrix(both_ways, size, sigma, by_band):
     features = Features(values_BPF=torch.rand(2, size[0] * size[1], 2, generator=draw).to(DEVICE), size=size, valid_BP=None)
     plain, banded = both_ways(lambda: SeparableMatrices(features, sigma=sigma))
     values = torch.randn(2, 3, size[0] * size[1], generator=draw).to(DEVICE)
-    assert not plain._by_band
-    assert banded._by_band == by_band
+    assert not plain._by_taps
+    assert banded._by_taps == by_band
     torch.testing.assert_close(banded.apply(values), plain.apply(values), rtol=0, atol=2e-5)
     torch.testing.assert_close(banded.row_sums, plain.row_sums, rtol=1e-6, atol=0)
 

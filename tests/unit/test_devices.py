@@ -138,14 +138,16 @@ def kernels_handed_what_tensors_hold():
         return simulated_gpu.unwrapped(value)
 
     def handed(kernel):
-        def run(*args, **kwargs) -> Tensor:
+        def run(*args, **kwargs) -> Tensor | tuple[Tensor, ...]:
             with _disable_current_modes():
                 result = kernel(*map(held, args), **kwargs)
+            if isinstance(result, tuple):
+                return tuple(map(simulated_gpu.SimulatedTensor, result))
             return simulated_gpu.SimulatedTensor(result)
 
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
+        for name in ("kd_order", "apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
             patch.setattr(kernels, name, handed(getattr(kernels, name)))
         yield

@@ -1,6 +1,7 @@
 """Laws of the joint network and of its three tables.
 
-Not here: starting weights from a file (test_pretrained.py), the fused convolution (test_fused.py).
+Not here: starting weights from a file (test_pretrained.py), the fused convolution (test_fused.py), upsampling and adding
+in one kernel (test_bilinear.py).
 """
 
 import math
@@ -13,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
 from jointseg.losses import semantic_loss
-from jointseg.network.bilinear import upsample_by_products
 from jointseg.network.network import ConvReLU, _sum_at_full_size, build_network
 from jointseg.network.table import VARIANTS, Conv, MaxPool
 
@@ -233,50 +233,3 @@ def test_wide_steps_of_bfloat16_scores_are_taken_in_float32():
     scores = [(8, torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)), (1, torch.ones(1, 2, 17, 17, dtype=torch.bfloat16))]
     assert _sum_at_full_size(scores).dtype == torch.float32
     assert _sum_at_full_size([(2, scores[0][1]), (1, torch.ones(1, 2, 5, 5, dtype=torch.bfloat16))]).dtype == torch.bfloat16
-
-
-# Upsampling by products, which is for GPUs
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("factor", [2, 3, 4, 8])
-@pytest.mark.parametrize("side", [1, 2, 9, 17, 65])
-def test_products_upsample_as_interpolation_does_and_so_does_their_gradient(side, factor, dtype, tolerance):
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, side, side, generator=draw, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    full = (side - 1) * factor + 1
-    want = interpolate(x.double(), size=(full, full), mode="bilinear", align_corners=True)
-    found = upsample_by_products(x, factor)
-    assert found.is_contiguous()
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), want, rtol=0, atol=tolerance)
-    weights = torch.randn(want.shape, generator=draw, dtype=dtype)
-    gradients = [torch.autograd.grad((each * weights).sum(), x)[0] for each in (found, want)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=tolerance * float(gradients[1].abs().max()))
-
-
-def test_products_stay_in_float32_under_autocast_and_learn_after_inference():
-    x = torch.randn(1, 2, 7, 7, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        alone = upsample_by_products(x, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = upsample_by_products(x.clone().requires_grad_(), 8)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, alone)
-    found.sum().backward()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_wide_steps_on_a_gpu_are_as_on_a_cpu_contiguous_and_have_one_gradient():
-    draw = torch.Generator().manual_seed(0)
-    scores = [(8, torch.randn(2, 40, 65, 65, generator=draw)), (4, torch.randn(2, 40, 129, 129, generator=draw))]
-    want = _sum_at_full_size(scores)
-    on_gpu = [(factor, x.cuda().to(memory_format=torch.channels_last).requires_grad_()) for factor, x in scores]
-    weights = torch.randn(want.shape, generator=draw).cuda()
-    gradients = []
-    for _ in range(2):
-        found = _sum_at_full_size(on_gpu)
-        gradients.append(torch.autograd.grad((found * weights).sum(), on_gpu[1][1])[0])
-    assert found.is_contiguous()
-    torch.testing.assert_close(found.cpu(), want, rtol=1e-5, atol=1e-5)
-    assert torch.equal(*gradients)

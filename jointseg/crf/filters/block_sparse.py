@@ -103,13 +103,15 @@ class BlockSparseFilter:
     row_sums: Tensor
     """(B, P): K 1 over the valid pixels; 1 where a pixel is not valid."""
 
-    def __init__(self, features: Features, *, tolerance: float = 1e-3, tile_size: int = 64, pairs_per_item: int = 256) -> None:
+    def __init__(
+        self, features: Features, *, tolerance: float = 1e-3, tile_size: int | None = None, pairs_per_item: int = 256
+    ) -> None:
         """Sort and choose; features are treated as constants.
 
         Args:
             features: float32, on a CUDA device (or on a CPU where the environment has TRITON_INTERPRET=1: for tests, slow).
             tolerance: the most that a row may lose, as a part of its row sum; from 1e-6 to 1e-1.
-            tile_size: pixels per tile: 16, 32, 64 or 128; made for 64.
+            tile_size: pixels per tile: 16, 32, 64 or 128; None: 128 on Hopper from a tolerance of 1e-3 up, else 64.
             pairs_per_item: the most tiles that one program sums over, except where that takes too many partial sums.
 
         Raises:
@@ -117,8 +119,10 @@ class BlockSparseFilter:
                 triton does not compile for.
         """
         _check(features.values_BPF, tolerance)
-        assert tile_size in {16, 32, 64, 128}, tile_size
         self._precision = "float16" if tolerance >= _HALF_FROM else "tf32x3"
+        if tile_size is None:
+            tile_size = _kernels().tile_size(self._precision, features.values_BPF.device)
+        assert tile_size in {16, 32, 64, 128}, tile_size
         with torch.no_grad():
             self._tiles = sort_into_tiles(features, tile_size)
             if self._precision == "float16":
@@ -137,6 +141,15 @@ class BlockSparseFilter:
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v: pairs are kept both ways, and (a - b)^2 and (b - a)^2 are the same number, bit for bit."""
         return self.apply(values_BCP)
+
+    @torch.no_grad()
+    def add_to(self, total_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor, *, first: bool) -> None:
+        """Add factors * K v to a total, or, `first`, put it there."""
+        self._check_values(values_BCP)
+        _kernels().apply_pairs(
+            self._tiles, self._pairs, values_BCP,
+            precision=self._precision, out_BCP=total_BCP, factors_BP=factors_BP, added=not first,
+        )  # fmt: skip
 
     def bandwidth_gradient(self, y_BCP: Tensor, v_BCP: Tensor) -> Tensor:
         """(B, F): d <y, K v> / d log of each feature's bandwidth, sum_pp' (y_p . v_p') k(p, p') (f_p - f_p')^2.
@@ -160,35 +173,23 @@ class BlockSparseFilter:
 
 
 def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
-    """A kd-tree over each image's valid pixels: a node of several tiles is halved across its widest feature, until each is one.
+    """Each image's valid pixels in the tiles of a kd-tree (`kd_order`).
 
-    All images get the number of tiles that the fullest needs; a tile is full unless no pixel is left. Every node is a range of
-    tiles, so a level is one sort of all pixels, by node and by the value of its widest feature.
+    All images get the number of tiles that the fullest needs; a tile is full unless no pixel is left.
     """
     B, P, F = features.values_BPF.shape
     pixels_GT = _valid_pixels_first(features, tile_size)
     G, T = pixels_GT.shape
     place_GT = pixels_GT + P * (torch.arange(G, device=pixels_GT.device) // (G // B))[:, None]
     points_GTF = features.values_BPF.detach().reshape(B * P, F)[place_GT.clamp(min=0)] * _SCALE
-    points_GTF = points_GTF.masked_fill((pixels_GT < 0)[:, :, None], torch.inf)
-    tile_G = torch.arange(G, device=pixels_GT.device)
-    first_G = tile_G - tile_G % (G // B)
-    size_G = torch.full_like(first_G, G // B)
-    for _ in range((G // B - 1).bit_length()):
-        widest_G = _widest_feature(points_GTF, first_G)
-        value_GT = points_GTF.gather(2, widest_G[:, None, None].expand(G, T, 1)).squeeze(2)
-        order = _order_within(first_G, value_GT)
-        points_GTF = points_GTF.view(G * T, F)[order].view(G, T, F)
-        pixels_GT = pixels_GT.view(-1)[order].view(G, T)
-        half_G = (size_G + 1) // 2
-        left_G = tile_G - first_G < half_G
-        first_G = torch.where(left_G, first_G, first_G + half_G)
-        size_G = torch.where(left_G, half_G, size_G - half_G)
-    low_GF, high_GF = _boxes(points_GTF)
-    features_GFT = torch.where(points_GTF.isinf(), _FAR, points_GTF).mT.contiguous()
+    points_SF = points_GTF.masked_fill((pixels_GT < 0)[:, :, None], torch.inf).view(-1, F)
+    order_S, boxes_G2F = _kernels().kd_order(points_SF, T, B)
+    points_GTF, pixels_GT = points_SF[order_S].view(G, T, F), pixels_GT.view(-1)[order_S].view(G, T)
+    low_GF, high_GF = boxes_G2F.unbind(1)
+    features_GFT = points_GTF.masked_fill((pixels_GT < 0)[:, :, None], _FAR).mT.contiguous()
     return Tiles(
-        features_GFT=features_GFT, pixels_GT=pixels_GT.int(), low_GF=low_GF, high_GF=high_GF, compared_GRT=features_GFT,
-        num_images=B, num_pixels=P,
+        features_GFT=features_GFT, pixels_GT=pixels_GT.int(), low_GF=low_GF.contiguous(), high_GF=high_GF.contiguous(),
+        compared_GRT=features_GFT, num_images=B, num_pixels=P,
     )  # fmt: skip
 
 
@@ -210,9 +211,10 @@ def with_squares(tiles: Tiles) -> Tiles:
 def _valid_pixels_first(features: Features, tile_size: int) -> Tensor:
     """(G, T): each image's valid pixels, then -1, in as many tiles as the fullest image needs."""
     B, P, _ = features.values_BPF.shape
-    valid_BP = features.valid_BP
+    device, valid_BP = features.values_BPF.device, features.valid_BP
     if valid_BP is None:
-        valid_BP = torch.ones(B, P, dtype=torch.bool, device=features.values_BPF.device)
+        place_S = torch.arange(math.ceil(P / tile_size) * tile_size, device=device)
+        return place_S.masked_fill(place_S >= P, -1).repeat(B).view(-1, tile_size)
     count_B1 = valid_BP.sum(1, keepdim=True)
     num_places = max(math.ceil(int(count_B1.max()) / tile_size), 1) * tile_size
     first_BP = valid_BP.byte().sort(dim=1, descending=True, stable=True).indices[:, :num_places]
@@ -220,28 +222,6 @@ def _valid_pixels_first(features: Features, tile_size: int) -> Tensor:
     place_P = torch.arange(first_BP.shape[1], device=first_BP.device)
     pixels_BS[:, : first_BP.shape[1]] = torch.where(place_P < count_B1, first_BP, -1)
     return pixels_BS.view(-1, tile_size)
-
-
-def _boxes(points_GTF: Tensor) -> tuple[Tensor, Tensor]:
-    return points_GTF.amin(1), torch.where(points_GTF.isinf(), -torch.inf, points_GTF).amax(1)
-
-
-def _widest_feature(points_GTF: Tensor, first_G: Tensor) -> Tensor:
-    """(G,): of each tile's node, which is named by its first tile."""
-    low_GF, high_GF = _boxes(points_GTF)
-    node_GF = first_G[:, None].expand_as(low_GF)
-    low_GF = low_GF.scatter_reduce(0, node_GF, low_GF, "amin")
-    high_GF = high_GF.scatter_reduce(0, node_GF, high_GF, "amax")
-    return (high_GF - low_GF).argmax(1)[first_G]
-
-
-def _order_within(first_G: Tensor, value_GT: Tensor) -> Tensor:
-    """(G T,): the order by node, then by value; one integer key holds both: floats as bits are in order,
-    once those of the negative ones are turned over.
-    """
-    bits_GT = value_GT.view(torch.int32)
-    ordered_GT = torch.where(bits_GT < 0, bits_GT ^ 0x7FFFFFFF, bits_GT).long()
-    return (first_G[:, None] * 2**32 + ordered_GT).view(-1).sort(stable=True).indices
 
 
 def choose_pairs(tiles: Tiles, tolerance: float, *, precision: str, pairs_per_item: int) -> tuple[Tensor, Tensor]:

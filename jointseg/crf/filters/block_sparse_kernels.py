@@ -12,31 +12,82 @@ operations. Only weights times values goes through the tensor cores. No kernel a
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, attr-defined"
 # ruff: noqa: PLR0917  # kernels take no keywords
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jointseg.crf.filters.block_sparse import TilePairs, Tiles
 
+STEP = 64
+"""Pixels of a tile that are heard at once."""
 MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
-"""Channels that one launch carries, by precision: what the registers of one program hold. Twice as many on Hopper, whose tensor
-cores read one operand from shared memory."""
+"""Channels that one launch carries, by precision: what the registers of one program hold. In tf32x3 twice as many on Hopper,
+whose tensor cores read one operand from shared memory."""
 
 
 @triton.jit
 def _exponents(mine, theirs, F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr):
-    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, by pointers (T,) to their first feature."""
+    """(T, N): the binary logarithm of the kernel between pixels of two tiles, by pointers to their first features."""
     if EXPANDED:  # features are sqrt(2) as large, and behind them stands minus their square
         exponent = tl.load(mine + F * T)[:, None] + tl.load(theirs + F * T)[None, :]
         for f in tl.static_range(F):
             exponent = tl.fma(tl.load(mine + f * T)[:, None], tl.load(theirs + f * T)[None, :], exponent)
     else:
-        exponent = tl.zeros((T, T), tl.float32)
+        exponent = tl.zeros((mine.shape[0], theirs.shape[0]), tl.float32)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
     return exponent
+
+
+@triton.jit
+def _tile_boxes(points, order, boxes, F: tl.constexpr, T: tl.constexpr):
+    """(G, 2, F): the least and the greatest of each feature over a tile's pixels; +inf and -inf where it has none."""
+    tile = tl.program_id(0).to(tl.int64)
+    place = tl.load(order + tile * T + tl.arange(0, T))
+    for f in tl.static_range(F):
+        value = tl.load(points + place * F + f)
+        tl.store(boxes + (tile * 2 + 0) * F + f, tl.min(value, 0))
+        tl.store(boxes + (tile * 2 + 1) * F + f, tl.max(tl.where(value == float("inf"), -float("inf"), value), 0))
+
+
+@triton.jit
+def _widest_features(boxes, firsts, widest, F: tl.constexpr, N: tl.constexpr):
+    """Of each node of the kd-tree, a range of tiles, the feature in which its pixels lie farthest apart."""
+    node = tl.program_id(0)
+    stop = tl.load(firsts + node + 1)
+    best = -float("inf")
+    feature = 0
+    for f in tl.static_range(F):
+        low = tl.full((N,), float("inf"), tl.float32)
+        high = tl.full((N,), -float("inf"), tl.float32)
+        for start in range(tl.load(firsts + node), stop, N):
+            tile = (start + tl.arange(0, N)).to(tl.int64)
+            low = tl.minimum(low, tl.load(boxes + (tile * 2 + 0) * F + f, mask=tile < stop, other=float("inf")))
+            high = tl.maximum(high, tl.load(boxes + (tile * 2 + 1) * F + f, mask=tile < stop, other=-float("inf")))
+        extent = tl.max(high, 0) - tl.min(low, 0)
+        feature = tl.where(extent > best, f, feature)
+        best = tl.maximum(extent, best)
+    tl.store(widest + node, feature)
+
+
+@triton.jit
+def _node_keys(points, order, nodes, widest, keys, F: tl.constexpr, T: tl.constexpr):
+    """Keys that are in order by node, then by the value of its widest feature: as bits floats are in order, once those of the
+    negative ones are turned over.
+    """
+    tile = tl.program_id(0).to(tl.int64)
+    t = tl.arange(0, T)
+    node = tl.load(nodes + tile)
+    value = tl.load(points + tl.load(order + tile * T + t) * F + tl.load(widest + node))
+    bits = value.to(tl.int32, bitcast=True)
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    tl.store(keys + tile * T + t, (node.to(tl.int64) << 32) + bits)
 
 
 @triton.jit
@@ -92,9 +143,9 @@ def _gather(
 @triton.jit
 def _apply(
     features, values, columns, items, out, partials, C,
-    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, N: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One work item: the sum over its columns' tiles of weights times values, (T, C)."""
+    """One work item: the sum over its columns' tiles of weights times values, (T, C); N of a tile's pixels at once."""
     item = items + tl.program_id(0) * 4
     row = tl.load(item).to(tl.int64)
     first = tl.load(item + 1)
@@ -106,11 +157,15 @@ def _apply(
     inside = c[:, None] < C
     per_tile: tl.constexpr = (F + EXPANDED) * T
     mine = features + row * per_tile + t
+    n = tl.arange(0, N)
+    heard = c[:, None] * T + n[None, :]
     sums = tl.zeros((T, BLOCK_C), tl.float32)
-    for e in range(first, stop):
-        col = tl.load(columns + e).to(tl.int64)
-        value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
-        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED))
+    steps: tl.constexpr = T // N
+    for e in range(first * steps, stop * steps):
+        col = tl.load(columns + e // steps).to(tl.int64)
+        start = e % steps * N
+        value = tl.load(values + col * C * T + start + heard, mask=inside, other=0.0)
+        weights = tl.exp2(_exponents(mine, features + col * per_tile + start + n, F, T, EXPANDED))
         if HALF:
             sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
         else:
@@ -123,10 +178,12 @@ def _apply(
 
 @triton.jit
 def _scatter(
-    sums, partials, slots, peaks, pixels, out, stride_b, stride_c, tiles_per_image, C,
-    HALF: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
+    sums, partials, slots, peaks, pixels, factors, out, stride_b, stride_c, num_pixels, tiles_per_image, C,
+    HALF: tl.constexpr, SCALED: tl.constexpr, ADDED: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile's partial sums, in their order, and put the total where its pixels are; HALF: times the magnitude again."""
+    """Add a tile's partial sums, in their order, and put the total where its pixels are. HALF: times the magnitude again;
+    SCALED: times the pixel's factor; ADDED: added to what is there.
+    """
     tile = tl.program_id(0).to(tl.int64)
     image = tile // tiles_per_image
     t = tl.arange(0, T)
@@ -143,7 +200,11 @@ def _scatter(
     if HALF:
         magnitude = _magnitude(tl.load(peaks + image * C + c, mask=c < C, other=1.0))
         total = total * magnitude.to(tl.float32, bitcast=True)[:, None]
+    if SCALED:
+        total *= tl.load(factors + image * num_pixels + pixel, mask=pixel >= 0, other=0.0)[None, :]
     target = out + image * stride_b + c.to(tl.int64)[:, None] * stride_c + pixel[None, :]
+    if ADDED:
+        total += tl.load(target, mask=inside, other=0.0)
     tl.store(target, total, mask=inside)
 
 
@@ -198,17 +259,73 @@ def _moments(
     tl.store(out + tl.program_id(0) * BLOCK_F + n, tl.sum(sums, 0))
 
 
-def apply_pairs(tiles: Tiles, pairs: TilePairs, values_BCP: Tensor, *, precision: str) -> Tensor:
+def kd_order(points_SF: Tensor, tile_size: int, num_images: int) -> tuple[Tensor, Tensor]:
+    """(S,), (G, 2, F): the order of the points, S = G T of all images, that makes tiles of a kd-tree, and the tiles' boxes.
+
+    A node of several tiles is halved across its widest feature, until each is one. Every node is a range of tiles, so a level
+    is one sort of all pixels, by node and by the value of its widest feature.
+    """
+    (S, F), T = points_SF.shape, tile_size
+    G = S // T
+    order_S = torch.arange(S, device=points_SF.device)
+    boxes_G2F = points_SF.new_empty(G, 2, F)
+    keys_S = torch.empty_like(order_S)
+    shared = {"F": F, "T": T, "num_warps": 4, "enable_fp_fusion": True}
+    with torch.cuda.device_of(points_SF):
+        for firsts, nodes_G in _levels(G // num_images, num_images, points_SF.device):
+            num_nodes = len(firsts) - 1
+            widest = torch.empty(num_nodes, dtype=torch.int32, device=points_SF.device)
+            _tile_boxes[(G,)](points_SF, order_S, boxes_G2F, **shared)
+            _widest_features[(num_nodes,)](boxes_G2F, firsts, widest, N=256, F=F, num_warps=4, enable_fp_fusion=True)
+            _node_keys[(G,)](points_SF, order_S, nodes_G, widest, keys_S, **shared)
+            order_S = order_S[keys_S.sort(stable=True).indices]
+        _tile_boxes[(G,)](points_SF, order_S, boxes_G2F, **shared)
+    return order_S, boxes_G2F
+
+
+@lru_cache(maxsize=8)
+def _levels(num_tiles: int, num_images: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """For each level of the tree, from its root, the first tile of each node, then G; and the node of each tile. int32."""
+    levels = []
+    nodes = [(image * num_tiles, num_tiles) for image in range(num_images)]
+    for _ in range((num_tiles - 1).bit_length()):
+        firsts = [first for first, _ in nodes] + [num_images * num_tiles]
+        node_G = np.repeat(np.arange(len(nodes)), [size for _, size in nodes])
+        levels.append((_int32(firsts, device), _int32(node_G, device)))
+        halves = [((first, (size + 1) // 2), (first + (size + 1) // 2, size // 2)) for first, size in nodes]
+        nodes = [half for both in halves for half in both if half[1]]
+    return levels
+
+
+def _int32(numbers: list[int] | NDArray[np.intp], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.asarray(numbers, np.int32)).to(device)
+
+
+def apply_pairs(
+    tiles: Tiles,
+    pairs: TilePairs,
+    values_BCP: Tensor,
+    *,
+    precision: str,
+    out_BCP: Tensor | None = None,
+    factors_BP: Tensor | None = None,
+    added: bool = False,
+) -> Tensor:
     """K v over the given pairs, (B, C, P); 0 where no tile has the pixel. Values float32, of any strides.
 
-    Works in rounds of some channels (`MAX_CHANNELS`), with (1.5 or 2 G + slots) T channels values of memory beside the result.
+    With factors of the pixels, times those; into `out_BCP` where that is given, and `added` to what it holds. Works in rounds
+    of some channels (`MAX_CHANNELS`), with (1.5 or 2 G + slots) T channels values of memory beside the result.
     """
-    B, C, _ = values_BCP.shape
+    B, C, P = values_BCP.shape
     at_once, half = _channels_at_once(precision, values_BCP.device), precision == "float16"
     G, _, T = tiles.features_GFT.shape
-    out_BCP = torch.zeros(values_BCP.shape, dtype=torch.float32, device=values_BCP.device)
+    if out_BCP is None:
+        out_BCP = torch.zeros(values_BCP.shape, dtype=torch.float32, device=values_BCP.device)
+    elif not added:
+        out_BCP.zero_()
     if not len(pairs.items_I4):
         return out_BCP
+    factors = tiles.features_GFT if factors_BP is None else factors_BP.contiguous()
     for start in range(0, C, at_once):
         target_BCP, given_BCP = out_BCP[:, start : start + at_once], values_BCP[:, start : start + at_once]
         num_channels = target_BCP.shape[1]
@@ -219,13 +336,13 @@ def apply_pairs(tiles: Tiles, pairs: TilePairs, values_BCP: Tensor, *, precision
         with torch.cuda.device_of(sorted_GCT):
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
-                **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half,
-                num_warps=_num_warps(T), num_stages=2 if half else 3, enable_fp_fusion=True,
+                **_shape_of(tiles), N=min(T, STEP), BLOCK_C=_block(num_channels), HALF=half,
+                num_warps=4, num_stages=2 if half else 3, enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
-                sums_GCT, partials_SCT, pairs.slots_G, peaks_BC, tiles.pixels_GT, target_BCP,
-                target_BCP.stride(0), target_BCP.stride(1), G // B, num_channels,
-                HALF=half, T=T, BLOCK_C=16, num_warps=4, enable_fp_fusion=True,
+                sums_GCT, partials_SCT, pairs.slots_G, peaks_BC, tiles.pixels_GT, factors, target_BCP,
+                target_BCP.stride(0), target_BCP.stride(1), P, G // B, num_channels,
+                HALF=half, SCALED=factors_BP is not None, ADDED=added, T=T, BLOCK_C=16, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return out_BCP
 
@@ -238,7 +355,7 @@ def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precisi
         with torch.cuda.device_of(out_E):
             _shares[(len(pairs.items_I4),)](
                 tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
-                **_shape_of(tiles), HALF=half, num_warps=_num_warps(T), num_stages=2 if half else 1, enable_fp_fusion=True,
+                **_shape_of(tiles), HALF=half, num_warps=_num_warps(T), num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
     return out_E
 
@@ -297,7 +414,12 @@ def _shape_of(tiles: Tiles) -> dict[str, int | bool]:
 
 
 def _channels_at_once(precision: str, device: torch.device) -> int:
-    return MAX_CHANNELS[precision] * (2 if is_hopper(device) else 1)
+    return MAX_CHANNELS[precision] * (2 if precision != "float16" and is_hopper(device) else 1)
+
+
+def tile_size(precision: str, device: torch.device) -> int:
+    """Pixels of a tile: where the registers are enough for it, twice as many hear what is loaded once."""
+    return 128 if precision == "float16" and is_hopper(device) else 64
 
 
 def is_hopper(device: torch.device) -> bool:

@@ -33,30 +33,44 @@ class SeparableMatrices:
         values_BPF = features.values_BPF
         self._size, self._valid_BP = features.size, features.valid_BP
         H, W = features.size
-        self._across_WW = _gaussian(W, sigma[0], values_BPF)
-        self._down_HH = _gaussian(H, sigma[1], values_BPF)
-        self._radii = tuple(math.ceil(_REACH * each) for each in sigma)
-        narrow = all(4 * radius < length for radius, length in zip(self._radii, (W, H), strict=True))
-        self._by_band = narrow and _takes_kernels(values_BPF)
         B, P, _ = values_BPF.shape
+        radii = [math.ceil(_REACH * each) for each in sigma]
+        self._by_taps = _takes_kernels(values_BPF) and 4 * radii[0] < W and 4 * radii[1] < H
+        if self._by_taps:
+            self._taps = [_gaussian(radius + 1, each, values_BPF)[0] for radius, each in zip(radii, sigma, strict=True)]
+        else:
+            self._across_WW, self._down_HH = _gaussian(W, sigma[0], values_BPF), _gaussian(H, sigma[1], values_BPF)
         self.row_sums = _row_sums(self, values_BPF.new_ones(B, 1, P), features.valid_BP)
 
     @torch.no_grad()
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v. Values (B, C, P); not recorded by autograd."""
+        if self._by_taps:
+            out_BCP = torch.empty_like(values_BCP, memory_format=torch.contiguous_format)
+            self._blur_into(out_BCP, values_BCP, None, added=False)
+            return _masked(out_BCP, self._valid_BP)
         masked_BCP = _masked(values_BCP, self._valid_BP)
-        B, C, _ = masked_BCP.shape
-        if self._by_band:
-            along, values_NHW = _kernels().along, masked_BCP.reshape(B * C, *self._size).contiguous()
-            rows_NHW = along(values_NHW, self._across_WW, axis=2, radius=self._radii[0])
-            filtered_BCP: Tensor = along(rows_NHW, self._down_HH, axis=1, radius=self._radii[1]).view(B, C, -1)
-        else:
-            filtered_BCP = (self._down_HH @ masked_BCP.reshape(B, C, *self._size) @ self._across_WW).flatten(2)
-        return _masked(filtered_BCP, self._valid_BP)
+        filtered_BCHW = self._down_HH @ masked_BCP.reshape(*masked_BCP.shape[:2], *self._size) @ self._across_WW
+        return _masked(filtered_BCHW.flatten(2), self._valid_BP)
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v."""
         return self.apply(values_BCP)
+
+    @torch.no_grad()
+    def add_to(self, total_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor, *, first: bool) -> None:
+        """Add factors * K v to a contiguous total, or, `first`, put it there."""
+        if self._by_taps:
+            factors_BP = factors_BP if self._valid_BP is None else factors_BP * self._valid_BP
+            self._blur_into(total_BCP, values_BCP, factors_BP, added=not first)
+        else:
+            _add(total_BCP, self.apply(values_BCP), factors_BP, first=first)
+
+    def _blur_into(self, out_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor | None, *, added: bool) -> None:
+        shape = (*values_BCP.shape[:2], *self._size)
+        masked_BCHW = _masked(values_BCP, self._valid_BP).contiguous().view(shape)
+        factors = None if factors_BP is None else factors_BP.contiguous()
+        _kernels().blur_into(out_BCP.view(shape), masked_BCHW, *self._taps, factors, added=added)
 
 
 class GridMatrices:
@@ -74,15 +88,26 @@ class GridMatrices:
     @torch.no_grad()
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v. Values (B, C, P); not recorded by autograd."""
-        masked_BCP = _masked(values_BCP, self._valid_BP)
-        filtered_BCP = torch.empty_like(masked_BCP, memory_format=torch.contiguous_format)
-        for grid, values_CP, filtered_CP in zip(self._images, masked_BCP, filtered_BCP, strict=True):
-            grid.filter_into(filtered_CP, values_CP)
-        return _masked(filtered_BCP, self._valid_BP)
+        out_BCP = torch.empty_like(values_BCP, memory_format=torch.contiguous_format)
+        ones_BP = None if self._valid_BP is None else self._valid_BP.to(values_BCP.dtype)
+        self._filter_into(out_BCP, values_BCP, ones_BP, added=False)
+        return out_BCP
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v: the axes' blurs commute."""
         return self.apply(values_BCP)
+
+    @torch.no_grad()
+    def add_to(self, total_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor, *, first: bool) -> None:
+        """Add factors * K v to a contiguous total, or, `first`, put it there."""
+        factors_BP = factors_BP if self._valid_BP is None else factors_BP * self._valid_BP
+        self._filter_into(total_BCP, values_BCP, factors_BP, added=not first)
+
+    def _filter_into(self, out_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor | None, *, added: bool) -> None:
+        masked_BCP = _masked(values_BCP, self._valid_BP)
+        for b, grid in enumerate(self._images):
+            factors_P = None if factors_BP is None else factors_BP[b].contiguous()
+            grid.filter_into(out_BCP[b], masked_BCP[b], factors_P, added=added)
 
 
 class _Grid:
@@ -109,15 +134,19 @@ class _Grid:
         self._write_GP = _columns(corners_PV, weights_PV, math.prod(self.shape))
         self._blurs = [_band(length, cells, values_PF) for length in self.shape]
 
-    def filter_into(self, out_CP: Tensor, values_CP: Tensor) -> None:
+    def filter_into(self, out_CP: Tensor, values_CP: Tensor, factors_P: Tensor | None, *, added: bool) -> None:
         grid = (self._write_GP @ values_CP.T).reshape(*self.shape, -1)
         for axis, blur_LL in enumerate(self._blurs):
             grid = torch.tensordot(blur_LL, grid, dims=([1], [axis])).movedim(0, axis)
         grid_GC = grid.flatten(0, -2)
         if self._read_PG is None:
-            _kernels().read_grid(grid_GC.contiguous(), *self._reading, out_CP)
+            _kernels().read_grid(out_CP, grid_GC.contiguous(), *self._reading, factors_P, added=added)
         else:
-            out_CP.copy_((self._read_PG @ grid_GC).T)
+            read_CP = (self._read_PG @ grid_GC).T
+            if factors_P is None:
+                out_CP.copy_(read_CP)
+            else:
+                _add(out_CP, read_CP, factors_P, first=not added)
 
 
 def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
@@ -154,6 +183,14 @@ def _band(length: int, cells: float, like: Tensor) -> Tensor:
 def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
     places = torch.arange(length, dtype=torch.float64, device=like.device) / sigma
     return torch.exp(-0.5 * (places[:, None] - places).square()).to(like)
+
+
+def _add(total: Tensor, filtered: Tensor, factors: Tensor, *, first: bool) -> None:
+    """Of (B, C, P) and (B, P), or (C, P) and (P,)."""
+    if first:
+        torch.mul(filtered, factors.unsqueeze(-2), out=total)
+    else:
+        total.addcmul_(filtered, factors.unsqueeze(-2))
 
 
 def _takes_kernels(values: Tensor) -> bool:

@@ -1,9 +1,9 @@
-"""Two products in Triton: with a band matrix along an axis, and with the few entries a row of what reads a grid.
+"""Two products in Triton: with a narrow kernel along rows and columns, and with the few entries a row of what reads a grid.
 
 Not here: the filters they are for (matrices.py). It needs triton: import it when needed.
 """
 
-# C channels, P pixels, G cells of a grid, V corners of a cell
+# B images, C channels, P = H * W pixels, G cells of a grid, V corners of a cell
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 # ruff: noqa: PLR0917  # kernels take no keywords
@@ -13,55 +13,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_LINES, _PLACES, _STEP = 64, 64, 32
-"""Lines, places along them, and terms of a sum that a program takes at once."""
+_PIXELS = 512
+"""Pixels that a program takes at once."""
 
 
 @triton.jit
-def _product(
-    values, matrix, out, num_lines, lines_inside, stride_outside, stride_inside, stride_along, length, radius,
-    LINES: tl.constexpr, PLACES: tl.constexpr, STEP: tl.constexpr,
+def _blur(
+    values, taps, factors, out, num_pixels, W, stride, length, radius, C,
+    ALONG_X: tl.constexpr, SCALED: tl.constexpr, ADDED: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """out[line, i] = sum_j values[line, j] matrix[j, i], over |i - j| <= radius, for some lines and places."""
-    line = tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES)
-    begin = tl.program_id(1) * PLACES
-    place = begin + tl.arange(0, PLACES)
-    start = line // lines_inside * stride_outside + line % lines_inside * stride_inside
-    there = line < num_lines
-    stop = tl.minimum(begin + PLACES + radius, length)
-    total = tl.zeros((LINES, PLACES), tl.float32)
-    for first in range(tl.maximum(begin - radius, 0), stop, STEP):
-        heard = first + tl.arange(0, STEP)
-        source = values + start[:, None] + heard.to(tl.int64)[None, :] * stride_along
-        value = tl.load(source, mask=there[:, None] & (heard[None, :] < stop), other=0.0)
-        within = (heard[:, None] < stop) & (place[None, :] < length)
-        weight = tl.load(matrix + heard[:, None] * length + place[None, :], mask=within, other=0.0)
-        total = tl.dot(value, weight, total, input_precision="tf32x3")
-    target = out + start[:, None] + place.to(tl.int64)[None, :] * stride_along
-    tl.store(target, total, mask=there[:, None] & (place[None, :] < length))
-
-
-def along(values_NHW: Tensor, matrix_LL: Tensor, *, axis: int, radius: int) -> Tensor:
-    """`values @ matrix` along the given axis (1 or 2), for a symmetric matrix that is 0 beyond `radius` from its diagonal.
-
-    Values (N, H, W), contiguous, float32. To about 1e-6 of their largest.
+    """out[p] = sum_d taps[|d|] values[p + d stride], |d| <= radius, within the image's side of that `length`, of one channel.
+    SCALED: times the pixel's factor; ADDED: added to what is there.
     """
-    N, H, W = values_NHW.shape
-    assert values_NHW.is_contiguous() and values_NHW.dtype == torch.float32, (values_NHW.stride(), values_NHW.dtype)
-    inside, stride_inside, stride_along, length = (H, W, 1, W) if axis == 2 else (W, 1, W, H)
-    out_NHW = torch.empty_like(values_NHW)
-    grid = (triton.cdiv(N * inside, _LINES), triton.cdiv(length, _PLACES))
-    with torch.cuda.device_of(values_NHW):
-        _product[grid](
-            values_NHW, matrix_LL, out_NHW, N * inside, inside, H * W, stride_inside, stride_along, length, radius,
-            LINES=_LINES, PLACES=_PLACES, STEP=_STEP, num_warps=4, num_stages=2,
+    channel = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    there = pixel < num_pixels
+    along = pixel % W if ALONG_X else pixel // W
+    values += channel * num_pixels
+    total = tl.load(taps) * tl.load(values + pixel, mask=there, other=0.0)
+    for d in range(1, radius + 1):
+        before = tl.load(values + pixel - d * stride, mask=there & (along >= d), other=0.0)
+        after = tl.load(values + pixel + d * stride, mask=there & (along + d < length), other=0.0)
+        total += tl.load(taps + d) * (before + after)
+    if SCALED:
+        total *= tl.load(factors + channel // C * num_pixels + pixel, mask=there, other=0.0)
+    target = out + channel * num_pixels + pixel
+    if ADDED:
+        total += tl.load(target, mask=there, other=0.0)
+    tl.store(target, total, mask=there)
+
+
+def blur_into(
+    out_BCHW: Tensor, values_BCHW: Tensor, taps_X: Tensor, taps_Y: Tensor, factors_BP: Tensor | None, *, added: bool
+) -> None:
+    """Filter along rows by taps 0, 1, ... of a symmetric kernel, then along columns by others; contiguous, float32.
+
+    With factors of the pixels, times those; `added`: to what `out_BCHW` holds.
+    """
+    B, C, H, W = values_BCHW.shape
+    assert values_BCHW.is_contiguous() and out_BCHW.is_contiguous() and values_BCHW.dtype == torch.float32
+    rows_BCHW = torch.empty_like(values_BCHW)
+    grid = (triton.cdiv(H * W, _PIXELS), B * C)
+    with torch.cuda.device_of(values_BCHW):
+        _blur[grid](
+            values_BCHW, taps_X, taps_X, rows_BCHW, H * W, W, 1, W, len(taps_X) - 1, C,
+            ALONG_X=True, SCALED=False, ADDED=False, PIXELS=_PIXELS, num_warps=4,
         )  # fmt: skip
-    return out_NHW
+        _blur[grid](
+            rows_BCHW, taps_Y, taps_Y if factors_BP is None else factors_BP, out_BCHW, H * W, W, W, H, len(taps_Y) - 1, C,
+            ALONG_X=False, SCALED=factors_BP is not None, ADDED=added, PIXELS=_PIXELS, num_warps=4,
+        )  # fmt: skip
 
 
 @triton.jit
-def _read(grid, corners, weights, out, P, C, V: tl.constexpr, PIXELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """out[c, p] = sum_v weights[p, v] grid[corners[p, v], c], for some pixels and channels."""
+def _read(
+    grid, corners, weights, factors, out, P,
+    C: tl.constexpr, V: tl.constexpr, SCALED: tl.constexpr, ADDED: tl.constexpr, PIXELS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out[c, p] = sum_v weights[p, v] grid[corners[p, v], c], for some pixels and channels. SCALED: times the pixel's factor;
+    ADDED: added to what is there.
+    """
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = pixel < P
@@ -70,14 +81,26 @@ def _read(grid, corners, weights, out, P, C, V: tl.constexpr, PIXELS: tl.constex
         corner = tl.load(corners + pixel * V + v, mask=there, other=0).to(tl.int64)
         weight = tl.load(weights + pixel * V + v, mask=there, other=0.0)
         total += weight[:, None] * tl.load(grid + corner[:, None] * C + c[None, :], mask=c[None, :] < C, other=0.0)
+    if SCALED:
+        total *= tl.load(factors + pixel, mask=there, other=0.0)[:, None]
     target = out + c.to(tl.int64)[:, None] * P + pixel[None, :]
-    tl.store(target, tl.trans(total), mask=(c[:, None] < C) & there[None, :])
+    sums, inside = tl.trans(total), (c[:, None] < C) & there[None, :]
+    if ADDED:
+        sums += tl.load(target, mask=inside, other=0.0)
+    tl.store(target, sums, mask=inside)
 
 
-def read_grid(grid_GC: Tensor, corners_PV: Tensor, weights_PV: Tensor, out_CP: Tensor) -> None:
-    """Fill `out_CP` with each pixel's sum over its corners; all contiguous and float32, corners int64."""
+def read_grid(
+    out_CP: Tensor, grid_GC: Tensor, corners_PV: Tensor, weights_PV: Tensor, factors_P: Tensor | None, *, added: bool
+) -> None:
+    """Each pixel's sum over its corners; all contiguous and float32, corners int64.
+
+    With factors of the pixels, times those; `added`: to what `out_CP` holds.
+    """
     (P, V), C = corners_PV.shape, grid_GC.shape[1]
     with torch.cuda.device_of(grid_GC):
-        _read[(triton.cdiv(P, 32), triton.cdiv(C, 64))](
-            grid_GC, corners_PV, weights_PV, out_CP, P, C, V=V, PIXELS=32, BLOCK_C=64, num_warps=4
-        )
+        block_c = min(64, triton.next_power_of_2(C))
+        _read[(triton.cdiv(P, 32), triton.cdiv(C, block_c))](
+            grid_GC, corners_PV, weights_PV, weights_PV if factors_P is None else factors_P, out_CP, P,
+            C=C, V=V, SCALED=factors_P is not None, ADDED=added, PIXELS=32, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip

@@ -20,23 +20,33 @@ if TYPE_CHECKING:
 class SummedFilter:
     """sum_k s_k K_k / (K_k 1). A kernel whose s_k is 0 is not applied."""
 
+    is_normalised = True
+    """Its rows are; there is nothing to divide by."""
+
     def __init__(self, filters: Sequence[GaussianFilter], scales: Sequence[float]) -> None:
         pairs = [(gaussian, scale) for gaussian, scale in zip(filters, scales, strict=True) if scale]
-        self._terms = [(gaussian, (scale / gaussian.row_sums)[:, None]) for gaussian, scale in pairs]
+        self._terms = [(gaussian, scale / gaussian.row_sums) for gaussian, scale in pairs]
         self.row_sums = torch.ones_like(filters[0].row_sums)
 
     @torch.no_grad()
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """N v. Values (B, C, P); not recorded by autograd."""
-        total_BCP = torch.zeros_like(values_BCP)
-        for gaussian, factors_B1P in self._terms:
-            total_BCP.addcmul_(gaussian.apply(values_BCP), factors_B1P)
+        make = torch.empty_like if self._terms else torch.zeros_like
+        total_BCP = make(values_BCP, memory_format=torch.contiguous_format)
+        for number, (gaussian, factors_BP) in enumerate(self._terms):
+            add_to = getattr(gaussian, "add_to", None)
+            if add_to is not None:
+                add_to(total_BCP, values_BCP, factors_BP, first=number == 0)
+            elif number == 0:
+                torch.mul(gaussian.apply(values_BCP), factors_BP[:, None], out=total_BCP)
+            else:
+                total_BCP.addcmul_(gaussian.apply(values_BCP), factors_BP[:, None])
         return total_BCP
 
     @torch.no_grad()
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """N^T v; normalised rows are not symmetric."""
         total_BCP = torch.zeros_like(values_BCP)
-        for gaussian, factors_B1P in self._terms:
-            total_BCP += gaussian.apply_transposed(values_BCP * factors_B1P)
+        for gaussian, factors_BP in self._terms:
+            total_BCP += gaussian.apply_transposed(values_BCP * factors_BP[:, None])
         return total_BCP
