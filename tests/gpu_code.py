@@ -72,22 +72,27 @@ def main(capability: int, of: str) -> None:
     print(json.dumps([resources(kernel) for kernel in rows]))  # noqa: T201
 
 
+def tiles_of(T: int) -> Tiles:
+    """Twelve tiles of T pixels."""
+    features_GFT = torch.rand(12, 5, T)
+    return Tiles(
+        features_GFT=features_GFT, pixels_GT=torch.arange(12 * T, dtype=torch.int32).view(12, T), low_GF=features_GFT.amin(2),
+        high_GF=features_GFT.amax(2), compared_GRT=features_GFT, num_images=1, num_pixels=12 * T,
+    )  # fmt: skip
+
+
 def filter_kernels(capability: int) -> list[Any]:
     """For an image of 12 tiles with five features: as many channels as a launch carries, and fewer."""
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
-    G, features_GFT = 12, torch.rand(12, 5, 64)
-    tiles = Tiles(
-        features_GFT=features_GFT, pixels_GT=torch.arange(G * 64, dtype=torch.int32).view(G, 64), low_GF=features_GFT.amin(2),
-        high_GF=features_GFT.amax(2), compared_GRT=features_GFT, num_images=1, num_pixels=G * 64,
-    )  # fmt: skip
-    expanded = with_squares(tiles)
-    pairs = cut_into_items(torch.arange(G).repeat_interleave(G), torch.arange(G).repeat(G), G, 4)
-    scales_GT = torch.rand(G, 64)
-    v_BCP = torch.rand(1, 150, 12 * 64)
-    rows = compiled(lambda: kernels.kd_order(torch.rand(G * 64, 5), 64, 1))
-    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(G), slice(0, G), sure=0.1))
-    ways = (("float16", expanded, (1, 40, 150)), ("float16", tiles, (40,)), ("tf32x3", tiles, (40,)))
+    rows = compiled(lambda: kernels.kd_order(torch.rand(12 * 64, 5), 64, 1))
+    tiles = tiles_of(64)
+    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), slice(0, 12), sure=0.1))
+    of_half = tiles_of(kernels.tile_size("float16", torch.device("cuda")))
+    ways = (("float16", with_squares(of_half), (1, 40, 150)), ("float16", of_half, (40,)), ("tf32x3", tiles, (40,)))
+    pairs = cut_into_items(torch.arange(12).repeat_interleave(12), torch.arange(12).repeat(12), 12, 4)
     for precision, given, channels in ways:
+        v_BCP = torch.rand(1, 150, given.num_pixels)
+        scales_GT = torch.rand(given.pixels_GT.shape)
         rows += compiled(partial(kernels.largest_shares, given, pairs, scales_GT, precision=precision))
         for C in channels:
             rows += compiled(partial(kernels.apply_pairs, given, pairs, v_BCP[:, :C], precision=precision))

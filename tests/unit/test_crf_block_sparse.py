@@ -48,7 +48,7 @@ def wide() -> Features:
 
 @cache
 def built(tolerance: float) -> BlockSparseFilter:
-    return BlockSparseFilter(wide(), tolerance=tolerance)
+    return BlockSparseFilter(wide(), tolerance=tolerance, tile_size=64)
 
 
 def plain_matrix(features: Features) -> Tensor:
@@ -81,6 +81,17 @@ def test_apply_is_the_plain_sum_to_the_tolerance(tolerance):
     assert (error[~wide().valid_BP[:, None].expand_as(error)] == 0).all()
 
 
+@pytest.mark.parametrize("tile_size", [16, 128])
+def test_tiles_of_any_size_give_the_plain_sum_to_the_tolerance(tile_size):
+    values, matrix = draw(B, 3, H * W, seed=1), plain_matrix(wide())
+    block = BlockSparseFilter(wide(), tile_size=tile_size)
+    error = (block.apply(values).double() - values.double() @ matrix).abs()
+    assert (error <= (1e-3 + ROUNDING[1e-3]) * matrix.sum(-1)[:, None] + 1e-30).all()
+    assert (block.row_sums.double() - matrix.sum(-1))[wide().valid_BP].abs().max() <= 2e-3 * matrix.sum(-1).max()
+    moments = block.bandwidth_gradient(values, values)
+    torch.testing.assert_close(moments, built(1e-3).bandwidth_gradient(values, values), rtol=2e-2, atol=1e-2)
+
+
 def test_pairs_are_skipped_and_more_at_a_higher_tolerance():
     assert share_of_pairs(built(1e-3)) < share_of_pairs(built(1e-6)) < 0.6
 
@@ -102,7 +113,7 @@ def test_every_pair_is_kept_both_ways():
 
 def test_the_same_input_gives_the_same_bits():
     values = torch.rand(B, 2, H * W, generator=torch.Generator().manual_seed(4)).to(DEVICE)
-    again = BlockSparseFilter(wide(), tolerance=1e-3)
+    again = BlockSparseFilter(wide(), tolerance=1e-3, tile_size=64)
     assert torch.equal(again.row_sums, built(1e-3).row_sums)
     assert torch.equal(again.apply(values), built(1e-3).apply(values))
 
@@ -198,7 +209,7 @@ def test_values_of_any_size_keep_their_digits(size):
 
 
 def test_far_apart_features_make_the_identity():
-    block = BlockSparseFilter(features_of(torch.arange(150.0)[None, :, None] * torch.tensor([1e4, -1e4])))
+    block = BlockSparseFilter(features_of(torch.arange(150.0)[None, :, None] * torch.tensor([1e4, -1e4])), tile_size=64)
     values = draw(1, 2, 150, seed=11)
     assert (block.row_sums == 1).all()
     assert torch.equal(block.apply(values), values)

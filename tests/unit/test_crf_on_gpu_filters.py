@@ -150,6 +150,11 @@ def test_a_narrow_band_is_the_whole_matrix(both_ways, size, sigma, by_band):
     assert not plain._by_taps
     assert banded._by_taps == by_band
     torch.testing.assert_close(banded.apply(values), plain.apply(values), rtol=0, atol=2e-5)
+    totals, factors = torch.randn(2, *values.shape, generator=draw).to(DEVICE), values[:, 0].abs()
+    totals[1] = totals[0]
+    for gaussian, total in zip((plain, banded), totals, strict=True):
+        gaussian.add_to(total, values, factors, first=False)
+    torch.testing.assert_close(totals[0], totals[1], rtol=0, atol=2e-5)
     torch.testing.assert_close(banded.row_sums, plain.row_sums, rtol=1e-6, atol=0)
 
 
@@ -187,6 +192,24 @@ def test_classes_are_mixed_once_where_matrices_are_multiples(monkeypatch):
     merged = crf(logits, **guides)
     monkeypatch.setattr(mean_field, "merge_terms", lambda filters, matrices_KCC: (filters, matrices_KCC))
     torch.testing.assert_close(merged, crf(logits, **guides), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_what_is_added_to_a_sum_is_what_is_applied_times_its_factors(monkeypatch, kernels):
+    monkeypatch.setattr(matrices, "_takes_kernels", lambda values: kernels)
+    _, guides = scene()
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 5, H * W, generator=draw).to(DEVICE)
+    factors, before = torch.rand(2, H * W, generator=draw).to(DEVICE), torch.randn(2, 5, H * W, generator=draw).to(DEVICE)
+    prepared = DenseCRF(C, CrfSettings(), filter=on_gpu).to(DEVICE).prepare(**guides)
+    for gaussian in prepared.filters:
+        expected = gaussian.apply(values) * factors[:, None]
+        total = torch.full_like(values, torch.nan)
+        gaussian.add_to(total, values, factors, first=True)
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)
+        total = before.clone()
+        gaussian.add_to(total, values, factors, first=False)
+        torch.testing.assert_close(total, before + expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_run_gives_the_same_bits():

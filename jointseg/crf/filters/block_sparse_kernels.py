@@ -23,8 +23,6 @@ from torch import Tensor
 
 from jointseg.crf.filters.block_sparse import TilePairs, Tiles
 
-STEP = 64
-"""Pixels of a tile that are heard at once."""
 MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
 """Channels that one launch carries, by precision: what the registers of one program hold. In tf32x3 twice as many on Hopper,
 whose tensor cores read one operand from shared memory."""
@@ -32,13 +30,13 @@ whose tensor cores read one operand from shared memory."""
 
 @triton.jit
 def _exponents(mine, theirs, F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr):
-    """(T, N): the binary logarithm of the kernel between pixels of two tiles, by pointers to their first features."""
+    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, by pointers (T,) to their first feature."""
     if EXPANDED:  # features are sqrt(2) as large, and behind them stands minus their square
         exponent = tl.load(mine + F * T)[:, None] + tl.load(theirs + F * T)[None, :]
         for f in tl.static_range(F):
             exponent = tl.fma(tl.load(mine + f * T)[:, None], tl.load(theirs + f * T)[None, :], exponent)
     else:
-        exponent = tl.zeros((mine.shape[0], theirs.shape[0]), tl.float32)
+        exponent = tl.zeros((T, T), tl.float32)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
@@ -143,9 +141,9 @@ def _gather(
 @triton.jit
 def _apply(
     features, values, columns, items, out, partials, C,
-    F: tl.constexpr, T: tl.constexpr, N: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One work item: the sum over its columns' tiles of weights times values, (T, C); N of a tile's pixels at once."""
+    """One work item: the sum over its columns' tiles of weights times values, (T, C)."""
     item = items + tl.program_id(0) * 4
     row = tl.load(item).to(tl.int64)
     first = tl.load(item + 1)
@@ -157,15 +155,11 @@ def _apply(
     inside = c[:, None] < C
     per_tile: tl.constexpr = (F + EXPANDED) * T
     mine = features + row * per_tile + t
-    n = tl.arange(0, N)
-    heard = c[:, None] * T + n[None, :]
     sums = tl.zeros((T, BLOCK_C), tl.float32)
-    steps: tl.constexpr = T // N
-    for e in range(first * steps, stop * steps):
-        col = tl.load(columns + e // steps).to(tl.int64)
-        start = e % steps * N
-        value = tl.load(values + col * C * T + start + heard, mask=inside, other=0.0)
-        weights = tl.exp2(_exponents(mine, features + col * per_tile + start + n, F, T, EXPANDED))
+    for e in range(first, stop):
+        col = tl.load(columns + e).to(tl.int64)
+        value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
+        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED))
         if HALF:
             sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
         else:
@@ -336,7 +330,7 @@ def apply_pairs(
         with torch.cuda.device_of(sorted_GCT):
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
-                **_shape_of(tiles), N=min(T, STEP), BLOCK_C=_block(num_channels), HALF=half,
+                **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half,
                 num_warps=4, num_stages=2 if half else 3, enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
@@ -351,11 +345,10 @@ def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precisi
     """(E,): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale."""
     out_E = scales_GT.new_empty(len(pairs.columns_E))
     if len(out_E):
-        T, half = tiles.features_GFT.shape[2], precision == "float16"
         with torch.cuda.device_of(out_E):
             _shares[(len(pairs.items_I4),)](
                 tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
-                **_shape_of(tiles), HALF=half, num_warps=_num_warps(T), num_stages=1, enable_fp_fusion=True,
+                **_shape_of(tiles), HALF=precision == "float16", num_warps=4, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
     return out_E
 
@@ -364,7 +357,7 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
     """(I, F): for each work item and feature f the sum of k (y . v) (f - g)^2, in the features' units."""
     _, F, T = tiles.features_GFT.shape
     out_IF = torch.zeros(len(pairs.items_I4), F, dtype=torch.float64, device=y_BCP.device)
-    at_once, half = _channels_at_once("tf32x3", y_BCP.device), precision == "float16"
+    at_once, half = _channels_at_once("tf32x3", y_BCP.device) * 64 // max(T, 64), precision == "float16"
     for start in range(0, y_BCP.shape[1] if len(out_IF) else 0, at_once):
         channels = slice(start, start + at_once)
         left_GCT, right_GCT = (_in_tile_order(tiles, values[:, channels], None, half=half) for values in (y_BCP, v_BCP))
@@ -374,7 +367,7 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
             _moments[(len(out_IF),)](
                 tiles.features_GFT, left_GCT, right_GCT, pairs.columns_E, pairs.items_I4, part_IF, num_channels,
                 F=F, BLOCK_F=part_IF.shape[1], T=T, BLOCK_C=_block(num_channels), PRECISION="tf32" if half else "tf32x3",
-                num_warps=_num_warps(T), num_stages=2, enable_fp_fusion=True,
+                num_warps=max(4, T // 16), num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
         out_IF += part_IF[:, :F]
     return out_IF
@@ -430,8 +423,3 @@ def is_hopper(device: torch.device) -> bool:
 def _block(num_channels: int) -> int:
     """The least that tl.dot takes is 16, and it wants a power of two."""
     return max(16, 1 << (num_channels - 1).bit_length())
-
-
-def _num_warps(tile_size: int) -> int:
-    """Of 16 rows of a tile each, as the tensor cores work, but no fewer than the four that they are given together."""
-    return max(4, tile_size // 16)

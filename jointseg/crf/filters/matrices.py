@@ -169,7 +169,7 @@ def _columns(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
 
 def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 
