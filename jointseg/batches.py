@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 
 import torch
 from torch import Tensor
@@ -99,12 +100,15 @@ def batches(
     dataset: ViewDataset, settings: StageConfig, place: Place, *, first_step: int, loader_workers: int
 ) -> Iterator[Batch]:
     """This rank's batches from step `first_step` to the last, `settings.accumulate` a step, on its device."""
+    processes = get_context("forkserver") if loader_workers else None
+    if processes is not None:
+        processes.set_forkserver_preload([__name__])  # torch and the like are imported once, not by each process
     loader = DataLoader(
         dataset,
         batch_sampler=visits_of(place, settings, steps=range(first_step, settings.iterations)),
         collate_fn=_stack,
         num_workers=loader_workers,
-        multiprocessing_context="forkserver" if loader_workers else None,
+        multiprocessing_context=processes,
         pin_memory=place.device.type == "cuda",
         generator=torch.Generator(),  # its own, so that making a loader does not move the random state of dropout
     )
