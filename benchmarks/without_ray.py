@@ -1,7 +1,8 @@
 """Stages 1 and 2 of a run in one process of plain torch, for a machine that has no Ray.
 
 Not here: the stages with the CRF, the search, the evaluation: the folder that this leaves is a run's, and the pipeline goes on
-from it, on any machine that sees the same paths (`jointseg run --out DIR` with the same settings).
+from it, on any machine that sees the same paths (`jointseg run --out DIR` with the same settings). Interrupted, this goes on
+from the last checkpoint.
 
     python benchmarks/without_ray.py --out DIR --store STORE [--preset modern] [--set PATH=VALUE]... [--commit HASH]
 
@@ -22,14 +23,15 @@ from jointseg.batches import Place
 from jointseg.checkpoint import save_final
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
-from jointseg.data.manifest import write_manifest
+from jointseg.data.manifest import read_manifest, write_manifest
 from jointseg.data.store import Store
 from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
+from jointseg.graphs import refuse_where_there_are_no_graphs
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES, Stage
-from jointseg.training import Report, begin, train
+from jointseg.training import Report, begin, resume, train
 from pipeline.log_lines import append_line
 from pipeline.workspace import Workspace
 
@@ -37,6 +39,8 @@ from pipeline.workspace import Workspace
 def lay_out(config: Config, place: Workspace, store: Store, *, commit: str | None) -> tuple[View, ...]:
     """The folder as the pipeline's first phase leaves it; the views that are trained on."""
     place.adopt_config(config)
+    if place.finished("data"):
+        return read_manifest(place.views)
     data = config.data
     subset = draw_validation(store.train, data)
     digest = subset_digest(subset, data.validation_seed, store.digest)
@@ -45,20 +49,48 @@ def lay_out(config: Config, place: Workspace, store: Store, *, commit: str | Non
     views = make_views([number for number in store.train if data.train_on_validation or number not in set(subset)], data)
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
     write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
-    if not place.store.exists():
-        place.store.symlink_to(store.path)
+    place.store.symlink_to(store.path)
     place.finish("data", seconds=0.0, commit=commit)
     return views
 
 
-def train_stage(config: Config, stage: Stage, place: Workspace, store: Store, views: tuple[View, ...]) -> None:
-    """Train a stage to its end, and leave its log, its checkpoints and `final/`."""
+def check(config: Config, place: Workspace, store: Store) -> Place:
+    """The device that is trained on.
+
+    Raises:
+        InputError: the config is for more than one process, or for kept features; the device is not there; the folder is of
+            another store.
+    """
+    for path, value, allowed in (
+        ("data.cache_features", config.data.cache_features, False),
+        ("training.num_workers", config.training.num_workers, 1),
+    ):
+        if value != allowed:
+            raise InputError(f"{path}: {value} is not possible here; allowed: {allowed}")
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("training.device: cuda is asked for, and PyTorch sees no GPU; allowed: auto, cpu")
+    there = place.store.resolve()
+    if (place.store.exists() or place.store.is_symlink()) and there != store.path.resolve():
+        raise InputError(f"{place.out}: is of another store, {there}; allowed as --store: that, or another --out")
+    on_gpu = config.training.device != "cpu" and torch.cuda.is_available()
+    here = Place(device=torch.device("cuda" if on_gpu else "cpu"))
+    if config.training.cuda_graphs:
+        refuse_where_there_are_no_graphs(here)
+    return here
+
+
+def train_stage(config: Config, stage: Stage, place: Workspace, *, here: Place, store: Store, views: tuple[View, ...]) -> None:
+    """Train a stage to its end, from its newest checkpoint if it has one; leaves its log, checkpoints and `final/`."""
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = CheckpointFolder(folder)
-    here = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    start = None if stage.starts_from is None else place.final(STAGES[stage.starts_from])
-    run = begin(config, stage, place=here, start=start)
+    found = checkpoints.newest(config=config, stage=stage.name)
+    if found is None:
+        start = None if stage.starts_from is None else place.final(STAGES[stage.starts_from])
+        run = begin(config, stage, place=here, start=start)
+    else:
+        print(f"{stage.name}: {found}", flush=True)
+        run = resume(config, stage, checkpoints.of(found.step), place=here)
     if run.loaded is not None:
         place.loaded(stage).write_text(f"{run.loaded.table()}\n", encoding="utf-8")
 
@@ -67,7 +99,7 @@ def train_stage(config: Config, stage: Stage, place: Workspace, store: Store, vi
         shown = {name: value for name, value in said.metrics.items() if not name.startswith("lr/")}
         print(stage.name, said.step, *(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
         if said.save is not None:
-            said.save(checkpoints.of(said.step))
+            checkpoints.write(said.step, said.save, keep=config.training.keep_checkpoints)
 
     train(run, store, views, place=here, report=report, validation=place.subset()["frames"])
     save_final(place.final(stage), checkpoints.of(stage.config(config).iterations))
@@ -83,9 +115,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config = with_overrides(PRESETS[args.preset](), dict(parse_override(text) for text in args.overrides))
-        if config.data.cache_features:
-            raise InputError("data.cache_features: true is not possible here; allowed: false")
         place, store = Workspace(args.out.absolute()), Store.open(args.store.absolute())
+        here = check(config, place, store)
         torch.set_num_threads(config.training.cpus_per_worker)
         with place.locked():
             views = lay_out(config, place, store, commit=args.commit)
@@ -93,7 +124,7 @@ def main() -> None:
                 if place.finished(name):
                     continue
                 started = time.perf_counter()
-                train_stage(config, STAGES[name], place, store, views)
+                train_stage(config, STAGES[name], place, here=here, store=store, views=views)
                 place.finish(name, seconds=time.perf_counter() - started, commit=args.commit)
     except InputError as refused:
         sys.stderr.write(f"error: {refused}\n")

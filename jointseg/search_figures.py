@@ -140,14 +140,15 @@ def fold_spread(trials: Sequence[tuple[str, Sequence[float]]], *, title: str = "
     places, K = np.arange(len(trials)), scores_TK.shape[1]
     for fold in range(K):
         panel.plot(
-            places, scores_TK[:, fold], "-o", color=SHADES(fold / max(K - 1, 1)), linewidth=0.7, alpha=0.75, markersize=4
-        )
+            places, scores_TK[:, fold], "-o", color=SHADES(fold / max(K - 1, 1)), linewidth=0.7, alpha=0.75, markersize=4,
+            label=f"fold {fold}",
+        )  # fmt: skip
     error = scores_TK.std(1, ddof=1) / math.sqrt(K)
     panel.errorbar(places, scores_TK.mean(1), error, fmt="s", color=INK, capsize=4, markersize=5, label="mean ± standard error")
     panel.set_xticks(places, [name for name, _ in trials], fontsize=8)
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
     panel.set_ylabel("mean IoU of a fold")
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(frameon=False, fontsize=8, ncols=math.ceil((K + 1) / 2))
     _plain(panel)
     panel.set_title(title, loc="left", fontsize=11, color=INK)
     return figure

@@ -22,7 +22,7 @@ from jointseg.errors import InputError
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS, Stage
-from pipeline.cli_data import data_app
+from pipeline.cli_data import data_app, named_path
 from pipeline.failures import LostWorkerError, is_interruption
 from pipeline.terminal import Terminal
 from pipeline.workspace import PIPELINE, Workspace
@@ -37,14 +37,22 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; on a cluster, one that every node sees.")]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", parser=named_path, metavar="PATH", help="Folder of the run; on a cluster, one that every node sees."),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option("--preset", help=f"Where the settings begin: {', '.join(PRESETS)}. In a folder with a config: that config."),
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat. Without: rooms."),
+    typer.Option(
+        "--data",
+        parser=named_path,
+        metavar="PATH",
+        help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat. Without: rooms.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -16,12 +16,20 @@ from jointseg.data.store import prepare as prepare_store
 from jointseg.labels import CLASS_NAMES
 from pipeline.terminal import Terminal
 
+
+def named_path(text: str) -> Path:
+    """What an option names; an empty text would be the folder one happens to be in."""
+    if not text:
+        raise typer.BadParameter("is empty; allowed: a path")
+    return Path(text)
+
+
 data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.")
 
 
 @data_app.command("rooms")
 def data_rooms(
-    out: Annotated[Path, typer.Option("--out", help="New folder for the three files.")],
+    out: Annotated[Path, typer.Option("--out", parser=named_path, metavar="PATH", help="New folder for the three files.")],
     frames: Annotated[int, typer.Option("--frames", min=2, help="Rooms; three quarters go to the train split.")] = 80,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the rooms and of the split.")] = 0,
 ) -> None:
@@ -50,7 +58,7 @@ def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the thre
 @data_app.command("prepare")
 def data_prepare(
     folder: Annotated[Path, typer.Argument(help="Folder with the three files.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the store.")],
+    out: Annotated[Path, typer.Option("--out", parser=named_path, metavar="PATH", help="New folder for the store.")],
 ) -> None:
     """Copy such a folder into the memory-mapped store that training reads, checking every frame on the way."""
     terminal = Terminal()

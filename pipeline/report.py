@@ -231,7 +231,8 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
             shown = [store.frame(number) for number in (*pictures["best"], *reversed(pictures["worst"]))]
             title = f"{ROW_NAMES[WITH_CRF]} on its best and its worst test frames"
             save_png(qualitative(shown, predictions, title=title), folder / "best_and_worst.png")
-            said = {end: ", ".join(f"{100 * right[number]:.0f}" for number in pictures[end]) for end in ("best", "worst")}
+            ends = {"best": pictures["best"], "worst": reversed(pictures["worst"])}
+            said = {end: ", ".join(f"{100 * right[number]:.0f}" for number in numbers) for end, numbers in ends.items()}
             captions["best_and_worst.png"] = (
                 f"{ROW_NAMES[WITH_CRF]} on the test frames whose pixels it labels best ({said['best']} % rightly) and worst "
                 f"({said['worst']} %), the worst last."

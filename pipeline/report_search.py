@@ -19,6 +19,8 @@ CRF_SYMBOLS = {
     "crf.theta_zeta": ("θζ", "m"),
     "crf.theta_tau": ("θτ", "px"),
 }
+CRF_ROWS = {**CRF_SYMBOLS, "crf.num_iterations": ("", "iterations"), "crf.pairwise": ("", "form")}
+"""The settings that tables show: what a search may look for."""
 
 PAPERS = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
 
@@ -33,6 +35,11 @@ FIGURES = {
 """What each picture in a study's folder shows."""
 
 
+def plainly(value: float | str) -> str:
+    """A setting as tables show it."""
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
 def crf_table(report: Report) -> Table:
     """The CRF settings that the search found beside the paper's, and what each scores on the subset."""
     search = report["search"]
@@ -42,11 +49,11 @@ def crf_table(report: Report) -> Table:
             path.removeprefix("crf."),
             symbol,
             unit,
-            f"{best['settings'][path]:.4g}" + ("" if path in search["searched"] else " (held)"),
-            f"{PAPERS[path]:.4g}"
-            + ("" if papers["settings"][path] == PAPERS[path] else f" (held at {papers['settings'][path]:.4g})"),
+            plainly(best["settings"][path]) + ("" if path in search["searched"] else " (held)"),
+            plainly(PAPERS[path])
+            + ("" if papers["settings"][path] == PAPERS[path] else f" (held at {plainly(papers['settings'][path])})"),
         )
-        for path, (symbol, unit) in CRF_SYMBOLS.items()
+        for path, (symbol, unit) in CRF_ROWS.items()
     ]
     rows.append(("score", "mean IoU", "%", percent(best["score"], 2), percent(papers["score"], 2)))
     return Table("CRF settings", ("setting", "symbol", "unit", "found", "paper"), tuple(rows))
@@ -114,8 +121,7 @@ def search_note(report: Report) -> str:
     search, validation = report["search"], report["data"]["validation"]
     config = report["provenance"]["config"]
     reference, size = config["crf_reference_size"], config["network.input_size"]
-    settings = search["best"]["settings"]
-    held = " “(held)”: not searched." if set(CRF_SYMBOLS) - set(search["searched"]) else ""
+    held = " “(held)”: not searched." if set(CRF_ROWS) - set(search["searched"]) else ""
     asked = search["settings"]
     how = "of the CRF alone on stage 2's output"
     if asked["fidelity"] == "finetune":
@@ -123,8 +129,7 @@ def search_note(report: Report) -> str:
     return (
         f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) {how}, "
         f"{search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
-        f"{asked['seed']}), {search['failed']} failed; "
-        f"{settings['crf.num_iterations']} mean-field iterations, pairwise form `{settings['crf.pairwise']}`.{held} "
+        f"{asked['seed']}), {search['failed']} failed.{held} "
         f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
         f"× {size / reference:.3g}."
     )

@@ -26,7 +26,7 @@ from jointseg.stages import STAGES
 from pipeline import search_result, unaries
 from pipeline.cluster import require_resources
 from pipeline.log_lines import Line
-from pipeline.report_search import CRF_SYMBOLS, PAPERS
+from pipeline.report_search import CRF_ROWS, PAPERS, plainly
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
@@ -167,7 +167,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
             tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
         tracker.log_metrics(run, _summary(result), step=result["trials"])
         tracker.log_text(run, json.dumps(result, indent=1), search_result.SETTINGS)
-        tracker.describe(run, _described(result))
+        tracker.describe(run, _described(study.folder.name, result))
         for name in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
             path = study.folder / name
             tracker.log_artifact(run, path, name if path.is_dir() else None)
@@ -233,10 +233,10 @@ def _interval(gain: dict[str, float]) -> str:
     return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
 
 
-def _described(result: dict[str, Any]) -> str:
-    """A result in Markdown."""
-    rows = [f"| {path} | {result['settings'][path]:.4g} | {PAPERS[path]:.4g} |" for path in CRF_SYMBOLS]
-    return "\n".join([f"{said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
+def _described(name: str, result: dict[str, Any]) -> str:
+    """A study's result in Markdown."""
+    rows = [f"| {path} | {plainly(result['settings'][path])} | {plainly(PAPERS[path])} |" for path in CRF_ROWS]
+    return "\n".join([f"Study `{name}`. {said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 
 def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:

@@ -79,7 +79,8 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
         save_png(slices(axes, values, title=title), folder / "slices.png")
         save_png(parallel_coordinates(axes, values, title=title), folder / "parallel.png")
         if shares:
-            save_png(importance_bars(shares, title=title), folder / "importance.png")
+            named = {name.replace("/", "."): share for name, share in shares.items()}
+            save_png(importance_bars(named, title=title), folder / "importance.png")
         save_png(fold_spread(_top(finished), title=title), folder / "folds.png")
         if len(OBJECTIVES[objective]) > 1:
             second = OBJECTIVES[objective][1]
@@ -149,5 +150,6 @@ def _draw_frames(job: TrialJob, result: Mapping[str, Any], path: Path) -> None:
         labels = {job.cache.frames[place]: refined_labels(row_of(arrays, place), crf) for place in places}
         drawn[name] = {number: Prediction(own, None) for number, own in labels.items()}
     frames = [store.frame(job.cache.frames[place]) for place in places]
-    changes = "; ".join(f"{rows[0][p]['frame']}: {rows[0][p]['mean_iou'] - rows[1][p]['mean_iou']:+.1%}" for p in places)
-    save_png(side_by_side(frames, drawn, title=f"Mean IoU of frame {changes}"), path)
+    points = {rows[0][p]["frame"]: 100 * (rows[0][p]["mean_iou"] - rows[1][p]["mean_iou"]) for p in places}
+    changes = "; ".join(f"{frame}: {more:+.1f}" for frame, more in points.items())
+    save_png(side_by_side(frames, drawn, title=f"Points of mean IoU, frame {changes}"), path)

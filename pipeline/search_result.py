@@ -187,5 +187,8 @@ def load_settings(path: Path, config: Config) -> Config:
         return with_overrides(config, dict(json.loads(path.read_text(encoding="utf-8"))["settings"]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the result of a search ({error!r})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; allowed: the result of a search") from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"no JSON: {error}" if isinstance(error, ValueError) else "it holds no `settings`"
+        raise InputError(f"{path}: not the result of a search ({why})") from None

@@ -242,6 +242,8 @@ def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, An
 def _read_settings(path: Path) -> Point:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("not an object of paths and values")
         settings = dict(content.get("settings", content))
         checked = with_overrides(Config(), settings)
     except InputError as error:

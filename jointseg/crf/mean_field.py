@@ -78,6 +78,8 @@ def merge_terms(filters: Sequence[GaussianFilter], matrices_KCC: Tensor) -> tupl
     on_cpu_KCC = matrices_KCC.detach().cpu()
     peaks_K = on_cpu_KCC.flatten(1).abs().amax(1)
     reference = int(peaks_K.argmax())
+    if not peaks_K.any():
+        return filters[:1], matrices_KCC[:1]
     reference_CC = on_cpu_KCC[reference]
     at = int(reference_CC.abs().argmax())
     scales_K = on_cpu_KCC.flatten(1)[:, at] / reference_CC.flatten()[at]

@@ -49,6 +49,17 @@ def test_a_bad_override_is_named_by_every_command_that_takes_them(mistake, words
     assert not Path("x").exists()
 
 
+def test_a_bad_number_is_told_what_is_allowed_and_no_more(mistake):
+    said = mistake("run", "--out", "x", "--set", "crf.theta_beta=wide")
+    assert said == "crf.theta_beta: 'wide' is not allowed; allowed: number"
+
+
+@pytest.mark.parametrize("words", [("run", "--out", ""), ("run", "--out", "x", "--data", ""), ("data", "rooms", "--out", "")])
+def test_an_empty_path_is_not_the_folder_one_is_in(mistake, words, tmp_path):
+    assert "is empty; allowed: a path" in mistake(*words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_last_of_two_overrides_of_one_path_stands(mistake):
     assert "-2 is not allowed" in mistake("run", "--out", "x", "--set", "crf.w_depth=4", "--set", "crf.w_depth=-2")
 

@@ -3,6 +3,7 @@
 Not here: its speed, and the CRF around it.
 """
 
+import math
 import os
 import sys
 from functools import cache
@@ -206,6 +207,33 @@ def test_values_of_any_size_keep_their_digits(size):
     error = (BlockSparseFilter(features).apply(values).double() - plain).abs()
     peaks = values.double().abs().amax(-1, keepdim=True)
     assert (error <= (1e-3 + ROUNDING[1e-3]) * peaks * plain_matrix(features).sum(-1)[:, None]).all()
+
+
+def test_many_faint_weights_are_summed():
+    """64 pixels and 512 others at weights of about 2^-25.5, below float16's least 2^-24 and its rounding."""
+    far = math.sqrt(2 * 25.5 * math.log(2))
+    features = features_of(torch.cat([torch.zeros(64), torch.full((512,), far)])[None, :, None])
+    block = BlockSparseFilter(features, tolerance=1e-3)
+    tiles, pairs = block._tiles, block._pairs
+    everyone = torch.arange(len(tiles.pixels_GT), device=DEVICE)
+    G = len(everyone)
+    whole = block_sparse.cut_into_items(everyone.repeat_interleave(G), everyone.repeat(G), G, 256)
+    assert len(whole.columns_E) >= len(pairs.columns_E)
+    values = torch.zeros(1, 1, 576, device=DEVICE)
+    values[..., 64:] = 1
+    found = block_sparse._kernels().apply_pairs(tiles, whole, values, precision="float16")[0, 0, :64]
+    torch.testing.assert_close(found, torch.full_like(found, 512 * 2**-25.5), rtol=2e-3, atol=0)
+
+
+def test_what_a_pixel_that_is_not_valid_holds_changes_no_other():
+    valid = torch.rand(1, 130, generator=torch.Generator().manual_seed(2)) > 0.1
+    valid[0, 3] = False
+    block = BlockSparseFilter(features_of(torch.rand(1, 130, 2, generator=torch.Generator().manual_seed(2)), valid))
+    values = 1e-3 * draw(1, 3, 130, seed=16)
+    expected = block.apply(values)
+    for held in (1e6, 1e12, torch.inf, torch.nan):
+        values[0, :, 3] = held
+        assert torch.equal(block.apply(values), expected)
 
 
 def test_far_apart_features_make_the_identity():

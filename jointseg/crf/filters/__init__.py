@@ -32,7 +32,11 @@ from jointseg.errors import InputError
 
 
 class GaussianFilter(Protocol):
-    """One kernel over B images, ready to be applied."""
+    """One kernel over B images, ready to be applied.
+
+    It may also have `add_to(total_BCP, values_BCP, factors_BP, *, first)`, which adds factors * K v to a contiguous total, or
+    `first` puts it there, in one pass where that saves one.
+    """
 
     @property
     def row_sums(self) -> Tensor:

@@ -27,7 +27,10 @@ _UNMEASURED = 1 / 16
 """The part of the tolerance that may be lost by pairs that are skipped unmeasured, for the distance of their boxes."""
 _HALF_FROM = 1e-3
 _EXPANDED_UP_TO = 4096.0
-"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g: each rounds by up to 2^-12."""
+"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g, in F + 2 roundings of up to 2^-12 each:
+weights are off by 1e-3 at most with five features, row sums by less."""
+SHIFT = 14.0
+"""Weights in float16 are 2^14 times as large, so that those from 2^-38 on are numbers there, not from 2^-24."""
 _FIXED_POINT = 36
 """Shares are added up as integers, of 2^-36: whatever the order, such a sum is the same, and so is what is kept."""
 _MAX_PAIRS_AT_ONCE = 2**26
@@ -65,6 +68,8 @@ class Tiles:
     num_images: int
     num_pixels: int
     """P, of one image."""
+    valid_BP: Tensor | None = None
+    """The pixels that are in tiles; None: all."""
 
     def in_tile_order(self, values_BP: Tensor, *, filling: float) -> Tensor:
         """(G, T): one channel sorted as the pixels are, with `filling` where there is none."""
@@ -189,13 +194,13 @@ def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
     features_GFT = points_GTF.masked_fill((pixels_GT < 0)[:, :, None], _FAR).mT.contiguous()
     return Tiles(
         features_GFT=features_GFT, pixels_GT=pixels_GT.int(), low_GF=low_GF.contiguous(), high_GF=high_GF.contiguous(),
-        compared_GRT=features_GFT, num_images=B, num_pixels=P,
+        compared_GRT=features_GFT, num_images=B, num_pixels=P, valid_BP=features.valid_BP,
     )  # fmt: skip
 
 
 def with_squares(tiles: Tiles) -> Tiles:
-    """Tiles whose `compared_GRT` is sqrt(2) f, from the middle of the image's features, and behind it -|f|^2: the exponent
-    -|f - g|^2 is then a product and two terms. As they were where features reach too far for that in float32.
+    """Tiles whose `compared_GRT` is sqrt(2) f, from the middle of the image's features, and behind it SHIFT/2 - |f|^2: the
+    exponent SHIFT - |f - g|^2 is then a product and two terms. As they were where features reach too far for that in float32.
     """
     B, (G, F, _) = tiles.num_images, tiles.features_GFT.shape
     low_BF, high_BF = tiles.low_GF.view(B, -1, F).amin(1), tiles.high_GF.view(B, -1, F).amax(1)
@@ -205,7 +210,7 @@ def with_squares(tiles: Tiles) -> Tiles:
     halves_G1T = -0.5 * centred_GFT.square().sum(1, keepdim=True)
     if not bool(halves_G1T.amin() >= -_EXPANDED_UP_TO):
         return tiles
-    return replace(tiles, compared_GRT=torch.cat([centred_GFT, halves_G1T.masked_fill(none_G1T, -_FAR)], 1))
+    return replace(tiles, compared_GRT=torch.cat([centred_GFT, (halves_G1T + SHIFT / 2).masked_fill(none_G1T, -_FAR)], 1))
 
 
 def _valid_pixels_first(features: Features, tile_size: int) -> Tensor:

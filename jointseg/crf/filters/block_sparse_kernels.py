@@ -21,7 +21,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jointseg.crf.filters.block_sparse import TilePairs, Tiles
+from jointseg.crf.filters.block_sparse import SHIFT, TilePairs, Tiles
 
 MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
 """Channels that one launch carries, by precision: what the registers of one program hold. In tf32x3 twice as many on Hopper,
@@ -29,14 +29,16 @@ whose tensor cores read one operand from shared memory."""
 
 
 @triton.jit
-def _exponents(mine, theirs, F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr):
-    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, by pointers (T,) to their first feature."""
-    if EXPANDED:  # features are sqrt(2) as large, and behind them stands minus their square
+def _exponents(mine, theirs, F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr, SHIFT: tl.constexpr):
+    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, by pointers (T,) to their first feature, and
+    SHIFT more than that.
+    """
+    if EXPANDED:  # features are sqrt(2) as large, and behind them stands half of SHIFT less their square
         exponent = tl.load(mine + F * T)[:, None] + tl.load(theirs + F * T)[None, :]
         for f in tl.static_range(F):
             exponent = tl.fma(tl.load(mine + f * T)[:, None], tl.load(theirs + f * T)[None, :], exponent)
     else:
-        exponent = tl.zeros((T, T), tl.float32)
+        exponent = tl.full((T, T), SHIFT, tl.float32)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
@@ -141,9 +143,9 @@ def _gather(
 @triton.jit
 def _apply(
     features, values, columns, items, out, partials, C,
-    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """One work item: the sum over its columns' tiles of weights times values, (T, C)."""
+    """One work item: the sum over its columns' tiles of weights times values, (T, C); 2^SHIFT times as large."""
     item = items + tl.program_id(0) * 4
     row = tl.load(item).to(tl.int64)
     first = tl.load(item + 1)
@@ -159,7 +161,7 @@ def _apply(
     for e in range(first, stop):
         col = tl.load(columns + e).to(tl.int64)
         value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
-        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED))
+        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED, SHIFT))
         if HALF:
             sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
         else:
@@ -173,9 +175,10 @@ def _apply(
 @triton.jit
 def _scatter(
     sums, partials, slots, peaks, pixels, factors, out, stride_b, stride_c, num_pixels, tiles_per_image, C,
-    HALF: tl.constexpr, SCALED: tl.constexpr, ADDED: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr,
+    HALF: tl.constexpr, UNSHIFT: tl.constexpr, SCALED: tl.constexpr, ADDED: tl.constexpr,
+    T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile's partial sums, in their order, and put the total where its pixels are. HALF: times the magnitude again;
+    """Add a tile's partial sums, in their order, and put the total where its pixels are. HALF: times UNSHIFT and the magnitude;
     SCALED: times the pixel's factor; ADDED: added to what is there.
     """
     tile = tl.program_id(0).to(tl.int64)
@@ -193,7 +196,7 @@ def _scatter(
         partial += C * T
     if HALF:
         magnitude = _magnitude(tl.load(peaks + image * C + c, mask=c < C, other=1.0))
-        total = total * magnitude.to(tl.float32, bitcast=True)[:, None]
+        total = total * UNSHIFT * magnitude.to(tl.float32, bitcast=True)[:, None]
     if SCALED:
         total *= tl.load(factors + image * num_pixels + pixel, mask=pixel >= 0, other=0.0)[None, :]
     target = out + image * stride_b + c.to(tl.int64)[:, None] * stride_c + pixel[None, :]
@@ -205,7 +208,7 @@ def _scatter(
 @triton.jit
 def _shares(
     features, scales, columns, items, out,
-    F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr, SHIFT: tl.constexpr, UNSHIFT: tl.constexpr,
 ):  # fmt: skip
     """For each pair of tiles the most that a pixel of the one hears from the other, times that pixel's scale."""
     item = items + tl.program_id(0) * 4
@@ -216,12 +219,11 @@ def _shares(
     scale = tl.load(scales + row * T + t)
     for e in range(tl.load(item + 1), tl.load(item + 2)):
         col = tl.load(columns + e).to(tl.int64)
-        exponents = _exponents(mine, features + col * per_tile + t, F, T, EXPANDED)
-        if HALF:  # 2^14 times as large, so that weights from 2^-38 on are numbers in float16
-            ones = tl.full((T, 16), 1.0, tl.float16)
-            mass = tl.dot(tl.exp2(exponents + 14.0).to(tl.float16), ones) * 0.00006103515625  # row sums, 16 times over
+        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED, SHIFT))
+        if HALF:  # row sums, 16 times over
+            mass = tl.dot(weights.to(tl.float16), tl.full((T, 16), 1.0, tl.float16)) * UNSHIFT
         else:
-            mass = tl.dot(tl.exp2(exponents), tl.full((T, 16), 1.0, tl.float32), input_precision="tf32x3")
+            mass = tl.dot(weights, tl.full((T, 16), 1.0, tl.float32), input_precision="tf32x3")
         tl.store(out + e, tl.max(tl.max(mass * scale[:, None], 1), 0))
 
 
@@ -245,7 +247,7 @@ def _moments(
         col = tl.load(columns + e).to(tl.int64)
         v = tl.load(right + col * C * T + place, mask=inside, other=0.0)
         theirs = features + col * F * T + t
-        product = tl.exp2(_exponents(mine, theirs, F, T, False)) * tl.dot(y, v, input_precision=PRECISION)
+        product = tl.exp2(_exponents(mine, theirs, F, T, False, 0.0)) * tl.dot(y, v, input_precision=PRECISION)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             moment = tl.sum(product * difference * difference, 1)
@@ -323,32 +325,41 @@ def apply_pairs(
     for start in range(0, C, at_once):
         target_BCP, given_BCP = out_BCP[:, start : start + at_once], values_BCP[:, start : start + at_once]
         num_channels = target_BCP.shape[1]
-        peaks_BC = torch.linalg.vector_norm(given_BCP, torch.inf, dim=2) if half else tiles.features_GFT
+        peaks_BC = _peaks(given_BCP, tiles.valid_BP) if half else tiles.features_GFT
         sorted_GCT = _in_tile_order(tiles, given_BCP, peaks_BC, half=half)
         sums_GCT = torch.empty(sorted_GCT.shape, dtype=torch.float32, device=sorted_GCT.device)
         partials_SCT = sums_GCT.new_empty(max(pairs.num_slots, 1), num_channels, T)
         with torch.cuda.device_of(sorted_GCT):
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
-                **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half,
+                **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half, SHIFT=SHIFT if half else 0.0,
                 num_warps=4, num_stages=2 if half else 3, enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
                 sums_GCT, partials_SCT, pairs.slots_G, peaks_BC, tiles.pixels_GT, factors, target_BCP,
                 target_BCP.stride(0), target_BCP.stride(1), P, G // B, num_channels,
-                HALF=half, SCALED=factors_BP is not None, ADDED=added, T=T, BLOCK_C=16, num_warps=4, enable_fp_fusion=True,
+                HALF=half, UNSHIFT=2.0**-SHIFT, SCALED=factors_BP is not None, ADDED=added, T=T, BLOCK_C=16,
+                num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return out_BCP
 
 
+def _peaks(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:
+    """(B, C): the largest |value| of each channel over the pixels that take part."""
+    heard_BCP = values_BCP if valid_BP is None else values_BCP.masked_fill(~valid_BP[:, None], 0.0)
+    peaks_BC: Tensor = torch.linalg.vector_norm(heard_BCP, torch.inf, dim=2)
+    return peaks_BC
+
+
 def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precision: str) -> Tensor:
     """(E,): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale."""
-    out_E = scales_GT.new_empty(len(pairs.columns_E))
+    out_E, half = scales_GT.new_empty(len(pairs.columns_E)), precision == "float16"
     if len(out_E):
         with torch.cuda.device_of(out_E):
             _shares[(len(pairs.items_I4),)](
                 tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
-                **_shape_of(tiles), HALF=precision == "float16", num_warps=4, num_stages=1, enable_fp_fusion=True,
+                **_shape_of(tiles), HALF=half, SHIFT=SHIFT if half else 0.0, UNSHIFT=2.0**-SHIFT,
+                num_warps=4, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
     return out_E
 
@@ -411,7 +422,7 @@ def _channels_at_once(precision: str, device: torch.device) -> int:
 
 
 def tile_size(precision: str, device: torch.device) -> int:
-    """Pixels of a tile: where the registers are enough for it, twice as many hear what is loaded once."""
+    """Pixels of a tile: where the registers are enough for it, twice as many hear what is loaded once. 128 elsewhere spills."""
     return 128 if precision == "float16" and is_hopper(device) else 64
 
 
