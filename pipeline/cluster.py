@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         raise InputError(
             f"RAY_ADDRESS: {address!r} is Ray Client's; allowed: HOST:6379 from one of its nodes, or `ray job submit`"
         )
+    if address:
+        _refuse_closed(address)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     quiet = logging.INFO if verbose else logging.ERROR
     runtime_env = None
@@ -46,7 +51,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     own = {} if address else {"include_dashboard": False}  # it takes jobs from whoever reaches its port
     try:
-        ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env, **own)
+        with _apart() if not address else nullcontext():
+            ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env, **own)
     except (ConnectionError, ValueError) as error:
         if not address:
             raise
@@ -57,6 +63,38 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_closed(address: str) -> None:
+    """Raise InputError where nothing listens at HOST:PORT, for which Ray itself would look for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {error}") from None
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """What is started in the block is in a process group of its own, which a signal to this one's does not reach.
+
+    `timeout` and schedulers signal the whole group. Ray without its head would keep this process for a minute, and then end it
+    without a word. A Ctrl-C while Ray starts is not heard. A process that leads its session cannot leave its group: there all
+    is as ever.
+    """
+    own = os.getpgrp()
+    keeper = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, process_group=0)
+    try:
+        with suppress(PermissionError):
+            os.setpgid(0, keeper.pid)
+        yield
+    finally:
+        with suppress(PermissionError):
+            os.setpgid(0, own)
+        keeper.kill()
+        keeper.communicate()
 
 
 def uses_gpu(config: Config) -> bool:

@@ -73,7 +73,7 @@ class CommandLine:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             command = [sys.executable, "-m", "pipeline", *words]
-            process = subprocess.Popen(command, env=self.environment, start_new_session=True, stdout=handle, stderr=handle)
+            process = subprocess.Popen(command, env=self.environment, process_group=0, stdout=handle, stderr=handle)
         finally:
             signal.signal(signal.SIGINT, before)
             os.close(handle)

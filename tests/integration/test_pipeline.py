@@ -5,7 +5,9 @@ and again: between phases, inside a stage and inside the search.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -252,14 +254,14 @@ def test_with_other_instructions_the_winner_comes_out_within_the_tolerance_state
 
 
 def test_a_search_in_the_background_ends_on_sigterm_as_on_ctrl_c(killed: Workspace, jointseg: CommandLine) -> None:
-    """As `ray job stop`, and the scripts of schedulers, end it."""
+    """As `timeout` and schedulers end it, which signal all of its group: Ray's own processes are to hear nothing of it."""
     words = ("search", "--out", str(killed.out), "--space", "crf_weights", "--trials", "500")
     with jointseg.in_background(*words) as (process, printed):
         deadline = time.monotonic() + 120
         while not any(len(read_lines(log)) >= 2 for log in killed.search.glob("crf_weights-*/log.jsonl")):
             assert process.poll() is None and time.monotonic() < deadline, printed.read_text()
             time.sleep(0.1)
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
         said = printed.read_text()
     assert process.returncode == 130, said

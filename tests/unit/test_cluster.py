@@ -5,7 +5,9 @@ Not here: work on a real one (integration tests).
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 
 import pytest
 
@@ -29,6 +31,15 @@ def init(monkeypatch):
     return kept
 
 
+@pytest.fixture
+def head(monkeypatch):
+    """The address of something that listens, set as Ray's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        yield address
+
+
 def test_a_ray_of_our_own_opens_no_port_that_takes_jobs(init):
     with cluster.connected():
         pass
@@ -36,13 +47,12 @@ def test_a_ray_of_our_own_opens_no_port_that_takes_jobs(init):
 
 
 @pytest.mark.parametrize("in_job", [False, True])
-def test_our_code_goes_to_a_cluster_that_was_given_unless_a_job_has_brought_it(init, monkeypatch, in_job):
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+def test_our_code_goes_to_a_cluster_that_was_given_unless_a_job_has_brought_it(init, head, monkeypatch, in_job):
     if in_job:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with cluster.connected():
         pass
-    assert init[0]["address"] == "head:6379"
+    assert init[0]["address"] == head
     sent = (init[0]["runtime_env"] or {"py_modules": []})["py_modules"]
     assert [path.rpartition("/")[2] for path in sent] == ([] if in_job else ["jointseg", "pipeline", "tune_spaces"])
 
@@ -64,14 +74,29 @@ def test_sigterm_stays_ours_and_ray_ends_whatever_happens(init, monkeypatch):
     assert (inside, init) == ([before], ["ended"])
 
 
-def test_a_cluster_that_does_not_answer_is_named_in_one_line(init, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_named_in_one_line(init, head, monkeypatch):
     def silent(**_):
         raise ConnectionError("nobody\nthere")
 
     monkeypatch.setattr(cluster.ray, "init", silent)
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at 'head:6379': nobody$"), cluster.connected():
+    with pytest.raises(InputError, match=rf"^RAY_ADDRESS: no Ray answers at '{head}': nobody$"), cluster.connected():
         pass
+
+
+def test_where_nothing_listens_ray_is_not_asked(init, head, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at '127\.0\.0\.1:9': .*refused"), cluster.connected():
+        pass
+    assert init == []
+
+
+def test_what_starts_apart_hears_no_signal_to_our_group(init, monkeypatch):
+    groups = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: groups.append(os.getpgrp()))
+    before = os.getpgrp()
+    with cluster.connected():
+        assert os.getpgrp() == before
+    assert groups != [before] or os.getpid() == os.getsid(0)
 
 
 # What it has room for
