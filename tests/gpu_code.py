@@ -25,6 +25,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from jointseg.crf.filters import block_sparse_kernels as kernels
+from jointseg.crf.filters import kd_tree
 from jointseg.crf.filters.block_sparse import Tiles, cut_into_items, with_squares
 from jointseg.network import upsample_kernels
 
@@ -84,7 +85,7 @@ def tiles_of(T: int) -> Tiles:
 def filter_kernels(capability: int) -> list[Any]:
     """For an image of 12 tiles with five features: as many channels as a launch carries, and fewer."""
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
-    rows = compiled(lambda: kernels.kd_order(torch.rand(12 * 64, 5), 64, 1))
+    rows = compiled(lambda: kd_tree.kd_order(torch.rand(12 * 64, 5), 64, 1))
     tiles = tiles_of(64)
     rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), slice(0, 12), sure=0.1))
     of_half = tiles_of(kernels.tile_size("float16", torch.device("cuda")))

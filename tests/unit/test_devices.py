@@ -148,6 +148,8 @@ def kernels_handed_what_tensors_hold():
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("kd_order", "apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
+        tree = import_module("jointseg.crf.filters.kd_tree")
+        patch.setattr(tree, "kd_order", handed(tree.kd_order))
+        for name in ("apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
             patch.setattr(kernels, name, handed(getattr(kernels, name)))
         yield

@@ -1,6 +1,6 @@
 """The Gaussian filter as a block-sparse sum on a GPU: exact but for pairs of far pixels that hardly weigh, which it skips.
 
-Not here: the kernels that sum (block_sparse_kernels.py, in Triton).
+Not here: the tree that sorts pixels (kd_tree.py) and the kernels that sum (block_sparse_kernels.py), both in Triton.
 """
 
 # B images, C channels, P pixels, G tiles of T pixels (of all images), F kernel features, E pairs of tiles, I work items
@@ -144,7 +144,7 @@ class BlockSparseFilter:
         return result
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
-        """K^T v, which is K v: pairs are kept both ways, and (a - b)^2 and (b - a)^2 are the same number, bit for bit."""
+        """K^T v, which is K v: pairs are kept both ways, and a weight is the same number both ways, bit for bit."""
         return self.apply(values_BCP)
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
     place_GT = pixels_GT + P * (torch.arange(G, device=pixels_GT.device) // (G // B))[:, None]
     points_GTF = features.values_BPF.detach().reshape(B * P, F)[place_GT.clamp(min=0)] * _SCALE
     points_SF = points_GTF.masked_fill((pixels_GT < 0)[:, :, None], torch.inf).view(-1, F)
-    order_S, boxes_G2F = _kernels().kd_order(points_SF, T, B)
+    order_S, boxes_G2F = import_module("jointseg.crf.filters.kd_tree").kd_order(points_SF, T, B)
     points_GTF, pixels_GT = points_SF[order_S].view(G, T, F), pixels_GT.view(-1)[order_S].view(G, T)
     low_GF, high_GF = boxes_G2F.unbind(1)
     features_GFT = points_GTF.masked_fill((pixels_GT < 0)[:, :, None], _FAR).mT.contiguous()
