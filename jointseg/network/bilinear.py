@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jointseg.crf.filters.block_sparse import missing_for_triton
+from jointseg.needs import missing_for_triton
 
 FACTORS = (2, 4, 8)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -22,13 +22,14 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from jointseg.crf.filters.block_sparse import BlockSparseFilter, missing_for_triton
+from jointseg.crf.filters.block_sparse import BlockSparseFilter
 from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.exact import ExactFilter, blend
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid, grid_fits, permutohedral, separable_filter
 from jointseg.crf.filters.summed import SummedFilter
 from jointseg.errors import InputError
+from jointseg.needs import missing_for_triton
 
 
 class GaussianFilter(Protocol):

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from jointseg.crf.filters.features import Features
 from jointseg.errors import InputError
+from jointseg.needs import missing_for_triton
 
 _SURE = 0.1
 """Pairs of tiles whose boxes allow a weight above this are kept unmeasured: nearly all of them matter."""
@@ -40,16 +39,6 @@ _MAX_SLOTS = 2**13
 _FAR = 1e18
 _SCALE = math.sqrt(0.5 * math.log2(math.e))
 """exp(-d^2/2) = 2^-(s d)^2."""
-
-
-def missing_for_triton() -> str | None:
-    """What there is not of what Triton needs: the package, as beside torch's CUDA builds, and a C compiler for its launcher."""
-    if find_spec("triton") is None:
-        return "the triton package"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not os.environ.get("CC") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return "a C compiler for Triton (cc, gcc or clang)"
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)

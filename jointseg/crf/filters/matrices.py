@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from jointseg.crf.cpu.grid import blur_taps, num_points
-from jointseg.crf.filters.block_sparse import missing_for_triton
 from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.summed import add_scaled
+from jointseg.needs import missing_for_triton
 
 _REACH = 6.0
 """Bandwidths after which a Gaussian over positions is taken for 0: it is 1.5e-8."""
@@ -64,7 +65,7 @@ class SeparableMatrices:
             factors_BP = factors_BP if self._valid_BP is None else factors_BP * self._valid_BP
             self._blur_into(total_BCP, values_BCP, factors_BP, added=not first)
         else:
-            _add(total_BCP, self.apply(values_BCP), factors_BP, first=first)
+            add_scaled(total_BCP, self.apply(values_BCP), factors_BP, first=first)
 
     def _blur_into(self, out_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor | None, *, added: bool) -> None:
         shape = (*values_BCP.shape[:2], *self._size)
@@ -146,7 +147,7 @@ class _Grid:
             if factors_P is None:
                 out_CP.copy_(read_CP)
             else:
-                _add(out_CP, read_CP, factors_P, first=not added)
+                add_scaled(out_CP, read_CP, factors_P, first=not added)
 
 
 def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
@@ -183,14 +184,6 @@ def _band(length: int, cells: float, like: Tensor) -> Tensor:
 def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
     places = torch.arange(length, dtype=torch.float64, device=like.device) / sigma
     return torch.exp(-0.5 * (places[:, None] - places).square()).to(like)
-
-
-def _add(total: Tensor, filtered: Tensor, factors: Tensor, *, first: bool) -> None:
-    """Of (B, C, P) and (B, P), or (C, P) and (P,)."""
-    if first:
-        torch.mul(filtered, factors.unsqueeze(-2), out=total)
-    else:
-        total.addcmul_(filtered, factors.unsqueeze(-2))
 
 
 def _takes_kernels(values: Tensor) -> bool:

@@ -37,10 +37,8 @@ class SummedFilter:
             add_to = getattr(gaussian, "add_to", None)
             if add_to is not None:
                 add_to(total_BCP, values_BCP, factors_BP, first=number == 0)
-            elif number == 0:
-                torch.mul(gaussian.apply(values_BCP), factors_BP[:, None], out=total_BCP)
             else:
-                total_BCP.addcmul_(gaussian.apply(values_BCP), factors_BP[:, None])
+                add_scaled(total_BCP, gaussian.apply(values_BCP), factors_BP, first=number == 0)
         return total_BCP
 
     @torch.no_grad()
@@ -50,3 +48,11 @@ class SummedFilter:
         for gaussian, factors_BP in self._terms:
             total_BCP += gaussian.apply_transposed(values_BCP * factors_BP[:, None])
         return total_BCP
+
+
+def add_scaled(total: Tensor, filtered: Tensor, factors: Tensor, *, first: bool) -> None:
+    """Add factors * filtered to a total, or, `first`, put it there; of (B, C, P) and (B, P), or (C, P) and (P,)."""
+    if first:
+        torch.mul(filtered, factors.unsqueeze(-2), out=total)
+    else:
+        total.addcmul_(filtered, factors.unsqueeze(-2))

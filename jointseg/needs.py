@@ -1,0 +1,20 @@
+"""What parts that are optional need of a machine, and whether it is there.
+
+Not here: the kernels that need it (crf/filters/, network/upsample_kernels.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+
+
+def missing_for_triton() -> str | None:
+    """What there is not of what Triton needs: the package, as beside torch's CUDA builds, and a C compiler for its launcher."""
+    if find_spec("triton") is None:
+        return "the triton package"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not os.environ.get("CC") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "a C compiler for Triton (cc, gcc or clang)"
+    return None
