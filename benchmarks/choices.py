@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -28,6 +27,8 @@ from jointseg.config import Config
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import draw_validation, make_views
 from jointseg.errors import InputError
+from jointseg.hardware import cpu_model
+from jointseg.network.pretrained import check_pretrained
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
@@ -93,13 +94,11 @@ def compare() -> None:
         ways.append((text, {"seed": args.seeds[0], **dict([parse_override(text)])}))
     every = [(name, with_overrides(PRESETS[args.preset](), {**base, **changes})) for name, changes in ways]
     configs = [(name, config) for place, (name, config) in enumerate(every) if not place or config != every[0][1]]
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {args.steps} steps"
-    )
-    given = {name: str(value) for name, value in vars(args).items()} | {
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-    }
+    for _, config in configs:
+        check_pretrained(config.network)
+    machine = f"{cpu_model()}, {os.cpu_count()} cores"
+    print(f"{machine}, torch {torch.__version__}, {args.steps} steps")
+    given = {name: str(value) for name, value in vars(args).items()} | {"machine": machine, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         prepared = (args.data / "store.json").is_file()

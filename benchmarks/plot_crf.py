@@ -62,7 +62,8 @@ def message_error(features: Features, build: Callable[[Features], GaussianFilter
     exact = ExactFilter(Features(values_BPF=features.values_BPF.double(), size=features.size))
     truth = exact.apply(values.double()) / exact.row_sums[:, None]
     gaussian = build(features)
-    return float((gaussian.apply(values) / gaussian.row_sums[:, None] - truth).abs().max())
+    message = gaussian.apply(values.to(gaussian.row_sums.device)) / gaussian.row_sums[:, None]
+    return float((message.cpu() - truth).abs().max())
 
 
 def tolerance_plot(frame: Frame, out: Path) -> None:

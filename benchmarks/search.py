@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -34,6 +33,7 @@ from jointseg.cross_validation import draw_folds, is_behind, mean_iou
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.evaluation import compute_unaries, refined_labels
+from jointseg.hardware import cpu_model
 from jointseg.model import build_crf, build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
@@ -75,14 +75,14 @@ def naive(job: TrialJob) -> list[Row]:
     runner.run(0, {})
     times: dict[str, list[float]] = {"from scratch": [], "trial, new bandwidths": [], "trial, new weights": [], "CRF alone": []}
     for turn in range(3):
+        names = ("theta_alpha", "theta_beta", "theta_gamma", "theta_zeta", "theta_tau")
+        moved = {f"crf.{name}": getattr(job.config.crf, name) * (1.1 + turn / 10) for name in names}
         started = time.perf_counter()
         for place in places:
-            config = with_overrides(job.config, {"crf.w_depth": 1.0 + turn})
+            config = with_overrides(job.config, {**moved, "crf.w_depth": 1.0 + turn})
             unaries = compute_unaries(model, store.frame(job.cache.frames[place]), config, device=torch.device("cpu"))
             refined_labels(unaries, build_crf(config).eval(), size=runner.labels[place].shape)
         times["from scratch"].append(time.perf_counter() - started)
-        names = ("theta_alpha", "theta_beta", "theta_gamma", "theta_zeta", "theta_tau")
-        moved = {f"crf.{name}": getattr(job.config.crf, name) * (1.1 + turn / 10) for name in names}
         times["trial, new bandwidths"].append(runner.run(1, moved)["seconds"])
         times["trial, new weights"].append(runner.run(2, {**moved, "crf.w_depth": 2.0 + turn})["seconds"])
         crf = build_crf(with_overrides(job.config, {**moved, "crf.w_depth": 3.0 + turn})).eval()
@@ -230,7 +230,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, size {args.size}")
+    machine = f"{cpu_model()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(f"{machine}, size {args.size}")
     rows: list[Row] = []
 
     def add(new: list[Row]) -> None:
@@ -259,7 +260,7 @@ def main() -> None:
                 add(measure(job, folder))
                 ray.shutdown()
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.write_text(json.dumps([{**row, "size": args.size, "machine": machine} for row in rows], indent=1))
 
 
 if __name__ == "__main__":

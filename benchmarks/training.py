@@ -35,6 +35,7 @@ from jointseg.config import Config
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import make_views
+from jointseg.hardware import cpu_model
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES
@@ -174,7 +175,7 @@ def memory(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
 
 
 def machine() -> Row:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model()
     return {"device": name, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
 
 

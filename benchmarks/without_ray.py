@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from jointseg.batches import Place
-from jointseg.checkpoint import save_final
+from jointseg.checkpoint import save_final, write_atomically
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
 from jointseg.data.manifest import read_manifest, write_manifest
@@ -28,6 +28,7 @@ from jointseg.data.store import Store
 from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
 from jointseg.graphs import refuse_where_there_are_no_graphs
+from jointseg.network.pretrained import check_pretrained
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES, Stage
@@ -45,11 +46,12 @@ def lay_out(config: Config, place: Workspace, store: Store, *, commit: str | Non
     subset = draw_validation(store.train, data)
     digest = subset_digest(subset, data.validation_seed, store.digest)
     description = {"frames": subset, "seed": data.validation_seed, "digest": digest, "in_training": data.train_on_validation}
-    place.validation.write_text(json.dumps(description, indent=1))
+    write_atomically(place.validation, json.dumps(description, indent=1))
     views = make_views([number for number in store.train if data.train_on_validation or number not in set(subset)], data)
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
     write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
-    place.store.symlink_to(store.path)
+    if not place.store.is_symlink():  # an interruption may have come after it; `check` has seen where it leads
+        place.store.symlink_to(store.path)
     place.finish("data", seconds=0.0, commit=commit)
     return views
 
@@ -58,8 +60,8 @@ def check(config: Config, place: Workspace, store: Store) -> Place:
     """The device that is trained on.
 
     Raises:
-        InputError: the config is for more than one process, or for kept features; the device is not there; the folder is of
-            another store.
+        InputError: the config is for more than one process, or for kept features; the device is not there; the starting
+            weights are not in order; the folder is of another store.
     """
     for path, value, allowed in (
         ("data.cache_features", config.data.cache_features, False),
@@ -69,6 +71,7 @@ def check(config: Config, place: Workspace, store: Store) -> Place:
             raise InputError(f"{path}: {value} is not possible here; allowed: {allowed}")
     if config.training.device == "cuda" and not torch.cuda.is_available():
         raise InputError("training.device: cuda is asked for, and PyTorch sees no GPU; allowed: auto, cpu")
+    check_pretrained(config.network)
     there = place.store.resolve()
     if (place.store.exists() or place.store.is_symlink()) and there != store.path.resolve():
         raise InputError(f"{place.out}: is of another store, {there}; allowed as --store: that, or another --out")

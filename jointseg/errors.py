@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class ScoreError(InputError):
+    """What was computed is no number: the fault of the settings it was computed with."""
+
+
 class DeviceMemoryError(InputError):
     """A GPU has too little memory for what is asked of it."""
 

@@ -21,7 +21,7 @@ from jointseg.config import Config, EvaluationConfig
 from jointseg.crf import DenseCRF, PreparedImages
 from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.data.views import content_size, render_input
-from jointseg.errors import InputError
+from jointseg.errors import ScoreError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop
 from jointseg.model import JointModel
@@ -63,6 +63,10 @@ class Unaries(NamedTuple):
     """(C, h, w)."""
     depth: Tensor
     """(h, w), metres, estimated."""
+
+    def to(self, device: torch.device) -> Unaries:
+        """The same on a device."""
+        return Unaries(*(values.to(device) for values in self))
 
 
 def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
@@ -139,13 +143,13 @@ def refined_labels(
         prepared: what the CRF, or one of the same bandwidths, made of the frame's image and depth; None: it is made here.
 
     Raises:
-        InputError: the CRF's logits are not all finite.
+        ScoreError: the CRF's logits are not all finite.
     """
     prepared = prepared or crf.prepare(image=unaries.image[None], depth=unaries.depth[None])
     logits = crf(unaries.logits[None], prepared=prepared)[0]
     least, greatest = logits.aminmax()
     if not (math.isfinite(least) and math.isfinite(greatest)):
-        raise InputError("the CRF's logits are NaN or infinite; its weights are too large")
+        raise ScoreError("the CRF's logits are NaN or infinite; its weights are too large")
     return labels_at_full_size(logits, size)
 
 

@@ -21,9 +21,18 @@ from jointseg.errors import InputError
 from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
 from jointseg.whole import appearing_whole
+from pipeline.screen import Screen
 from pipeline.shares import shared_out
+from pipeline.workspace import Workspace
 
 VIEWS_A_SHARE = 64
+
+
+def ready_features(config: Config, place: Workspace, *, store: Path, screen: Screen) -> None:
+    """Have a run's features there, and those of this config, where `data.cache_features` asks for them."""
+    if config.data.cache_features:
+        with screen.bar("features", len(read_manifest(place.views))) as progress:
+            cached_features(config, store=store, views=place.views, folder=place.features, progress=progress)
 
 
 def cached_features(

@@ -27,7 +27,7 @@ from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import Point
 from pipeline.train import train_stage
 from pipeline.trial import Counted, TrialJob, frame_sums, run_trial
-from pipeline.trial_record import FrameSums
+from pipeline.trial_record import UNSAVED, FrameSums
 from pipeline.workspace import Workspace
 
 STAGE = STAGES["stage3"]
@@ -36,11 +36,12 @@ STAGE = STAGES["stage3"]
 def run_finetune(job: TrialJob, number: int, point: Point) -> Line:
     """Train and score a point, as `run_trial`; needs Ray. Interrupted, it goes on from the training's newest checkpoint.
 
-    The training has a folder of its own in the study's, which goes when the scores are there.
+    The training has a folder of its own in the study's, which goes when the trial has ended.
     """
     place = Workspace(job.folder / "finetune" / f"trial-{number:04d}")
     line = run_trial(job, number, point, lambda: _count(job, point, place))
-    shutil.rmtree(place.out, ignore_errors=True)
+    if line["state"] != UNSAVED:
+        shutil.rmtree(place.out, ignore_errors=True)
     return line
 
 

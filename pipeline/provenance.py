@@ -23,6 +23,7 @@ import torch
 
 import jointseg
 from jointseg.config import Config
+from jointseg.hardware import cpu_model
 from jointseg.presets import PRESETS, paper
 from jointseg.settings import differences, flatten
 
@@ -137,7 +138,7 @@ def hardware() -> dict[str, Any]:
         nodes = sum(node["Alive"] for node in ray.nodes())
         cluster = {"nodes": nodes, "cpus": there.get("CPU", 0), "gpus": there.get("GPU", 0), "accelerators": accelerators}
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
@@ -153,13 +154,3 @@ def hardware_line(found: Mapping[str, Any]) -> str:
         kinds = f" ({', '.join(there['accelerators'])})" if there["accelerators"] else ""
         parts.append(f"Ray with {there['nodes']} node(s), {there['cpus']:g} CPUs, {there['gpus']:g} GPUs{kinds}")
     return ", ".join(parts)
-
-
-def _cpu_model() -> str:
-    described = Path("/proc/cpuinfo")
-    if described.is_file():
-        for line in described.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

@@ -20,7 +20,6 @@ from rich.console import RenderableType
 
 from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
-from jointseg.crf.settings import CrfSettings
 from jointseg.crf_figure import learned_matrices
 from jointseg.data.store import Store
 from jointseg.errors import InputError
@@ -189,12 +188,13 @@ def _as_searched(config: Config, place: Workspace) -> Config:
 def _search(config: Config, place: Workspace) -> dict[str, Any]:
     result = _read(place.crf_settings)
     held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
-    papers = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
+    (first,) = pq.read_table(place.trials(), filters=[("trial", "==", 0)]).to_pylist()
+    papers = {path: first[path] for path in result["searched"] if first[path] is not None}
     kept = ("trials", "failed", "stopped", "searched", "study", "balanced_by", "folds", "paper_folds", "nested", "gain")
     return {
         "best": {"score": result["score"], "settings": result["settings"]},
-        # Trial 0: the paper's values of what is searched, the run's own of the rest.
-        "paper": {"score": result["paper_score"], "settings": {**held, **{path: papers[path] for path in result["searched"]}}},
+        # Trial 0: the paper's values of what it drew, the run's own of the rest.
+        "paper": {"score": result["paper_score"], "settings": {**held, **papers}},
         **{name: result[name] for name in kept},
         "settings": result["search"],
     }

@@ -18,13 +18,15 @@ from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
 from pipeline import evaluate, unaries
-from pipeline.cluster import connected
+from pipeline.cluster import connected, require_resources
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered, refuse_other_checkpoint
+from pipeline.features import ready_features
 from pipeline.finetune import run_finetune
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import trial_record
 from pipeline.trial import TrialJob, TrialRunner
+from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,18 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen)
     # The nodes' own disks were those of the cluster it was found on.
     record, config = evidence.record, with_overrides(evidence.config, {"search.node_folder": None})
     start, frames = find_checkpoint(evidence), tuple(record["frames"])
-    with screen.bar("unaries", len(frames)) as progress:
-        cache = unaries.cached_unaries(config, store, start, scratch / "unaries", frames=frames, progress=progress)
+    cache = unaries.UnaryCache(scratch / "unaries", frames)
     folds = tuple(own["fold"] for own in record["by_frame"])
     job = TrialJob(config, store, cache, folds, scratch, evidence.place.out if evidence.place else scratch)
     number, point = record["trial"], dict(record["settings"])
-    trains = config.search.fidelity == "finetune"
-    line = run_finetune(job, number, point) if trains else TrialRunner(job).run(number, point)
+    if config.search.fidelity == "finetune":
+        require_resources(config)
+        ready_features(config, Workspace(job.out), store=store, screen=screen)
+        line = run_finetune(job, number, point)
+    else:
+        with screen.bar("unaries", len(frames)) as progress:
+            unaries.cached_unaries(config, store, start, cache.folder, frames=frames, progress=progress)
+        line = TrialRunner(job).run(number, point)
     if line["error"] is not None:
         raise InputError(f"{evidence.name}: the trial fails here: {line['error']}")
     return trial_record(line, config, scratch, identity={})

@@ -14,17 +14,18 @@ from functools import partial
 
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
-from jointseg.data.manifest import read_manifest, write_manifest
+from jointseg.data.manifest import write_manifest
 from jointseg.data.nyu import NyuFolder
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
 from jointseg.network.pretrained import check_pretrained
-from jointseg.settings import SettingsError, flatten
+from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate, features, report, search
+from pipeline import evaluate, report, search
 from pipeline.cluster import connected, require_resources, result_of
+from pipeline.features import ready_features
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
@@ -113,9 +114,7 @@ def _log_data(pipeline: Pipeline) -> None:
 def train(pipeline: Pipeline, stage: Stage) -> None:
     """One training stage on Ray Train, its reports going to MLflow and the screen as they come."""
     config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
-    if config.data.cache_features:
-        with pipeline.screen.bar("features", len(read_manifest(place.views))) as progress:
-            features.cached_features(config, store=place.store, views=place.views, folder=place.features, progress=progress)
+    ready_features(config, place, store=place.store, screen=pipeline.screen)
     iterations = stage.config(config).iterations
     with (
         tracker.run(stage.name, parent=pipeline.parent) as run,
@@ -268,10 +267,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
 
 def _check_sources(config: Config) -> None:
     """Look at the files that a run begins from, and that they leave frames to train on and nothing random to keep."""
-    frozen = config.network.frozen_until
-    if frozen is not None and config.network.weights is None:
-        problem = f"none is given, and network.frozen_until keeps layers up to {frozen} as they begin: they would stay random"
-        raise SettingsError("network.weights", problem)
+    check_pretrained(config.network)
     data = config.data
     num_train = data.rooms_train
     if data.source is not None:
@@ -282,10 +278,6 @@ def _check_sources(config: Config) -> None:
     except InputError as error:
         hint = " (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)" if data.source is None else ""
         raise InputError(f"{error}{hint}") from None
-    try:
-        check_pretrained(config.network)
-    except InputError as error:
-        raise SettingsError("network.weights", str(error)) from None
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:

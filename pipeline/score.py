@@ -29,7 +29,7 @@ from jointseg.metrics import SegmentationSums
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.cluster import connected
+from pipeline.cluster import connected, uses_gpu
 from pipeline.provenance import provenance
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
@@ -58,6 +58,8 @@ def score_settings(
     config: Config, place: Workspace, files: Sequence[Path], *, split: str, screen: Screen, verbose: bool
 ) -> dict[str, Score]:
     """Score each file's settings, the paper's and none on a split, once: asked again, what was found is read.
+
+    The CRF runs where the network does: on GPUs its filters are others than on CPUs, and scores differ a little.
 
     It is a run in MLflow, and a file in search/scores/ with the confusion matrices of every frame beside it, each of its own
     for other settings, weights or frames.
@@ -109,7 +111,7 @@ def score_settings(
             described = {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()}
             matrices = _write_matrices(confusion_NCC, frames, path.with_suffix(""))
             record = {**asked, "settings": settings, "scores": described, "confusions": matrices}
-            record |= {"provenance": provenance(config, place.out)}
+            record |= {"device": "cuda" if uses_gpu(config) else "cpu", "provenance": provenance(config, place.out)}
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
     write_atomically(path, json.dumps(record, indent=1))
@@ -199,14 +201,14 @@ def _counting(
     config: Config, store: Path, start: Path, jobs: Jobs, device: torch.device
 ) -> Callable[[tuple[int, ...]], dict[str, NDArray[np.int64]]]:
     model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
-    crfs = {name: None if own is None else build_crf(own).eval() for name, own in jobs.items()}
+    crfs = {name: None if own is None else build_crf(own).eval().to(device) for name, own in jobs.items()}
 
     @torch.no_grad()
     def count(frames: tuple[int, ...]) -> dict[str, NDArray[np.int64]]:
         counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
         for number in frames:
             frame = opened.frame(number)
-            unaries = compute_unaries(model, frame, config, device=device)
+            unaries = compute_unaries(model, frame, config, device=device).to(device)
             size = (frame.labels.shape[0], frame.labels.shape[1])
             for name, crf in crfs.items():
                 labels = labels_at_full_size(unaries.logits, size) if crf is None else refined_labels(unaries, crf, size=size)

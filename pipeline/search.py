@@ -25,6 +25,7 @@ from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from pipeline import search_result, unaries
 from pipeline.cluster import require_resources
+from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, PAPERS, plainly
 from pipeline.samplers import Asker, build_sampler
@@ -153,11 +154,13 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         passing = {f"search.{name}" for name in AFTER | {"space"}}  # of the space the path, where it may lie elsewhere
         lasting = {path: value for path, value in flatten(config).items() if path not in passing}
         tracker.log_params(run, {**lasting, "space": study.space.name})
-        with screen.bar("unaries", len(study.frames)) as progress:
-            start = place.final(STAGES["stage2"])
-            cache = unaries.cached_unaries(
-                config, place.store, start, place.search / "unaries", frames=study.frames, progress=progress
-            )
+        cache = unaries.UnaryCache(place.search / "unaries", study.frames)
+        if config.search.fidelity == "finetune":  # a trial runs the network that it trains
+            ready_features(config, place, store=place.store, screen=screen)
+        else:
+            with screen.bar("unaries", len(study.frames)) as progress:
+                start = place.final(STAGES["stage2"])
+                unaries.cached_unaries(config, place.store, start, cache.folder, frames=study.frames, progress=progress)
         job = TrialJob(config, place.store, cache, study.folds, study.folder, place.out)
         asker = study.asker()
         lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)

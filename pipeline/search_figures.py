@@ -28,7 +28,7 @@ from jointseg.whole import appearing_whole
 from pipeline.log_lines import Line
 from pipeline.samplers import OBJECTIVES, Asker
 from pipeline.search_result import pareto_front, scores
-from pipeline.spaces import papers_values
+from pipeline.spaces import Point, papers_values
 from pipeline.trial import TrialJob
 from pipeline.trial_record import FINISHED, STOPPED, confusion_file, read_confusions
 from pipeline.unaries import row_of
@@ -90,7 +90,7 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
             paper = points[0] if finished[0]["trial"] == 0 else None
             figure = pareto(points, front, paper=paper, second=second.replace("_", " "), title=title)
             save_png(figure, folder / "pareto.png")
-        _draw_frames(job, result, folder / "frames.png")
+        _draw_frames(job, result, lines[0]["point"], folder / "frames.png")
         (folder / "importance.json").write_text(json.dumps(shares, indent=1))
     return shares
 
@@ -134,7 +134,7 @@ def changed_most(lines_of_winner: Sequence[Line], lines_of_paper: Sequence[Line]
     return gained + lost
 
 
-def _draw_frames(job: TrialJob, result: Mapping[str, Any], path: Path) -> None:
+def _draw_frames(job: TrialJob, result: Mapping[str, Any], papers: Point, path: Path) -> None:
     """The frames that gained and lost most, computed again under both settings; of trials of the CRF alone."""
     if result["gain"] is None or result["trial"] == 0 or job.config.search.fidelity == "finetune":
         return  # what a training made of them is not kept
@@ -143,7 +143,6 @@ def _draw_frames(job: TrialJob, result: Mapping[str, Any], path: Path) -> None:
     if not places:
         return
     store, arrays = Store.open(job.store), job.cache.arrays()
-    papers = {path: papers_values()[path] for path in result["searched"]}
     drawn: dict[str, dict[int, Prediction]] = {}
     for name, settings in {"paper's settings": papers, "settings found": result["settings"]}.items():
         crf = build_crf(with_overrides(job.config, settings)).eval()

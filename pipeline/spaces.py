@@ -68,7 +68,8 @@ class Space:
         """The point that a trial draws.
 
         Raises:
-            InputError: the space's function names something that is no setting of the CRF, or has its bounds reversed.
+            InputError: the space's function names something that is no setting of the CRF, gives it what is no plain value, or
+            has its bounds reversed.
         """
         if self.distributions is not None:
             return _point(trial.params)
@@ -76,7 +77,7 @@ class Space:
         with _mistakes_named(self.name):
             drawn = dict(self.function(trial))
         refuse_unknown(drawn, self.name)
-        return _point(drawn)
+        return _point({path: _plain(value, f"{self.name}: {path}") for path, value in drawn.items()})
 
     def at(self, point: Point) -> tuple[Point, dict[str, Any], bool]:
         """What the space makes of a point: the settings it searches there, Optuna's parameters, and whether it could draw them.
@@ -288,6 +289,14 @@ def _levels(own: BaseDistribution, levels: int) -> Sequence[Any]:
 
 def _point(drawn: Mapping[str, Any]) -> Point:
     return {path.replace("/", "."): value for path, value in drawn.items()}
+
+
+def _plain(value: Any, name: str) -> float | str:
+    """A value as Python's own, where it is numpy's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, float | int | str):
+        raise InputError(f"{name} is {value!r}; allowed: numbers, text, true or false")
+    return value
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,11 +23,11 @@ from jointseg.boundary import BoundarySums
 from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
-from jointseg.errors import DeviceMemoryError, DiskError, InputError
-from jointseg.evaluation import Unaries, refined_labels, score_labels
+from jointseg.errors import InputError, ScoreError
+from jointseg.evaluation import refined_labels, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
-from jointseg.settings import with_overrides
+from jointseg.settings import SettingsError, with_overrides
 from pipeline.log_lines import Line
 from pipeline.samplers import OBJECTIVES
 from pipeline.spaces import Point
@@ -73,8 +73,8 @@ class Counted(NamedTuple):
 def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Counted]) -> Line:
     """Score a point, leave its confusion matrices in the study's folder, and return its line of the log.
 
-    A point that is refused, or whose score is no number, has failed: `state` and `error` say so. A disk that is full, or a
-    GPU's memory, says nothing about the point: the trial is unsaved.
+    A point that is refused, or whose score is no number, has failed: `state` and `error` say so. Whatever else is wrong, such
+    as a full disk or a missing file, says nothing about the point: the trial is unsaved.
 
     Args:
         job: of all trials.
@@ -91,14 +91,14 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
         found = scores_of(sums, folds, job.config.evaluation)
         for objective in OBJECTIVES[job.config.search.objective]:
             if math.isnan(found.get(objective, 0.0)):
-                raise InputError(f"{objective} is not a number: no labelled pixel was scored")
+                raise ScoreError(f"{objective} is not a number: no labelled pixel was scored")
         write_confusions(confusion_file(job.folder, number), number, frames, folds, sums)
         state = FINISHED if len(places) == len(job.cache.frames) else STOPPED
         scores = found if state == FINISHED else {**found, "mean_iou": None, "partial_mean_iou": found["mean_iou"]}
-    except (DiskError, DeviceMemoryError) as full:
-        state, error = UNSAVED, str(full)
-    except InputError as refused:
+    except (SettingsError, ScoreError) as refused:
         error = str(refused)
+    except InputError as failure:
+        state, error = UNSAVED, str(failure)
     return {
         "trial": number,
         "state": state,
@@ -165,7 +165,7 @@ class TrialRunner:
 
         def score(place: int) -> FrameSums:
             truth = self.labels[place]
-            unaries = Unaries(*(values.to(self.device) for values in row_of(self.arrays, place)))
+            unaries = row_of(self.arrays, place).to(self.device)
             prepared = self.prepared.prepare(place, crf, image=unaries.image[None], depth=unaries.depth[None])
             labels = refined_labels(unaries, crf, size=(truth.shape[0], truth.shape[1]), prepared=prepared)
             return frame_sums(labels, truth, config)

@@ -17,6 +17,7 @@ from jointseg.errors import InputError
 from jointseg.network.network import IMAGE_CHANNELS, JointNetwork, build_network
 from jointseg.network.rescale import rescale_features
 from jointseg.network.weight_files import StartingWeights, read_weights
+from jointseg.settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,22 @@ def check_pretrained(config: NetworkConfig) -> None:
     """Read `config.weights`, if there are any, and see that they fit the network of `config`; loads and makes nothing.
 
     Raises:
-        InputError: as `load_pretrained`.
+        SettingsError: as `load_pretrained`, or there are none and layers are frozen: they would stay random.
     """
-    if config.weights is not None:
-        with torch.device("meta"):
-            network = build_network(config, seed=0)
+    if config.weights is None:
+        if config.frozen_until is not None:
+            raise SettingsError(
+                "network.weights",
+                f"none is given, and network.frozen_until keeps layers up to {config.frozen_until} as they begin: they would "
+                "stay random",
+            )
+        return
+    with torch.device("meta"):
+        network = build_network(config, seed=0)
+    try:
         load_pretrained(network, config.weights)
+    except InputError as error:
+        raise SettingsError("network.weights", str(error)) from None
 
 
 def _match(network: JointNetwork, weights: StartingWeights, path: Path) -> tuple[LoadReport, dict[str, Tensor]]:

@@ -242,6 +242,10 @@ def test_a_check_refuses_what_loading_refuses(tmp_path, torchvision_file):
             check_pretrained(NetworkConfig(width=WIDTH, weights=tmp_path / weights))
     with pytest.raises(InputError, match="no tensor fits"):
         check_pretrained(NetworkConfig(weights=torchvision_file))
+    with pytest.raises(
+        InputError, match=r"network.weights: none is given, and network.frozen_until keeps layers up to conv4_3"
+    ):
+        check_pretrained(NetworkConfig(frozen_until="conv4_3"))
 
 
 # The real thing

@@ -100,6 +100,7 @@ def place(rooms, small, tmp_path, monkeypatch):
     place.validation.write_text(json.dumps({"frames": rooms.train[:2], "seed": 0, "digest": "d"}))
     (tmp_path / "best.json").write_text(json.dumps({"settings": {"crf.theta_beta": 9.0}}))
     monkeypatch.setattr(score, "connected", lambda **_: nullcontext())
+    monkeypatch.setattr(score, "uses_gpu", lambda _: False)
     return place
 
 

@@ -200,6 +200,10 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
         ),
         (DRAWS.format(path="crf/w_dept", low=1, high=9), "mine.py:space, line 1: "),
         ("def space(trial): return {'crf/w_dept': 1}", "mine.py:space: 'crf/w_dept' is not a setting of the CRF; allowed: "),
+        (
+            "def space(trial): return {'crf/w_depth': [1]}",
+            "mine.py:space: crf/w_depth is [1]; allowed: numbers, text, true or false",
+        ),
         ("def space(): return nothing", "mine.py:space, line 1: NameError: name 'nothing' is not defined"),
         ("def space(trial): return trial.sugest_float('crf/w_depth', 1, 2)", "mine.py:space, line 1: AttributeError: "),
         ("def switches(settings): return settings['no']\ndef space(trial): return {}", "mine.py:space, line 1: KeyError: 'no'"),
@@ -214,6 +218,13 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
 )
 def test_what_is_wrong_with_a_file_of_ones_own_is_one_line(own_file, text, said):
     assert refusal(space_named, own_file(text)).startswith(said)
+
+
+def test_numbers_of_numpy_are_numbers(own_file):
+    text = "import numpy as np\ndef space(trial): return {'crf/w_depth': np.float64(trial.suggest_float('crf/w_depth', 1, 9))}"
+    drawn, _, _ = space_named(own_file(text)).at({"crf.w_depth": 4.0})
+    assert json.dumps(drawn) == '{"crf.w_depth": 4.0}'
+    assert type(drawn["crf.w_depth"]) is float
 
 
 def test_a_file_or_module_that_is_not_there_is_named(tmp_path):

@@ -232,8 +232,8 @@ def test_on_a_gpu_a_trial_scores_nearly_the_same(job):
     assert on_gpu["mean_iou"] == pytest.approx(TrialRunner(job).run(0, POINT)["mean_iou"], abs=0.02)
 
 
-@pytest.mark.parametrize("kind", [DiskError, DeviceMemoryError])
-def test_what_a_machine_has_no_room_for_is_no_fault_of_the_point(job, kind):
+@pytest.mark.parametrize("kind", [DiskError, DeviceMemoryError, InputError])
+def test_a_full_disk_or_a_file_that_is_missing_is_no_fault_of_the_point(job, kind):
     def count():
         raise kind("full")
 
@@ -269,10 +269,11 @@ def test_ray_hands_a_trial_its_number_and_point_and_the_next_ones_to_the_same_pr
 
 
 def test_ray_hands_a_trial_its_rival(job):
-    """A rival that has left no matrices is looked for."""
+    """A rival that has left no matrices is looked for; that it is missing is no fault of the point."""
     trial = CrfTrial.__new__(CrfTrial)
     trial.setup({"trial": 0, "point": POINT, "rival": 99}, job=job)
     line = json.loads(trial.step()["line"])
+    assert line["state"] == "unsaved"
     assert line["error"].startswith(f"{confusion_file(job.folder, 99)}: missing")
 
 
@@ -298,3 +299,13 @@ def test_a_trial_that_trains_does_so_from_its_point_and_counts_each_frame_in_its
     assert [row["frame"] for row in rows] == list(job.cache.frames)
     assert (confusion_NCC == np.stack([own.confusion for own in expected])).all()
     assert line["mean_iou"] == pytest.approx((expected[0] + expected[1]).mean_iou())
+
+
+def test_a_training_is_kept_where_its_scores_could_not_be(job, tmp_path, monkeypatch):
+    def train_stage(*_, **__):
+        raise DiskError("full")
+
+    monkeypatch.setattr(finetune, "train_stage", train_stage)
+    line = finetune.run_finetune(replace(with_search(job, finetune_iterations=17), folder=tmp_path), 3, POINT)
+    assert (line["state"], line["error"]) == ("unsaved", "full")
+    assert (tmp_path / "finetune" / "trial-0003").is_dir()

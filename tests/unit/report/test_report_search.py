@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jointseg.data.store import Store
@@ -62,6 +64,16 @@ def test_settings_that_were_not_searched_are_the_runs_own_beside_the_papers(plac
     assert (papers["crf.theta_alpha"], papers["crf.theta_beta"]) == (80.0, 3.0)
     assert cells(place, "theta_alpha")[-1] == "160 (held at 80)"
     assert cells(place, "theta_beta")[-1] == "3"
+
+
+def test_settings_that_the_papers_point_did_not_draw_are_the_runs_own(place: Workspace, store: Store) -> None:
+    """Of a space that draws some settings under others only."""
+    edit_search(place, {"searched": [*json.loads(place.crf_settings.read_text())["searched"], "crf.num_iterations"]})
+    table = pq.read_table(place.trials())
+    drawn = pa.array([None, *[7] * (len(table) - 1)], pa.int64())
+    pq.write_table(table.append_column("crf.num_iterations", drawn), place.trials())
+    report.write(with_overrides(demo(), {"crf.num_iterations": 5}), place, store)
+    assert contents(place)["search"]["paper"]["settings"]["crf.num_iterations"] == 5
 
 
 def test_the_command_makes_the_search_that_stage_3_began_from(place: Workspace, store: Store) -> None:
