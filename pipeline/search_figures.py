@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from jointseg.data.store import Store
@@ -61,6 +60,9 @@ def importance(study: optuna.Study) -> dict[str, tuple[float, float]]:
 
 
 def _shares(study: optuna.Study, trials: Sequence[FrozenTrial], *, seed: int) -> dict[str, float]:
+    # Here, for it brings scikit-learn, which takes a second to import.
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # noqa: PLC0415
+
     of_them = optuna.create_study(directions=study.directions)
     of_them.add_trials(trials)
     target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None

@@ -217,7 +217,6 @@ def test_another_study_has_a_folder_of_its_own_and_leaves_what_stage_3_began_fro
     (other,) = (path for path in place.search.iterdir() if path.name not in {study.name, "unaries"})
     result = json.loads((other / "crf_settings.json").read_text())
     assert (result["study"], result["trials"], len(result["searched"])) == (other.name, 2, 3)
-    assert "finished already" in jointseg("search", "--out", str(place.out), "--space", "crf_weights", "--trials", "2")
 
 
 def test_the_winner_and_the_four_rows_come_out_again_to_the_last_digit(killed: Workspace, jointseg: CommandLine) -> None:
@@ -226,17 +225,6 @@ def test_the_winner_and_the_four_rows_come_out_again_to_the_last_digit(killed: W
     said = jointseg("reproduce", f"mlflow:{search.info.run_id}", "--out", str(killed.out))
     assert "to the last digit" in said
     assert "to the last digit" in jointseg("reproduce", str(killed.out / "report.json"))
-
-
-def test_a_record_that_does_not_come_out_again_is_told_by_number_and_commit(killed: Workspace, jointseg: CommandLine) -> None:
-    record = json.loads(killed.crf_settings.read_text())
-    assert record["commit"] == own_commit()
-    altered = killed.out / "search" / "altered.json"
-    altered.write_text(json.dumps({**record, "score": record["score"] + 0.01, "commit": "another"}))
-    said = jointseg("reproduce", str(altered), code=1)
-    assert f"differs: mean IoU: {record['score'] + 0.01!r} then and {record['score']!r} now, by -0.01" in said
-    assert f"it was scored at commit another; this is {own_commit()}" in said
-    assert said.count("differs") == 1
 
 
 def test_with_other_instructions_the_winner_comes_out_within_the_tolerance_stated(
@@ -271,8 +259,7 @@ def test_a_search_in_the_background_ends_on_sigterm_as_on_ctrl_c(killed: Workspa
 
 
 def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Workspace, jointseg: CommandLine) -> None:
-    words = ("score", "--out", str(killed.out), str(killed.crf_settings))
-    said = jointseg(*words)
+    said = jointseg("score", "--out", str(killed.out), str(killed.crf_settings))
     found = json.loads(killed.crf_settings.read_text())
     (path,) = (killed.search / "scores").glob("validation-*.json")
     record = json.loads(path.read_text())
@@ -285,9 +272,6 @@ def test_the_winner_and_the_papers_point_score_what_the_search_said(killed: Work
     assert scores["the paper's settings"]["gain"] == {"difference": 0, "low": 0, "high": 0}
     assert scores[str(killed.crf_settings)]["gain"] == {name: found["gain"][name] for name in ("difference", "low", "high")}
     assert f"{100 * found['score']:.2f}" in said
-    written = path.stat().st_mtime_ns
-    assert f"{100 * found['score']:.2f}" in jointseg(*words)
-    assert path.stat().st_mtime_ns == written, "scored again"
     runs = _all_runs(MlflowClient(f"sqlite:///{killed.out / 'mlflow.db'}"), killed)
     (run,) = [run for run in runs if run.info.run_name == "score validation"]
     assert run.data.metrics["settings_1/mean_iou"] == found["score"]

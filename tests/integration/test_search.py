@@ -96,17 +96,31 @@ def one_at_a_time(config: Config, made: tuple[Workspace, UnaryCache], tmp_path_f
     return _study(with_overrides(config, {"search.concurrent": 1}), made, folder)
 
 
-@pytest.mark.parametrize("concurrent", [2, 4])
 def test_the_table_of_trials_is_the_same_at_any_concurrency_and_from_a_copy_of_the_unaries(
-    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path, concurrent: int
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:
-    changes = {"search.concurrent": concurrent, "search.node_folder": str(tmp_path / "node")}
+    """Two at a time: the next test."""
+    changes = {"search.concurrent": 4, "search.node_folder": str(tmp_path / "node")}
     at_once = _study(with_overrides(config, changes), made, tmp_path / "study")
     assert _outcomes(at_once) == _outcomes(one_at_a_time)
     assert len([path for path in (tmp_path / "node").iterdir() if path.is_dir()]) == 1
     assert {line["state"] for line in at_once} == {"finished"}
     for number in range(TRIALS):
         assert len(read_confusions(confusion_file(tmp_path / "study", number))[0]) == 2
+
+
+def test_a_study_begun_again_with_fewer_trials_runs_those_that_are_missing(
+    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+) -> None:
+    """As a kill with several trials at once may leave it."""
+    folder = tmp_path / "study"
+    two_at_once = _study(with_overrides(config, {"search.concurrent": 2}), made, folder)
+    assert _outcomes(two_at_once) == _outcomes(one_at_a_time)
+    log = folder / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["trial"] != 1))
+    fewer = _study(with_overrides(config, {"search.trials": 4}), made, folder)
+    assert _outcomes(fewer) == _outcomes(one_at_a_time)[:4]
+    assert sorted(read_trials(log)) == list(range(TRIALS))
 
 
 def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
@@ -164,19 +178,6 @@ def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
     with _in_the_middle_of_a_trial(tmp_path / "study", raylet, strike=kill_node):
         lines = _study(with_overrides(config, {"search.concurrent": 2}), made, tmp_path / "study")
     assert _outcomes(lines) == _outcomes(one_at_a_time)
-
-
-def test_a_study_begun_again_with_fewer_trials_runs_those_that_are_missing(
-    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
-) -> None:
-    """As a kill with several trials at once may leave it."""
-    folder = tmp_path / "study"
-    _study(with_overrides(config, {"search.concurrent": 2}), made, folder)
-    log = folder / "log.jsonl"
-    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["trial"] != 1))
-    fewer = _study(with_overrides(config, {"search.trials": 4}), made, folder)
-    assert _outcomes(fewer) == _outcomes(one_at_a_time)[:4]
-    assert sorted(read_trials(log)) == list(range(TRIALS))
 
 
 def test_what_ends_the_process_of_every_trial_ends_the_study_and_is_said(

@@ -99,8 +99,8 @@ def a_crf(*, simulated: bool) -> list[float]:
     """What the CRF says of a small picture with holes in its depth, and the sum of squares of each gradient."""
     os.environ["TRITON_INTERPRET"] = "1"
     torch.manual_seed(0)
-    logits, depth = torch.randn(1, 5, 8, 10), torch.rand(1, 8, 10) * 3
-    image, mask = torch.randint(0, 256, (1, 3, 8, 10), dtype=torch.uint8), torch.rand(1, 8, 10) > 0.1
+    logits, depth = torch.randn(1, 5, 7, 8), torch.rand(1, 7, 8) * 3
+    image, mask = torch.randint(0, 256, (1, 3, 7, 8), dtype=torch.uint8), torch.rand(1, 7, 8) > 0.1
     depth[:, :3, :3] = 0
     crf = DenseCRF(5, CrfSettings(num_iterations=1), filter="block_sparse", learn_bandwidths=True)
     with kernels_handed_what_tensors_hold() if simulated else nullcontext(), where(crf, simulated=simulated) as device:

@@ -38,8 +38,8 @@ PROCESSES.set_forkserver_preload(["jointseg.training", "torch._dynamo"])
 
 @pytest.fixture(scope="module")
 def config(small: Config) -> Config:
-    """Seven steps with dropout, a checkpoint every two."""
-    return with_overrides(small, {"stage2.iterations": 7, "network.dropout": 0.5, "training.log_every": 1})
+    """Five steps with dropout, a checkpoint every two."""
+    return with_overrides(small, {"stage2.iterations": 5, "network.dropout": 0.5, "training.log_every": 1})
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +106,12 @@ def same(end: Path, undisturbed: dict[str, torch.Tensor]) -> bool:
 def test_a_run_killed_at_every_step_in_turn_ends_in_the_same_bits(rooms, config, undisturbed, tmp_path, in_background):
     config = with_overrides(config, {"training.async_checkpoints": in_background})
     folder, end = CheckpointFolder(tmp_path / "stage2"), tmp_path / "end.pt"
-    for kill_at in range(1, 8):
+    for kill_at in range(1, 6):
         assert attempt(config, rooms.path, folder, end, partial(die, kill_at)) == -signal.SIGKILL
         assert not end.exists()
     assert attempt(config, rooms.path, folder, end) == 0
     assert same(end, undisturbed)
-    assert folder.steps() == [6, 7]
+    assert folder.steps() == [4, 5]
 
 
 def test_a_run_killed_at_any_moment_ends_in_the_same_bits(rooms, config, undisturbed, tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(rooms, config, undistu
         assert attempt(config, rooms.path, CheckpointFolder(tmp_path / name), tmp_path / f"{name}.pt") == 0
         seconds = time.perf_counter() - started
     # The early kills first: a run that has come to its end cannot be killed.
-    moments = sorted(chance.uniform(0.02, 0.9) * seconds for _ in range(12))
+    moments = sorted(chance.uniform(0.02, 0.9) * seconds for _ in range(8))
     codes = [attempt(config, rooms.path, folder, end, end_after=moment) for moment in moments]
     assert None in codes, "nothing was killed"
     assert attempt(config, rooms.path, folder, end) == 0
@@ -136,10 +136,13 @@ def test_a_disk_that_fills_stops_training_in_one_line_and_it_goes_on_to_the_same
 ):
     config = with_overrides(config, {"training.async_checkpoints": in_background})
     folder, end = CheckpointFolder(tmp_path / "stage2"), tmp_path / "end.pt"
-    assert attempt(config, rooms.path, folder, end, partial(fill_the_disk, 5)) == 0
+    assert attempt(config, rooms.path, folder, end, partial(fill_the_disk, 3)) == 0
     found = folder.newest(config=config, stage=STAGE.name)
-    assert found.step == 4 or (in_background and found.step == 2)  # that of step 4 may still be in the writing at step 5
-    assert found.refused == ()
-    assert end.with_name("said").read_text() == f"{folder.of(found.step + 2)}: cannot be written: File too large"
+    if found is None:
+        assert in_background, "what was written before is gone"
+    else:
+        assert (found.step, found.refused) == (2, ())
+    next_step = 2 if found is None else 4  # that of step 2 may still be in the writing at step 3
+    assert end.with_name("said").read_text() == f"{folder.of(next_step)}: cannot be written: File too large"
     assert attempt(config, rooms.path, folder, end) == 0
     assert same(end, undisturbed)

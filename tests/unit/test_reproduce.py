@@ -18,6 +18,7 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import evaluate, reproduce
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
+from pipeline.provenance import own_commit
 from pipeline.reproduce import compare_rows, compare_trials
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
@@ -252,14 +253,27 @@ def test_both_tables_of_a_run_are_compared_each_row_under_its_own_settings(again
     assert "with the stages' weights, is not found; give it as --out" in refusal(again, record)
 
 
-def test_a_trial_that_fails_here_is_said_to(again, rooms, small, tmp_path):
+def trial_of(small, rooms, tmp_path, changes):
+    """A trial's record, whose scores are made up, of a run that has come to stage 2."""
     place = Workspace(tmp_path / "run")
     untrained_final("stage2", small, place.final(STAGES["stage2"]))
     _, checkpoint = load_final(place.final(STAGES["stage2"]))
     record = {**RECORD, "data": rooms.digest, "frames": list(rooms.train[:2]), "checkpoint": checkpoint}
     record["by_frame"] = [{**own, "frame": frame} for own, frame in zip(RECORD["by_frame"], record["frames"], strict=True)]
-    record |= {"config": flatten(small), "settings": {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}}
+    return {**record, "config": flatten(small), **changes}, place
+
+
+def test_a_trial_that_fails_here_is_said_to(again, rooms, small, tmp_path):
+    record, place = trial_of(small, rooms, tmp_path, {"settings": {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}})
     assert "the trial fails here: the CRF's logits are NaN or infinite" in refusal(again, record, place)
+
+
+def test_a_trial_that_does_not_come_out_again_is_told_by_number_and_commit(again, rooms, small, tmp_path):
+    record, place = trial_of(small, rooms, tmp_path, {"settings": {"crf.w_depth": 4.0}, "commit": "another"})
+    equal, said = again(record, place)
+    assert not equal
+    assert f"differs: mean IoU: {record['score']!r} then and " in said
+    assert f"it was scored at commit another; this is {own_commit()}" in said
 
 
 # MLflow

@@ -121,10 +121,11 @@ def test_what_moves_the_score_more_is_more_important_with_its_uncertainty():
     assert all(deviation >= 0 for _, deviation in found.values())
 
 
-def test_its_uncertainty_is_that_of_the_trials_and_not_of_the_forests_alone():
-    """Shares of one function, found by twelve studies: they differ as much as each says, within a factor of two."""
+def test_its_uncertainty_is_that_of_the_trials_and_not_of_the_forests_alone(monkeypatch):
+    """Shares of one function, found by ten studies: they differ as much as each says, within a factor of two."""
+    monkeypatch.setattr(search_figures, "FORESTS", 4)
     found = []
-    for seed in range(12):
+    for seed in range(10):
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=seed))
         for _ in range(30):
             trial = study.ask()
