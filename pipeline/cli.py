@@ -43,7 +43,7 @@ OutOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", help=f"Where the settings begin: {', '.join(PRESETS)}. In a folder with a config: that config."),
+    typer.Option("--preset", help=f"Base settings: {', '.join(PRESETS)}. Default: those of --out, else demo."),
 ]
 DataOption = Annotated[
     Path | None,
@@ -51,7 +51,8 @@ DataOption = Annotated[
         "--data",
         parser=named_path,
         metavar="PATH",
-        help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat. Without: rooms.",
+        help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat, or a prepared store. Without: "
+        "synthetic rooms.",
     ),
 ]
 SetOption = Annotated[
@@ -69,7 +70,7 @@ def run(
     overrides: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Everything: stages 1 and 2, the search, stage 3, evaluation, report. Run again to go on after an interruption."""
+    """Everything: stages 1 and 2, the search, stage 3, evaluation, report. Repeat it to resume after an interruption."""
     _run(out, preset, data, overrides, PIPELINE, verbose=verbose)
     from pipeline.report import summary
 
@@ -98,16 +99,18 @@ def search(
         str | None,
         typer.Option("--space", help="A file of tune_spaces/, path/to/file.py:function, or module:function."),
     ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", help="Trials in all; more than a study has go on with it.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Trials in all; a larger number extends the study.")] = None,
     concurrent: Annotated[int | None, typer.Option("--concurrent", help="Trials at once, at most.")] = None,
     objective: Annotated[
         str | None, typer.Option("--objective", help="miou; miou,seconds or miou,boundary_f1 for two at once.")
     ] = None,
-    start: Annotated[Path | None, typer.Option("--start", help="Settings tried after the paper's: JSON.")] = None,
+    start: Annotated[Path | None, typer.Option("--start", help="JSON file with settings to try after the paper's.")] = None,
     overrides: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Search CRF settings on the validation subset, from the stage-2 weights in --out. A study of other settings is another."""
+    """Search CRF settings on the validation subset, from the stage-2 weights in --out. Different settings start a separate
+    study.
+    """
     given = {"space": space, "trials": trials, "concurrent": concurrent, "objective": objective, "start": start}
     short = {f"search.{name}": value for name, value in given.items() if value is not None}
     place, screen = _workspace(out), Terminal()
@@ -130,13 +133,13 @@ def evaluate(out: OutOption, overrides: SetOption = None, verbose: VerboseOption
 @app.command()
 def score(
     out: OutOption,
-    files: Annotated[list[Path] | None, typer.Argument(help="Settings: results of searches.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="JSON with CRF settings: a search's crf_settings.json.")] = None,
     split: Annotated[
         str, typer.Option("--split", help="test, for reporting; or validation, which searches choose by.")
     ] = "validation",
     verbose: VerboseOption = False,
 ) -> None:
-    """Score CRF settings as they are, without training, beside the paper's and no CRF, from the stage-2 weights in --out."""
+    """Score CRF settings without training them, next to the paper's and to no CRF, from the stage-2 weights in --out."""
     place, screen = _workspace(out), Terminal()
     config = _config(place, None, None, None)
     from pipeline.score import score_settings, score_table

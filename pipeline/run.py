@@ -15,11 +15,9 @@ from functools import partial
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
 from jointseg.data.manifest import write_manifest
-from jointseg.data.nyu import NyuFolder
 from jointseg.data.rooms import write_rooms
-from jointseg.data.store import Store, prepare
+from jointseg.data.store import Store
 from jointseg.data.views import draw_validation, make_views, subset_digest
-from jointseg.errors import InputError
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
@@ -29,6 +27,7 @@ from pipeline.features import ready_features
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
+from pipeline.sources import bring_in, check_source
 from pipeline.tracking import TOP, Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
@@ -82,7 +81,7 @@ def prepare_data(pipeline: Pipeline) -> None:
                 )
     if not place.store.is_dir():
         with screen.bar("prepare", 1) as progress:
-            prepare(source, place.store, progress=progress)
+            bring_in(source, place.store, progress=progress)
     store = pipeline.store
     subset = draw_validation(store.train, data)
     description = {
@@ -266,18 +265,9 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
 
 
 def _check_sources(config: Config) -> None:
-    """Look at the files that a run begins from, and that they leave frames to train on and nothing random to keep."""
+    """Look at the files that a run begins from: that there is something to train on, and nothing random to keep."""
     check_pretrained(config.network)
-    data = config.data
-    num_train = data.rooms_train
-    if data.source is not None:
-        with NyuFolder.open(data.source) as nyu:
-            num_train = len(nyu.train)
-    try:
-        draw_validation(range(num_train), data)
-    except InputError as error:
-        hint = " (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)" if data.source is None else ""
-        raise InputError(f"{error}{hint}") from None
+    check_source(config.data)
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:

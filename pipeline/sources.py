@@ -1,0 +1,75 @@
+"""The data a run is given: NYU's folder, or a store that was prepared from one before.
+
+Not here: how either is read (jointseg/data/nyu.py, store.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jointseg.config import DataConfig
+from jointseg.data.frame import Frame, valid_depth
+from jointseg.data.nyu import NyuFolder, Progress
+from jointseg.data.store import INDEX_FILE, Store, prepare
+from jointseg.data.views import draw_validation
+from jointseg.errors import InputError
+from jointseg.labels import VOID
+from jointseg.settings import SettingsError
+
+
+def bring_in(source: Path, store: Path, *, progress: Progress) -> None:
+    """Have the frames of `source` at `store`: a new store of NYU's folder, a link to a store.
+
+    Raises:
+        InputError: as `prepare`, or `source` is a damaged store.
+    """
+    if not _is_store(source):
+        prepare(source, store, progress=progress)
+        return
+    Store.open(source)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.symlink_to(source.resolve())
+
+
+def check_source(data: DataConfig) -> None:
+    """See that `data.source` leaves frames to train on, and that these have labels, and depth of the kind that is trained on.
+
+    Raises:
+        InputError: they have not, or the source cannot be read.
+    """
+    if data.source is None:
+        try:
+            draw_validation(range(1, data.rooms_train + 1), data)
+        except InputError as error:
+            raise InputError(f"{error} (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)") from None
+        return
+    with _opened(data.source) as (train, read):
+        held_out = () if data.train_on_validation else draw_validation(train, data)
+        trained = [number for number in train if number not in held_out]
+        if not any((read(number).labels != VOID).any() for number in trained):
+            raise InputError(f"{data.source}: no frame that is trained on has a labelled pixel")
+        kind = f"{data.train_depth}_depth"
+        if not any(valid_depth(getattr(read(number), kind)).any() for number in trained):
+            other = "filled" if data.train_depth == "raw" else "raw"
+            raise SettingsError(
+                "data.train_depth",
+                f"{data.train_depth}: no frame of {data.source} that is trained on has such a depth; allowed where there is "
+                f"one: {other}",
+            )
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int], Frame]]]:
+    """The numbers of the train frames, and what reads one."""
+    if _is_store(source):
+        store = Store.open(source)
+        yield store.train, store.frame
+    else:
+        with NyuFolder.open(source) as nyu:
+            yield nyu.train, nyu.read
+
+
+def _is_store(source: Path) -> bool:
+    return (source / INDEX_FILE).is_file()
