@@ -150,7 +150,7 @@ def finite_range(name: str, values: Tensor) -> tuple[float, float]:
     Raises:
         InputError: one of them is NaN or infinite.
     """
-    low, high = (bound.item() for bound in values.detach().aminmax())
+    low, high = torch.stack(values.detach().aminmax()).tolist()
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise InputError(
             f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite; allowed: finite"

@@ -212,6 +212,28 @@ def test_values_of_any_size_keep_their_digits(size):
     assert (error <= (1e-3 + ROUNDING[1e-3]) * peaks * plain_matrix(features).sum(-1)[:, None]).all()
 
 
+@pytest.mark.parametrize("size", [4e37, 5e37, 3e38])
+def test_values_near_the_largest_float_keep_their_digits(size):
+    block = BlockSparseFilter(features_of(1e3 * torch.arange(20.0)[None, :, None]))  # each pixel hears itself alone
+    values = torch.full((1, 1, 20), size, device=DEVICE)
+    torch.testing.assert_close(block.apply(values), values, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("C", [1, 3, 64])
+def test_the_first_application_brings_the_row_sums_along_and_they_change_nothing(C):
+    """Into the padding, where there is some: 64 channels have none."""
+    asked, applied = (BlockSparseFilter(wide(), tile_size=64) for _ in range(2))
+    values = draw(B, C, H * W, seed=18)
+    sums = asked.row_sums
+    with torch.inference_mode():
+        first = applied.apply(values)
+    assert applied.has_row_sums == (C != 64)
+    assert torch.equal(applied.row_sums, sums)
+    assert torch.equal(first, asked.apply(values))
+    assert first.is_contiguous()
+    assert not applied.row_sums.is_inference()
+
+
 def test_many_faint_weights_are_summed():
     """64 pixels and 512 others at weights of about 2^-25.5, below float16's least 2^-24 and its rounding."""
     far = math.sqrt(2 * 25.5 * math.log(2))

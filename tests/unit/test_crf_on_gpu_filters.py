@@ -231,3 +231,17 @@ def test_auto_on_cuda_takes_what_suits_each_kernel():
     image = torch.randint(0, 256, (1, 3, 100, 100), dtype=torch.uint8, device="cuda")
     prepared = DenseCRF(C).cuda().prepare(image=image, depth=torch.rand(1, 100, 100, device="cuda") + 1)
     assert prepared.filter_names == {"appearance": "block_sparse", "depth": "bilateral_grid", "smoothness": "separable"}
+
+
+@pytest.mark.parametrize("num_features", [2, 3, 5])
+def test_what_a_masked_pixel_holds_is_heard_by_none(num_features):
+    """Not even where it is no number."""
+    maker = torch.Generator().manual_seed(5)
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    colours = torch.rand(1, H * W, 3, generator=maker)
+    values_BPF = torch.cat([torch.stack([x, y], -1).reshape(1, -1, 2) / 3, colours], -1)[..., :num_features]
+    valid = torch.rand(1, H * W, generator=maker) > 0.2
+    gaussian = on_gpu(Features(values_BPF=values_BPF.to(DEVICE), size=(H, W), valid_BP=valid.to(DEVICE)))
+    values = torch.rand(1, 3, H * W, generator=maker)
+    spoilt = values.masked_fill(~valid[:, None], torch.nan)
+    assert torch.equal(gaussian.apply(spoilt.to(DEVICE)), gaussian.apply(values.to(DEVICE)))

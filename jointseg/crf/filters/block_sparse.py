@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,9 +95,6 @@ class BlockSparseFilter:
     rounding is ~1e-6. The same input gives the same bits.
     """
 
-    row_sums: Tensor
-    """(B, P): K 1 over the valid pixels; 1 where a pixel is not valid."""
-
     def __init__(
         self, features: Features, *, tolerance: float = 1e-3, tile_size: int | None = None, pairs_per_item: int = 256
     ) -> None:
@@ -123,14 +121,41 @@ class BlockSparseFilter:
                 self._tiles = with_squares(self._tiles)
             rows_E, columns_E = choose_pairs(self._tiles, tolerance, precision=self._precision, pairs_per_item=pairs_per_item)
             self._pairs = cut_into_items(rows_E, columns_E, len(self._tiles.pixels_GT), pairs_per_item)
-            sums_BP = _row_sums(self._tiles, self._pairs, self._precision)
-            self.row_sums = sums_BP if features.valid_BP is None else torch.where(features.valid_BP, sums_BP, 1.0)
+            self._row_sums: Tensor | None = None
 
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """K v, for any number of channels; 0 where a pixel is not valid. Values float32; not recorded by autograd."""
         self._check_values(values_BCP)
-        result: Tensor = _kernels().apply_pairs(self._tiles, self._pairs, values_BCP.detach(), precision=self._precision)
-        return result
+        values_BCP = values_BCP.detach()
+        C, device = values_BCP.shape[1], values_BCP.device
+        alone = self.has_row_sums or not _kernels().has_room_for_another(C, self._precision, device)
+        if not alone:
+            values_BCP = torch.cat([values_BCP, values_BCP.new_ones(1).expand_as(values_BCP[:, :1])], 1)
+        result_BCP: Tensor = _kernels().apply_pairs(self._tiles, self._pairs, values_BCP, precision=self._precision)
+        if alone:
+            return result_BCP
+        self._row_sums = self._of_valid(result_BCP[:, C])
+        return result_BCP[:, :C].contiguous()
+
+    @property
+    def row_sums(self) -> Tensor:
+        """(B, P): K 1 over the valid pixels; 1 where a pixel is not valid.
+
+        Computed when first asked for, or by the first application as one channel more, where that costs nothing.
+        """
+        if self._row_sums is None:
+            self._row_sums = self._of_valid(_row_sums(self._tiles, self._pairs, self._precision))
+        return self._row_sums
+
+    @property
+    def has_row_sums(self) -> bool:
+        """Whether they are computed yet."""
+        return self._row_sums is not None
+
+    def _of_valid(self, sums_BP: Tensor) -> Tensor:
+        valid_BP = self._tiles.valid_BP
+        with torch.inference_mode(False):  # later calls may record gradients
+            return sums_BP.clone() if valid_BP is None else torch.where(valid_BP, sums_BP, 1.0)
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """K^T v, which is K v: pairs are kept both ways, and a weight is the same number both ways, bit for bit."""
@@ -162,8 +187,8 @@ class BlockSparseFilter:
 
     def _check_values(self, values_BCP: Tensor) -> None:
         B, _, P = values_BCP.shape
-        assert self.row_sums.shape == (B, P), (values_BCP.shape, self.row_sums.shape)
-        assert values_BCP.dtype == torch.float32 and values_BCP.device == self.row_sums.device
+        assert (self._tiles.num_images, self._tiles.num_pixels) == (B, P), values_BCP.shape
+        assert values_BCP.dtype == torch.float32 and values_BCP.device == self._tiles.low_GF.device
 
 
 def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
@@ -230,12 +255,13 @@ def choose_pairs(tiles: Tiles, tolerance: float, *, precision: str, pairs_per_it
     sums_BP = _row_sums(tiles, cut_into_items(rows_E, columns_E, G, pairs_per_item), precision)
     sums_GT = tiles.in_tile_order(sums_BP, filling=torch.inf)
     rows_E, columns_E, sure_E = _near_pairs(tiles, sums_GT.amin(1) * (tolerance * _UNMEASURED * tiles.num_images / (G * T)))
-    rows_D, columns_D = rows_E[~sure_E], columns_E[~sure_E]
+    doubtful_D = (~sure_E).nonzero().squeeze(1)
+    rows_D, columns_D = rows_E[doubtful_D], columns_E[doubtful_D]
     doubtful = cut_into_items(rows_D, columns_D, G, pairs_per_item)
     shares_D = _kernels().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
-    keep_E = sure_E.clone()
-    keep_E[~sure_E] = _both_ways(_heaviest(shares_D, rows_D, tolerance * (1 - _UNMEASURED)), columns_D)
-    return rows_E[keep_E], columns_E[keep_E]
+    sure_E[doubtful_D] = _both_ways(_heaviest(shares_D, rows_D, tolerance * (1 - _UNMEASURED)), columns_D)
+    kept = sure_E.nonzero().squeeze(1)
+    return rows_E[kept], columns_E[kept]
 
 
 def _near_pairs(tiles: Tiles, limits_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,7 +276,10 @@ def _near_pairs(tiles: Tiles, limits_G: Tensor) -> tuple[Tensor, Tensor, Tensor]
                 tiles.low_GF[own], tiles.high_GF[own], limits_G[own], slice(start, start + rows_at_once), sure=_SURE
             )
             row_E, column_E = level_RG.nonzero(as_tuple=True)
-            found.append((row_E + start + first, column_E + first, level_RG[row_E, column_E] == 2))
+            sure_E = level_RG[row_E, column_E] == 2
+            found.append((row_E + (start + first), column_E + first, sure_E) if start + first else (row_E, column_E, sure_E))
+    if len(found) == 1:
+        return found[0]
     rows, columns, sure = zip(*found, strict=True)
     return torch.cat(rows), torch.cat(columns), torch.cat(sure)
 
@@ -275,24 +304,31 @@ def _both_ways(keep_E: Tensor, columns_E: Tensor) -> Tensor:
 
 
 def cut_into_items(rows_E: Tensor, columns_E: Tensor, num_tiles: int, pairs_per_item: int) -> TilePairs:
-    """Cut each row of tiles into equal pieces, so that no program has much more to do than another."""
+    """Cut each row of tiles into equal pieces, so that no program has much more to do than another.
+
+    On the host: it is a dozen small steps, each of which costs a launch on a GPU.
+    """
     tile_G = torch.arange(num_tiles + 1, device=rows_E.device)
-    begin_G = torch.searchsorted(rows_E, tile_G)
-    count_G = begin_G.diff()
+    begin_G = torch.searchsorted(rows_E, tile_G).cpu().numpy()
+    count_G = np.diff(begin_G)
     length = max(pairs_per_item, -(-len(rows_E) // _MAX_SLOTS))
-    pieces_G = (count_G + length - 1) // length
-    row_I = tile_G[:-1].repeat_interleave(pieces_G)
-    slots_G = torch.nn.functional.pad((pieces_G - 1).clamp(min=0).cumsum(0), (1, 0))
-    piece_I = torch.arange(len(row_I), device=row_I.device) - torch.searchsorted(row_I, row_I)
+    pieces_G = -(-count_G // length)
+    row_I = np.arange(num_tiles).repeat(pieces_G)
+    slots_G = np.concatenate([[0], (pieces_G - 1).clip(min=0).cumsum()])
+    piece_I = np.arange(len(row_I)) - np.searchsorted(row_I, row_I)
     each_I = -(-count_G[row_I] // pieces_G[row_I])
     first_I = begin_G[row_I] + piece_I * each_I
-    stop_I = torch.minimum(first_I + each_I, begin_G[row_I + 1])
-    slot_I = torch.where(piece_I == 0, -1, slots_G[row_I] + piece_I - 1)
-    items_I4 = torch.stack([row_I, first_I, stop_I, slot_I], 1)
+    stop_I = np.minimum(first_I + each_I, begin_G[row_I + 1])
+    slot_I = np.where(piece_I == 0, -1, slots_G[row_I] + piece_I - 1)
     # By eighths of the length only: neighbours, which hear the same tiles, then still run at about the same time.
-    longest_first_I = ((stop_I - first_I) * 8 // length).sort(descending=True, stable=True).indices
+    longest_first_I = np.argsort(-((stop_I - first_I) * 8 // length), kind="stable")
+    items_I4 = np.stack([row_I, first_I, stop_I, slot_I], 1)[longest_first_I]
+    numbers = torch.from_numpy(np.concatenate([items_I4.ravel(), slots_G]).astype(np.int32)).to(rows_E.device)
     return TilePairs(
-        columns_E=columns_E.int(), items_I4=items_I4[longest_first_I].int(), slots_G=slots_G.int(), num_slots=int(slots_G[-1])
+        columns_E=columns_E.int(),
+        items_I4=numbers[: items_I4.size].view(-1, 4),
+        slots_G=numbers[items_I4.size :],
+        num_slots=int(slots_G[-1]),
     )
 
 

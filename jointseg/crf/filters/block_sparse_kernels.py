@@ -62,9 +62,11 @@ def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.cons
 
 @triton.jit
 def _magnitude(peaks):
-    """The powers of two just below, as the bits of a float; of 1 for those at the ends of the range and beyond."""
+    """The powers of two just below, as the bits of a float: at most 2^125, whose inverse is a normal number too; 1 for what is
+    smaller than 2^-125, or no number.
+    """
     bits = peaks.to(tl.int32, bitcast=True) & 0x7F800000
-    return tl.where((bits > 0x00800000) & (bits < 0x7E000000), bits, 0x3F800000)
+    return tl.where((bits > 0x00800000) & (bits < 0x7F800000), tl.minimum(bits, 0x7E000000), 0x3F800000)
 
 
 @triton.jit
@@ -227,8 +229,8 @@ def apply_pairs(
     G, _, T = tiles.features_GFT.shape
     if out_BCP is None:
         out_BCP = torch.zeros(values_BCP.shape, dtype=torch.float32, device=values_BCP.device)
-    elif not added:
-        out_BCP.zero_()
+    elif not added and (tiles.valid_BP is not None or not len(pairs.items_I4)):
+        out_BCP.zero_()  # else every pixel is written
     if not len(pairs.items_I4):
         return out_BCP
     factors = tiles.features_GFT if factors_BP is None else factors_BP.contiguous()
@@ -252,6 +254,11 @@ def apply_pairs(
                 num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return out_BCP
+
+
+def has_room_for_another(num_channels: int, precision: str, device: torch.device) -> bool:
+    """Whether one channel more takes no longer: it goes where there is padding."""
+    return num_channels < min(_block(num_channels), _channels_at_once(precision, device))
 
 
 def _peaks(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +26,21 @@ class Features:
         """Those of some images of the batch."""
         valid_BP = None if self.valid_BP is None else self.valid_BP[places]
         return Features(values_BPF=self.values_BPF[places], size=self.size, valid_BP=valid_BP)
+
+    @cached_property
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """The least and the greatest of each image's features (B, F), over the pixels that take part; 0 where none do."""
+        values_BPF, valid_BP = self.values_BPF.detach(), self.valid_BP
+        if valid_BP is None:
+            return values_BPF.amin(1), values_BPF.amax(1)
+        out_BP1, far = ~valid_BP[..., None], torch.finfo(values_BPF.dtype).max
+        low_BF, high_BF = values_BPF.masked_fill(out_BP1, far).amin(1), values_BPF.masked_fill(out_BP1, -far).amax(1)
+        none_B1 = out_BP1.all(1)
+        return low_BF.masked_fill(none_B1, 0), high_BF.masked_fill(none_B1, 0)
+
+    @cached_property
+    def extents(self) -> list[list[float]]:
+        """How far each image's features reach. Waits for the device."""
+        low_BF, high_BF = self.ranges
+        extents_BF: list[list[float]] = (high_BF.double() - low_BF).tolist()
+        return extents_BF

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,12 +37,13 @@ class SeparableMatrices:
         self._size, self._valid_BP = features.size, features.valid_BP
         H, W = features.size
         B, P, _ = values_BPF.shape
+        kind = values_BPF.dtype, values_BPF.device
         radii = [math.ceil(_REACH * each) for each in sigma]
         self._by_taps = _takes_kernels(values_BPF) and 4 * radii[0] < W and 4 * radii[1] < H
         if self._by_taps:
-            self._taps = [_gaussian(radius + 1, each, values_BPF)[0] for radius, each in zip(radii, sigma, strict=True)]
+            self._taps = [_gaussian(radius + 1, each, *kind)[0] for radius, each in zip(radii, sigma, strict=True)]
         else:
-            self._across_WW, self._down_HH = _gaussian(W, sigma[0], values_BPF), _gaussian(H, sigma[1], values_BPF)
+            self._across_WW, self._down_HH = _gaussian(W, sigma[0], *kind), _gaussian(H, sigma[1], *kind)
         self.row_sums = _row_sums(self, values_BPF.new_ones(B, 1, P), features.valid_BP)
 
     @torch.no_grad()
@@ -79,11 +82,13 @@ class GridMatrices:
 
     def __init__(self, features: Features, *, cells_per_sigma: float) -> None:
         """Lay a grid of `cells_per_sigma` cells to a bandwidth over the features of each image."""
-        self._valid_BP = features.valid_BP
+        self._valid_BP, (low_BF, _) = features.valid_BP, features.ranges
         B, P, _ = features.values_BPF.shape
-        valid_BP = features.valid_BP if features.valid_BP is not None else torch.ones(B, P, dtype=torch.bool)
-        images = zip(features.values_BPF.detach(), valid_BP.to(features.values_BPF.device), strict=True)
-        self._images = [_Grid(values_PF, valid_P, cells_per_sigma) for values_PF, valid_P in images]
+        values_BPF = features.values_BPF.detach()
+        if features.valid_BP is not None:  # others lie in the grid too; their values are masked
+            values_BPF = torch.where(features.valid_BP[..., None], values_BPF, low_BF[:, None])
+        images = zip(values_BPF, low_BF, features.extents, strict=True)
+        self._images = [_Grid(*image, cells_per_sigma) for image in images]
         self.row_sums = _row_sums(self, features.values_BPF.new_ones(B, 1, P), features.valid_BP)
 
     @torch.no_grad()
@@ -114,26 +119,24 @@ class GridMatrices:
 class _Grid:
     """The grid of one image."""
 
-    def __init__(self, values_PF: Tensor, valid_P: Tensor, cells: float) -> None:
-        taken = values_PF[valid_P] if bool(valid_P.any()) else values_PF[:1]
-        low_F, high_F = taken.aminmax(dim=0)
-        values_PF = torch.where(valid_P[:, None], values_PF, low_F)  # others lie in the grid too; their values are masked
-        self.shape = [num_points(extent) for extent in ((high_F.double() - low_F) * cells).tolist()]
+    def __init__(self, values_PF: Tensor, low_F: Tensor, extents: list[float], cells: float) -> None:
+        self.shape = [num_points(extent * cells) for extent in extents]
+        F, strides = len(self.shape), [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        offsets = [sum(stride for i, stride in enumerate(strides) if v >> i & 1) for v in range(2**F)]
+        numbers = torch.tensor([length - 2 for length in self.shape] + strides + offsets).to(values_PF.device)
+        last_F, strides_F, offsets_V = numbers[:F], numbers[F : 2 * F], numbers[2 * F :]
         places_PF = (values_PF - low_F) * cells
-        floors_PF = places_PF.floor().minimum(low_F.new_tensor(self.shape) - 2)  # a place may be rounded up to the last point
+        floors_PF = places_PF.floor().minimum(last_F.to(low_F.dtype))  # a place may be rounded up to the last point
+        corners_PV = (floors_PF.long() * strides_F).sum(1, keepdim=True) + offsets_V
         above_PF = places_PF - floors_PF
-        P, F = values_PF.shape
-        corners_PV = torch.zeros(P, 1, dtype=torch.int64, device=values_PF.device)
-        weights_PV = torch.ones(P, 1, dtype=values_PF.dtype, device=values_PF.device)
-        for i in range(F):
-            stride = math.prod(self.shape[i + 1 :])
-            first_PV = corners_PV + floors_PF[:, i : i + 1].long() * stride
-            corners_PV = torch.cat([first_PV, first_PV + stride], 1)
-            weights_PV = torch.cat([weights_PV * (1 - above_PF[:, i : i + 1]), weights_PV * above_PF[:, i : i + 1]], 1)
-        self._reading = corners_PV, weights_PV
+        sides_PF2 = torch.stack([1 - above_PF, above_PF], 2)
+        weights_PV = sides_PF2[:, 0]
+        for i in range(1, F):
+            weights_PV = (sides_PF2[:, i, :, None] * weights_PV[:, None]).flatten(1)
+        self._reading = corners_PV, weights_PV.contiguous()
         self._read_PG = None if _takes_kernels(values_PF) else _rows(corners_PV, weights_PV, math.prod(self.shape))
         self._write_GP = _columns(corners_PV, weights_PV, math.prod(self.shape))
-        self._blurs = [_band(length, cells, values_PF) for length in self.shape]
+        self._blurs = [_band(length, cells, values_PF.dtype, values_PF.device) for length in self.shape]
 
     def filter_into(self, out_CP: Tensor, values_CP: Tensor, factors_P: Tensor | None, *, added: bool) -> None:
         grid = (self._write_GP @ values_CP.T).reshape(*self.shape, -1)
@@ -162,9 +165,8 @@ def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
 def _columns(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
     """Its transpose (G, P), by its own rows: so that sums have one order. On CUDA that is as far as cuSPARSE keeps it."""
     P, V = corners_PV.shape
-    order = corners_PV.flatten().argsort(stable=True)
-    counts = torch.bincount(corners_PV.flatten(), minlength=num_cells)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    sorted_N, order = corners_PV.flatten().sort(stable=True)
+    starts = torch.searchsorted(sorted_N, torch.arange(num_cells + 1, device=sorted_N.device))
     return _sparse(starts, order // V, weights_PV.flatten()[order], (num_cells, P))
 
 
@@ -174,16 +176,18 @@ def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, in
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 
-def _band(length: int, cells: float, like: Tensor) -> Tensor:
-    kept = torch.from_numpy(blur_taps(cells, length, "float64")).to(like)
-    taps = torch.nn.functional.pad(kept, (0, length - len(kept)))
-    places = torch.arange(length, device=like.device)
-    return taps[(places[:, None] - places).abs()]
+@lru_cache(maxsize=16)
+def _band(length: int, cells: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    kept = blur_taps(cells, length, "float64")
+    places = np.arange(length)
+    taps = np.pad(kept, (0, length - len(kept)))
+    return torch.from_numpy(taps[np.abs(places[:, None] - places)]).to(dtype).to(device)
 
 
-def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:
-    places = torch.arange(length, dtype=torch.float64, device=like.device) / sigma
-    return torch.exp(-0.5 * (places[:, None] - places).square()).to(like)
+@lru_cache(maxsize=16)
+def _gaussian(length: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    places = torch.arange(length, dtype=torch.float64, device=device) / sigma
+    return torch.exp(-0.5 * (places[:, None] - places).square()).to(dtype)
 
 
 def _takes_kernels(values: Tensor) -> bool:
@@ -196,7 +200,7 @@ def _kernels() -> ModuleType:
 
 
 def _masked(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:
-    return values_BCP if valid_BP is None else values_BCP * valid_BP[:, None]
+    return values_BCP if valid_BP is None else values_BCP.masked_fill(~valid_BP[:, None], 0)  # a NaN times 0 is one
 
 
 def _row_sums(gaussian: SeparableMatrices | GridMatrices, ones_B1P: Tensor, valid_BP: Tensor | None) -> Tensor:

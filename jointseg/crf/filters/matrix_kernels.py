@@ -26,9 +26,13 @@ def _blur(
     SCALED: times the pixel's factor; ADDED: added to what is there.
     """
     channel = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    there = pixel < num_pixels
-    along = pixel % W if ALONG_X else pixel // W
+    if ALONG_X:
+        pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+        there, along = pixel < num_pixels, pixel % W
+    else:  # 32 columns of several rows, so that what is loaded serves several of them
+        i, across = tl.arange(0, PIXELS), tl.cdiv(W, 32)
+        x, along = tl.program_id(0) % across * 32 + i % 32, tl.program_id(0) // across * (PIXELS // 32) + i // 32
+        pixel, there = along * W + x, (x < W) & (along < length)
     values += channel * num_pixels
     total = tl.load(taps) * tl.load(values + pixel, mask=there, other=0.0)
     for d in range(1, radius + 1):
@@ -59,7 +63,7 @@ def blur_into(
             values_BCHW, taps_X, taps_X, rows_BCHW, H * W, W, 1, W, len(taps_X) - 1, C,
             ALONG_X=True, SCALED=False, ADDED=False, PIXELS=_PIXELS, num_warps=4,
         )  # fmt: skip
-        _blur[grid](
+        _blur[triton.cdiv(W, 32) * triton.cdiv(H, _PIXELS // 32), B * C](
             rows_BCHW, taps_Y, taps_Y if factors_BP is None else factors_BP, out_BCHW, H * W, W, W, H, len(taps_Y) - 1, C,
             ALONG_X=False, SCALED=factors_BP is not None, ADDED=added, PIXELS=_PIXELS, num_warps=4,
         )  # fmt: skip

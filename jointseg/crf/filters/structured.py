@@ -135,19 +135,8 @@ def permutohedral(features: Features) -> StructuredFilter:
 
 def _largest(features: Features) -> NDArray[np.float64]:
     """The largest |value| of each feature."""
-    low_BF, high_BF = _ranges(features)
+    low_BF, high_BF = features.ranges
     return np.asarray(torch.stack([-low_BF, high_BF]).amax((0, 1)).cpu().double().numpy())
-
-
-def _ranges(features: Features) -> tuple[Tensor, Tensor]:
-    """The least and the greatest of each image's features (B, F), over the pixels that take part; 0 where none do."""
-    values_BPF, valid_BP = features.values_BPF.detach(), features.valid_BP
-    if valid_BP is None:
-        return values_BPF.amin(1), values_BPF.amax(1)
-    out_BP1, far = ~valid_BP[..., None], torch.finfo(values_BPF.dtype).max
-    low_BF, high_BF = values_BPF.masked_fill(out_BP1, far).amin(1), values_BPF.masked_fill(out_BP1, -far).amax(1)
-    none_B1 = out_BP1.all(1)
-    return low_BF.masked_fill(none_B1, 0), high_BF.masked_fill(none_B1, 0)
 
 
 def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter | GridMatrices:
@@ -182,15 +171,18 @@ def cells_per_sigma(tolerance: float) -> float:
 
 def grid_rows(features: Features, cells: float) -> list[float]:
     """Cells of each image's grid."""
-    low_BF, high_BF = _ranges(features)
-    rows_B: list[float] = (((high_BF - low_BF).cpu().double() * cells).floor() + 2).prod(1).tolist()
-    return rows_B
+
+    def points(extent: float) -> float:
+        return math.floor(extent * cells) + 2 if math.isfinite(extent) else math.inf  # inputs need not have been checked
+
+    return [math.prod(map(points, extents)) for extents in features.extents]
 
 
 def grid_fits(features: Features) -> list[bool]:
     """Of each image, whether `bilateral_grid` takes its features at its default tolerance."""
-    few = features.values_BPF.shape[2] <= _MAX_GRID_FEATURES
-    return [few and rows <= _MAX_GRID_ROWS for rows in grid_rows(features, cells_per_sigma(GRID_TOLERANCE))]
+    if features.values_BPF.shape[2] > _MAX_GRID_FEATURES:
+        return [False] * len(features.values_BPF)
+    return [rows <= _MAX_GRID_ROWS for rows in grid_rows(features, cells_per_sigma(GRID_TOLERANCE))]
 
 
 def separable_filter(features: Features) -> StructuredFilter | SeparableMatrices:

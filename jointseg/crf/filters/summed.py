@@ -24,30 +24,44 @@ class SummedFilter:
     """Its rows are; there is nothing to divide by."""
 
     def __init__(self, filters: Sequence[GaussianFilter], scales: Sequence[float]) -> None:
-        pairs = [(gaussian, scale) for gaussian, scale in zip(filters, scales, strict=True) if scale]
-        self._terms = [(gaussian, scale / gaussian.row_sums) for gaussian, scale in pairs]
-        self.row_sums = torch.ones_like(filters[0].row_sums)
+        self._terms = [(gaussian, scale) for gaussian, scale in zip(filters, scales, strict=True) if scale]
+        self._any = filters[0]
+        self._factors: dict[int, Tensor] = {}
+
+    @property
+    def row_sums(self) -> Tensor:
+        """(B, P): 1 but for what is not applied, which is nobody's concern: see `is_normalised`."""
+        return torch.ones_like(self._any.row_sums)
 
     @torch.no_grad()
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """N v. Values (B, C, P); not recorded by autograd."""
         make = torch.empty_like if self._terms else torch.zeros_like
         total_BCP = make(values_BCP, memory_format=torch.contiguous_format)
-        for number, (gaussian, factors_BP) in enumerate(self._terms):
+        for number, (gaussian, _) in enumerate(self._terms):
             add_to = getattr(gaussian, "add_to", None)
-            if add_to is not None:
-                add_to(total_BCP, values_BCP, factors_BP, first=number == 0)
-            else:
-                add_scaled(total_BCP, gaussian.apply(values_BCP), factors_BP, first=number == 0)
+            if add_to is not None and getattr(gaussian, "has_row_sums", True):
+                add_to(total_BCP, values_BCP, self._factors_of(number), first=number == 0)
+            else:  # a first application brings the row sums, which the factors need
+                filtered_BCP = gaussian.apply(values_BCP)
+                add_scaled(total_BCP, filtered_BCP, self._factors_of(number), first=number == 0)
         return total_BCP
 
     @torch.no_grad()
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """N^T v; normalised rows are not symmetric."""
         total_BCP = torch.zeros_like(values_BCP)
-        for gaussian, factors_BP in self._terms:
+        for number, (gaussian, _) in enumerate(self._terms):
+            factors_BP = self._factors_of(number)
             total_BCP += gaussian.apply_transposed(values_BCP * factors_BP[:, None])
         return total_BCP
+
+    def _factors_of(self, number: int) -> Tensor:
+        """(B, P): what a term's rows are multiplied by."""
+        if number not in self._factors:
+            gaussian, scale = self._terms[number]
+            self._factors[number] = scale / gaussian.row_sums
+        return self._factors[number]
 
 
 def add_scaled(total: Tensor, filtered: Tensor, factors: Tensor, *, first: bool) -> None:
