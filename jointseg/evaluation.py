@@ -23,7 +23,7 @@ from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.data.views import content_size, render_input
 from jointseg.errors import ScoreError
 from jointseg.labels import NUM_CLASSES
-from jointseg.metrics import DepthSums, SegmentationSums, crop
+from jointseg.metrics import DepthSums, SegmentationSums, crop, depth_metrics, segmentation_metrics
 from jointseg.model import JointModel
 from jointseg.stages import Kernels
 from jointseg.upsampling import argmax_upsampled
@@ -52,6 +52,13 @@ class Sums(NamedTuple):
         assert (self.depth is None) == (other.depth is None)
         depth = None if self.depth is None or other.depth is None else self.depth + other.depth
         return Sums(self.segmentation + other.segmentation, depth)
+
+    def metrics(self, evaluation: EvaluationConfig) -> dict[str, float]:
+        """The metrics of Tables 3 and 2, by its switches."""
+        metrics = segmentation_metrics(self.segmentation, absent=evaluation.absent_classes)
+        if self.depth is not None:
+            metrics |= depth_metrics(self.depth, pooling=evaluation.depth_pooling)
+        return metrics
 
 
 class Unaries(NamedTuple):

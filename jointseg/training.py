@@ -24,12 +24,11 @@ from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.store import Store
 from jointseg.data.views import View
-from jointseg.errors import InputError
+from jointseg.errors import InputError, ScoreError
 from jointseg.evaluation import Sums, predict, score
 from jointseg.graphs import GraphedModel, own_gradients, refuse_where_there_are_no_graphs
 from jointseg.labels import NUM_CLASSES
 from jointseg.losses import JointLoss, balancing_weights, joint_loss
-from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import JointModel, build_model
 from jointseg.network.pretrained import LoadReport, load_starting_weights
 from jointseg.optimizer import build_optimizer, freeze_for, rates, set_rate
@@ -40,7 +39,7 @@ NUM_AVERAGED = "num_averaged"
 """What a checkpoint's optimiser state has beside the optimiser's own, where the weights are averaged."""
 
 
-class TrainingDivergedError(InputError):
+class TrainingDivergedError(ScoreError):
     """A loss is not finite any more."""
 
 
@@ -334,7 +333,4 @@ def validate(run: Run, store: Store, numbers: Sequence[int], *, place: Place) ->
     total = whole[0]
     for part in whole[1:]:
         total = total.plus(part)
-    metrics = segmentation_metrics(total.segmentation, absent=evaluation.absent_classes)
-    if total.depth is not None:
-        metrics |= depth_metrics(total.depth, pooling=evaluation.depth_pooling)
-    return {f"validation/{name}": value for name, value in metrics.items()}
+    return {f"validation/{name}": value for name, value in total.metrics(evaluation).items()}

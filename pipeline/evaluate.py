@@ -21,9 +21,9 @@ from jointseg.config import Config
 from jointseg.data.frame import valid_depth
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, Sums, predict, score
-from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
+from pipeline.other_rules import sums_by_rule
 from pipeline.shares import shared_out, shares_of
 
 FrameScores: TypeAlias = dict[str, float]
@@ -43,6 +43,8 @@ class Part(NamedTuple):
     """What came of one row on some frames."""
 
     sums: Sums
+    others: dict[str, Sums]
+    """By other rules than the run's."""
     frames: list[FrameScores]
     """A dictionary a frame: its number as `frame`, and its own metrics."""
     predictions: dict[int, Prediction]
@@ -55,6 +57,7 @@ class Evaluated(NamedTuple):
     sums: dict[str, Sums]
     frames: dict[str, list[FrameScores]]
     predictions: dict[str, dict[int, Prediction]]
+    others: dict[str, dict[str, Sums]]
 
 
 def evaluate_rows(
@@ -73,13 +76,20 @@ def evaluate_rows(
 
     asked = [(jobs[stage], share) for stage, share in shares]
     shared_out(partial(_Evaluator, drawn), asked, take, config=next(iter(jobs.values())).config)
-    whole = Evaluated({}, {stage.row: [] for stage in jobs}, {stage.row: {} for stage in jobs})
+    rows = [stage.row for stage in jobs]
+    whole = Evaluated({}, {row: [] for row in rows}, {row: {} for row in rows}, {row: {} for row in rows})
     for place, (stage, _) in enumerate(shares):
         part, row = found[place], stage.row
-        whole.sums[row] = whole.sums[row].plus(part.sums) if row in whole.sums else part.sums
+        _add(whole.sums, row, part.sums)
+        for rule, sums in part.others.items():
+            _add(whole.others[row], rule, sums)
         whole.frames[row] += part.frames
         whole.predictions[row] |= part.predictions
     return whole
+
+
+def _add(totals: dict[str, Sums], name: str, sums: Sums) -> None:
+    totals[name] = totals[name].plus(sums) if name in totals else sums
 
 
 def extremes(frames: Sequence[FrameScores], *, most: int) -> tuple[list[int], list[int]]:
@@ -106,19 +116,21 @@ class _Evaluator:
         if job != self._job:
             self._job, self._store = job, Store.open(job.store)
             self._model = trained_model(job.config, load_final(job.weights)[0], device=self._device)
-        stage, total, predictions = STAGES[job.stage], None, {}
+        stage, predictions, totals = STAGES[job.stage], {}, dict[str, Sums]()
+        others: dict[str, Sums] = {}
         scores: list[FrameScores] = []
         frames = map(self._store.frame, numbers)
         for frame, prediction in predict(
             self._model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device
         ):
             sums = score(frame, prediction, job.config.evaluation)
-            total = sums if total is None else total.plus(sums)
-            scores.append({"frame": frame.number, **metrics_of(sums, job.config)})
+            _add(totals, job.stage, sums)
+            for rule, own in sums_by_rule(frame, prediction, job.config.evaluation).items():
+                _add(others, rule, own)
+            scores.append({"frame": frame.number, **sums.metrics(job.config.evaluation)})
             if frame.number in self._drawn:
                 predictions[frame.number] = prediction
-        assert total is not None
-        return Part(total, scores, predictions)
+        return Part(totals[job.stage], others, scores, predictions)
 
 
 def start_floors(config: Config, store: Path) -> ray.ObjectRef:
@@ -149,12 +161,4 @@ def floors(config: Config, store_path: Path) -> dict[str, float]:
         sums = score(frame, guess, evaluation)
         total = sums if total is None else total.plus(sums)
     assert total is not None
-    return {**metrics_of(total, config), "class": float(label), "depth": depth}
-
-
-def metrics_of(sums: Sums, config: Config) -> dict[str, float]:
-    """The metrics of Tables 3 and 2 from sums, by the config's switches."""
-    metrics = segmentation_metrics(sums.segmentation, absent=config.evaluation.absent_classes)
-    if sums.depth is not None:
-        metrics |= depth_metrics(sums.depth, pooling=config.evaluation.depth_pooling)
-    return metrics
+    return {**total.metrics(config.evaluation), "class": float(label), "depth": depth}

@@ -47,24 +47,26 @@ def save_evaluation(
     found: Evaluated,
     *,
     rows: Mapping[str, Mapping[str, float]],
+    rules: Mapping[str, Mapping[str, Mapping[str, float]]],
     floors: Mapping[str, float],
     pictures: Mapping[str, Sequence[int]],
 ) -> None:
     """Write the evaluation's folder, all or nothing, in place of an earlier one.
 
-    metrics.json: rows, floors and pictures, NaN as null. sums.json: what they were divided from. confusion_ROW.parquet: true
-    class by predicted class. frames_ROW.parquet: each frame's own metrics. predictions_ROW.npz: `labels_N` and `depth_N` of
-    each frame N that is drawn.
+    metrics.json: rows, rules, floors and pictures, NaN as null. sums.json: what rows were divided from. confusion_ROW.parquet:
+    true class by predicted class. frames_ROW.parquet: each frame's own metrics. predictions_ROW.npz: `labels_N` and `depth_N`
+    of each frame N that is drawn.
 
     Args:
         place: the run's folder.
         found: by the evaluation.
         rows: metrics of each row.
+        rules: metrics of each row by each other rule.
         floors: metrics of the floors, with the `class` and the `depth` that they give every pixel.
         pictures: numbers of the frames to draw: the `first` of the split, and the `best` and `worst` of the row with the CRF.
     """
     with appearing_whole(place.evaluation, replace=True) as folder:
-        _write_json(folder / METRICS, {"rows": rows, "floors": floors, "pictures": pictures})
+        _write_json(folder / METRICS, {"rows": rows, "rules": rules, "floors": floors, "pictures": pictures})
         _write_json(
             folder / SUMS,
             {
@@ -144,6 +146,7 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
     return {
         "table2": {row: _only(own, TABLE2_METRICS) for row, own in rows.items() if "rmse" in own},
         "table3": {row: _only(own, TABLE3_METRICS) for row, own in rows.items()},
+        "rules": metrics.get("rules", {}),  # evaluations of earlier versions have none
         "floors": metrics["floors"],
         "confusions": named_confusions(place),
         "paper": {"table2": TABLE2, "table3": TABLE3} if data["real"] else None,

@@ -26,6 +26,7 @@ from pipeline.report_tables import (
     depth_table,
     findings,
     protocol,
+    rules_table,
     segmentation_table,
 )
 
@@ -55,6 +56,7 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         "↑ higher, ↓ lower is better; si: scale-invariant.",
         *_section("Classes that the paper names as confused", _grid(confusion_table(report))),
         *_section("How they were taken", _bullets(protocol(report))),
+        *(_section("The same predictions by other rules", _grid(rules_table(report))) if report["rules"] else ()),
         *_section("What the numbers say", _bullets(_marked(report))),
         *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
         search_note(report),

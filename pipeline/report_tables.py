@@ -122,6 +122,20 @@ def depth_table(report: Report, *, rivals: bool = False) -> Table:
     )
 
 
+def rules_table(report: Report) -> Table:
+    """Each row's mean IoU, and the depth of the last, by other rules than the run's: one switch changed at a time."""
+    rows, last = list(report["table3"]), "sem_crf_plus"
+    depth = {"delta1": METRIC_NAMES["delta1"], "rmse": METRIC_NAMES["rmse"]}
+
+    def line(title: str, own: Mapping[str, Mapping[str, Number]], depths: Mapping[str, Number]) -> tuple[str, ...]:
+        return (title, *(percent(own[row]["mean_iou"]) for row in rows), *(plain(depths.get(name)) for name in depth))
+
+    lines = [line("as above", report["table3"], report["table2"].get(last, {}))]
+    lines += [line(f"`{rule}`", own, own.get(last, {})) for rule, own in report["rules"].items()]
+    header = ("", *(f"{ROW_NAMES[row]}, mean IoU" for row in rows), *(f"{ROW_NAMES[last]}, {name}" for name in depth.values()))
+    return Table("By other rules", header, tuple(lines))
+
+
 def data_line(report: Report) -> str:
     """One line that says what data this is."""
     data, config = report["data"], report["provenance"]["config"]

@@ -142,7 +142,7 @@ def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Scr
     with screen.bar("evaluate", len(jobs) * len(numbers)) as progress:
         sums = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress).sums
     then = {row: {**metrics, **record["table2"].get(row, {})} for row, metrics in record["table3"].items()}
-    now = {row: evaluate.metrics_of(total, config) for row, total in sums.items()}
+    now = {row: total.metrics(config.evaluation) for row, total in sums.items()}
     return compare_rows(then, now, tolerance=tolerance)
 
 

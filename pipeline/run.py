@@ -24,6 +24,7 @@ from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, report, search
 from pipeline.cluster import connected, require_resources, result_of
 from pipeline.features import ready_features
+from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
@@ -160,7 +161,7 @@ def evaluate_test(pipeline: Pipeline) -> None:
             floor_task = evaluate.start_floors(config, place.store)
             found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
             floor = result_of(floor_task)
-        rows = {row: evaluate.metrics_of(total, config) for row, total in found.sums.items()}
+        rows = {row: total.metrics(config.evaluation) for row, total in found.sums.items()}
         best, worst = evaluate.extremes(found.frames[report.WITH_CRF], most=len(drawn))
         if best:
             job = {stage: own for stage, own in jobs.items() if stage.row == report.WITH_CRF}
@@ -168,7 +169,8 @@ def evaluate_test(pipeline: Pipeline) -> None:
                 seen = evaluate.evaluate_rows(job, (*best, *worst), drawn=(*best, *worst), progress=progress)
             found.predictions[report.WITH_CRF].update(seen.predictions[report.WITH_CRF])
         pictures = {"first": list(drawn), "best": best, "worst": worst}
-        report.save_evaluation(place, found, rows=rows, floors=floor, pictures=pictures)
+        rules = metrics_by_rule(found.sums, found.others, config)
+        report.save_evaluation(place, found, rows=rows, rules=rules, floors=floor, pictures=pictures)
         for row, metrics in rows.items():
             tracker.log_metrics(run, {f"{row}/{name}": value for name, value in metrics.items()})
         tracker.log_metrics(run, {f"floor/{name}": value for name, value in floor.items()})

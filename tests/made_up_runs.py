@@ -15,6 +15,7 @@ from jointseg.labels import CLASS_NAMES, VOID
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.presets import demo
 from jointseg.settings import flatten
+from pipeline.other_rules import sums_by_rule
 from pipeline.workspace import Workspace
 
 
@@ -39,6 +40,13 @@ def total(store: Store, drawn: dict[int, Prediction]) -> Sums:
     first, *rest = (score(store.frame(number), prediction, demo().evaluation) for number, prediction in drawn.items())
     for one in rest:
         first = first.plus(one)
+    return first
+
+
+def totals_by_rule(store: Store, drawn: dict[int, Prediction]) -> dict[str, Sums]:
+    first, *rest = (sums_by_rule(store.frame(number), own, demo().evaluation) for number, own in drawn.items())
+    for one in rest:
+        first = {rule: sums.plus(one[rule]) for rule, sums in first.items()}
     return first
 
 

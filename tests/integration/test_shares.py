@@ -22,7 +22,7 @@ from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline import shares
-from pipeline.evaluate import RowJob, evaluate_rows, metrics_of
+from pipeline.evaluate import RowJob, evaluate_rows
 from pipeline.shares import shared_out, shares_of
 from tests.checkpoints import untrained_final
 
@@ -89,15 +89,15 @@ def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: 
         for frame, prediction in seen:
             own = score(frame, prediction, CONFIG.evaluation)
             total = own if total is None else total.plus(own)
-            by_frame.setdefault(stage.row, []).append(metrics_of(own, CONFIG))
+            by_frame.setdefault(stage.row, []).append(own.metrics(CONFIG.evaluation))
         assert total is not None
-        expected[stage.row] = metrics_of(total, CONFIG)
+        expected[stage.row] = total.metrics(CONFIG.evaluation)
     for together in (2, len(numbers)):
         monkeypatch.setattr(shares, "FRAMES_A_SHARE", together)
         assert len(shares_of(numbers)) == -(-len(numbers) // together)
         whole = evaluate_rows(jobs, numbers, drawn=numbers[1:3], progress=told.append)
         for row, metrics in expected.items():
-            found = metrics_of(whole.sums[row], CONFIG)
+            found = whole.sums[row].metrics(CONFIG.evaluation)
             assert found == pytest.approx(metrics, rel=1e-12)
             assert list(whole.predictions[row]) == list(numbers[1:3])
             assert [own.pop("frame") for own in whole.frames[row]] == list(numbers)

@@ -53,7 +53,7 @@ def test_every_field_is_explained_above_it():
 
 def test_the_lines_to_change_are_marked_and_counted():
     assert re.findall(r"# \((\d)\)", TEXT) == ["1", "2", "3", "4"]
-    assert "Change the four marked lines" in TEXT
+    assert "Change what is marked (1) to (4)" in TEXT
 
 
 def test_all_the_machines_are_wanted_all_the_time():
@@ -91,8 +91,11 @@ def test_results_and_environments_are_not_copied_to_the_machines_and_the_commit_
 
 
 def test_the_example_job_names_a_preset_options_and_settings_that_exist():
-    line = next(line for line in TEXT.splitlines() if re.search(r"bin/jointseg\W+run ", line))
-    words = line.lstrip("# ").split()
+    lines = [line.lstrip("# ") for line in TEXT.replace("\\\n", "\n").splitlines()]
+    first = next(number for number, line in enumerate(lines) if re.search(r"bin/jointseg\W+run ", line))
+    words = " ".join(lines[first:]).split()
     assert words[words.index("--preset") + 1] in PRESETS
-    assert words[words.index("--set") + 1].split("=")[0] in flatten(PRESETS["paper"]())
+    settings = [words[place + 1].split("=")[0] for place, word in enumerate(words) if word == "--set"]
+    assert settings == ["network.weights", "training.num_workers"]
+    assert set(settings) <= set(flatten(PRESETS["paper"]()))
     assert words[words.index("--out") + 1].startswith("/")

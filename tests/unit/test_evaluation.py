@@ -28,7 +28,6 @@ from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import Kernels
-from pipeline.evaluate import metrics_of
 
 CPU = torch.device("cpu")
 
@@ -82,9 +81,9 @@ def test_metrics_of_sums_follow_the_configs_switches(frames, small):
         guess = perfect(frame)
         sums = score(frame, guess._replace(depth=guess.depth * np.float32(factor)), small.evaluation)
         total = sums if total is None else total.plus(sums)
-    plain = metrics_of(total, small)
-    zero = metrics_of(total, with_overrides(small, {"evaluation.absent_classes": "zero"}))
-    images = metrics_of(total, with_overrides(small, {"evaluation.depth_pooling": "images"}))
+    plain = total.metrics(small.evaluation)
+    zero = total.metrics(with_overrides(small, {"evaluation.absent_classes": "zero"}).evaluation)
+    images = total.metrics(with_overrides(small, {"evaluation.depth_pooling": "images"}).evaluation)
     assert plain["mean_iou"] == 1 > zero["mean_iou"]
     assert plain["rmse"] != images["rmse"]
 

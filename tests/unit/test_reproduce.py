@@ -236,7 +236,7 @@ def test_both_tables_of_a_run_are_compared_each_row_under_its_own_settings(again
         config = found if stage.settings == "stage3" else small
         jobs[stage] = evaluate.RowJob(config, name, rooms.path, place.final(stage))
     sums = evaluate.evaluate_rows(jobs, rooms.test, drawn=(), progress=lambda _: None).sums
-    rows = {row: evaluate.metrics_of(total, small) for row, total in sums.items()}
+    rows = {row: total.metrics(small.evaluation) for row, total in sums.items()}
     record = {
         "table3": {row: {"mean_iou": metrics["mean_iou"]} for row, metrics in rows.items()},
         "table2": {row: {"rmse": metrics["rmse"]} for row, metrics in rows.items() if row != "unary_sem"},

@@ -87,7 +87,7 @@ def test_the_confusion_names_its_classes(evaluated: Workspace, store: Store) -> 
 def test_report_json_has_every_promised_key(written: Workspace) -> None:
     found = contents(written)
     promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper"}
-    promised |= {"confusions", "checkpoints"}
+    promised |= {"confusions", "checkpoints", "rules"}
     assert set(found) == promised
     assert list(found["table3"]) == list(ROW_NAMES)
     assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
@@ -137,7 +137,7 @@ def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: St
     predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
     floors = {**rows["sem_crf"], "class": 0.0, "depth": math.nan}
     nothing = {"first": (), "best": (), "worst": ()}
-    report.save_evaluation(place, Evaluated({}, {}, predictions), rows=rows, floors=floors, pictures=nothing)
+    report.save_evaluation(place, Evaluated({}, {}, predictions, {}), rows=rows, rules={}, floors=floors, pictures=nothing)
     report.write(demo(), place, store)
     assert contents(place)["table3"]["sem_crf"]["mean_iou"] is None
     assert set(cells(place, "Sem-CRF")[1:]) == {"–"}

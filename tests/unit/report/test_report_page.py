@@ -42,6 +42,22 @@ def test_the_tables_show_the_metrics_in_the_papers_units(written: Workspace) -> 
     assert cells(written, "theta_alpha")[3:] == ["160 (held)", "160"]
 
 
+def test_the_rows_by_other_rules_stand_below_those_by_the_runs_own(written: Workspace) -> None:
+    found = contents(written)
+    assert list(found["rules"])[:2] == ["evaluation.crop=eigen", "evaluation.crop=gupta"]
+    for name, rows, depth in (
+        ("as above", found["table3"], found["table2"]["sem_crf_plus"]),
+        *((f"`{rule}`", own, own["sem_crf_plus"]) for rule, own in found["rules"].items()),
+    ):
+        shown = [f"{100 * rows[row]['mean_iou']:.1f}" for row in ROW_NAMES]
+        assert cells(written, name)[1:] == [*shown, f"{depth['delta1']:.3f}", f"{depth['rmse']:.3f}"]
+
+
+def test_an_evaluation_of_an_earlier_version_has_no_other_rules(written: Workspace) -> None:
+    assert "by other rules" in page(written)
+    assert "by other rules" not in page_of({**contents(written), "rules": {}})
+
+
 def test_floors_stand_beside_the_rows(written: Workspace) -> None:
     floors = contents(written)["floors"]
     assert cells(written, "floor: all “wall”")[1] == f"{100 * floors['mean_iou']:.1f}"
