@@ -62,13 +62,14 @@ class Batch:
 class ViewDataset(Dataset[tuple[Sample, Mapping[str, Tensor] | None]]):
     """The pictures that are trained on, by the number of the visit: how many came before, over all workers.
 
-    Offline views recur in the order they are listed in; online ones are drawn from the frames that the list names.
+    Offline views recur in the order they are listed in; online ones are drawn from the frames that the list names, in whatever
+    order and however often it names them.
     """
 
     def __init__(self, store: Store, views: Sequence[View], config: Config, features: FeatureStore | None = None) -> None:
         self.store = store
         self.views = views
-        self.numbers = tuple(dict.fromkeys(view.frame for view in views))
+        self.numbers = tuple(sorted({view.frame for view in views}))
         self.config = config
         self.features = features
 

@@ -168,7 +168,7 @@ def train(
     Args:
         run: the stage, at step 0 or resumed.
         store: the prepared frames.
-        views: the shuffled views to train on.
+        views: those to train on, in their order; of online views, the frames to draw from.
         place: this process's rank and device.
         report: told of losses every `log_every` steps, and given the checkpoint when one is due.
         validation: numbers of the frames to validate on.

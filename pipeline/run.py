@@ -97,7 +97,8 @@ def prepare_data(pipeline: Pipeline) -> None:
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
     write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
     _log_data(pipeline)
-    screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(subset)} for validation; {len(views)} views")
+    seen = f"{len(views)} views" if data.views == "offline" else f"views drawn anew from {len(views)} frames at each visit"
+    screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(subset)} for validation; {seen}")
 
 
 def _log_data(pipeline: Pipeline) -> None:

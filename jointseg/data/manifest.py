@@ -1,6 +1,8 @@
-"""The list of training views kept as a Parquet file, so that a run can say exactly what it trained on.
+"""The list of training views kept as a Parquet file: the very views that a run trained on; or, where views are drawn at each
+visit, the frames that they were drawn from, which with the seeds beside them and the config say the same.
 
-Not here: how views are made or rendered (views.py). Needs pyarrow, which nothing else in this package does.
+Not here: how views are made or rendered (views.py), which are drawn at a visit (augment.py). Needs pyarrow, which nothing else
+in this package does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The six views of each training frame (paper, 4.1), and the tensors a view or a whole image is rendered to.
+"""The six views of each training frame (paper, 4.1), or the frame alone where views are drawn at each visit; and the tensors
+that a view or a whole image is rendered to.
 
 Not here: how frames are read (store.py) or the list of views is kept on disk (manifest.py).
 """
@@ -9,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -60,30 +61,35 @@ class Sample:
 
 
 def make_views(numbers: Sequence[int], config: DataConfig, *, frame_size: tuple[int, int] = FRAME_SIZE) -> tuple[View, ...]:
-    """All views of these frames, shuffled once.
+    """The views of these frames that are listed before training.
 
-    The crops of a frame depend on `config.views_seed` and its number alone, not on which other frames there are.
+    Offline: all that are trained on, shuffled once. The crops of a frame depend on `config.views_seed` and its number alone,
+    not on which other frames there are. Online: each frame whole and once, ascending; what is trained on is drawn from those at
+    each visit (augment.py), and neither `num_crops` nor `crop_scale_max` has a part in it.
 
     Args:
         numbers: 1-based frame numbers, none of them twice.
-        config: num_crops, crop_scale_min, crop_scale_max, views_seed.
+        config: views; and num_crops, crop_scale_min, crop_scale_max and views_seed of offline ones.
         frame_size: height and width of the frames, pixels.
     """
     assert len(set(numbers)) == len(numbers)
+    if config.views == "online":
+        return tuple(_whole(number, frame_size) for number in sorted(numbers))
     views = [view for number in numbers for view in _views_of(number, config, frame_size)]
     order = np.random.default_rng(config.views_seed).permutation(len(views))
     return tuple(views[i] for i in order)
 
 
 def _views_of(number: int, config: DataConfig, frame_size: tuple[int, int]) -> list[View]:
-    height, width = frame_size
     random = np.random.default_rng([config.views_seed, number])
     scale = config.crop_scale_min, config.crop_scale_max
     views = [random_crop(number, random, frame_size, scale=scale) for _ in range(config.num_crops)]
-    whole = (0, 0, height, width)
-    views.append(View(number, "original", *whole, zoom=1.0, mirror=False))
-    views.append(View(number, "mirror", *whole, zoom=1.0, mirror=True))
-    return views
+    original = _whole(number, frame_size)
+    return [*views, original, replace(original, kind="mirror", mirror=True)]
+
+
+def _whole(number: int, frame_size: tuple[int, int]) -> View:
+    return View(number, "original", 0, 0, *frame_size, zoom=1.0, mirror=False)
 
 
 def random_crop(number: int, random: np.random.Generator, frame_size: tuple[int, int], *, scale: tuple[float, float]) -> View:

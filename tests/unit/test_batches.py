@@ -90,6 +90,25 @@ def test_online_batches_do_not_depend_on_who_cuts_them_or_where_training_began(r
     assert not torch.equal(whole[0], whole[2])
 
 
+@pytest.mark.parametrize("changes", [{"data.num_crops": 0}, {"data.num_crops": 7}, {"data.crop_scale_max": 0.6}])
+def test_online_visits_do_not_depend_on_what_offline_views_are_cut_by(rooms, small, changes):
+    def visits(config):
+        dataset = ViewDataset(rooms, make_views(rooms.train, config.data), config)
+        return [dataset[visit][0].image for visit in range(2 * len(rooms.train))]
+
+    online = with_overrides(small, {"data.views": "online"})
+    pairs = zip(visits(online), visits(with_overrides(online, changes)), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_online_visits_are_of_the_frames_that_the_list_names_in_whatever_order(rooms, small):
+    online = with_overrides(small, {"data.views": "online"})
+    listed = make_views(rooms.train, small.data)
+    forth, back = (ViewDataset(rooms, views, online) for views in (listed, listed[::-1]))
+    assert forth.numbers == back.numbers == rooms.train
+    assert all(torch.equal(forth[visit][0].image, back[visit][0].image) for visit in range(len(rooms.train)))
+
+
 @pytest.mark.parametrize("how", ["offline", "online"])
 @pytest.mark.parametrize("depth", ["raw", "filled"])
 def test_the_depth_that_is_asked_for_is_trained_on(rooms, views, small, how, depth):

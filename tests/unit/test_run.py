@@ -81,6 +81,14 @@ def test_the_validation_frames_are_trained_on_only_where_that_is_asked_for(pipel
     assert (len(subset["frames"]), subset["in_training"]) == (2, kept)
 
 
+def test_of_views_drawn_at_each_visit_the_frames_are_kept_and_told(pipeline_of, rooms, capsys):
+    own = pipeline_of({"data.views": "online", "data.crop_scale_min": 0.95})
+    prepare_data(own)
+    (view,) = read_manifest(own.place.views)
+    assert (view.kind, view.height, view.frame in rooms.train) == ("original", 480, True)
+    assert "2 for validation; views drawn anew from 1 frames at each visit" in capsys.readouterr().out
+
+
 def test_the_data_go_to_mlflow_by_their_digest_with_the_views_and_the_validation_frames(pipeline_of, rooms):
     own = pipeline_of()
     prepare_data(own)

@@ -107,6 +107,12 @@ def test_the_seed_decides_the_views_and_their_order() -> None:
     assert [v.frame for v in views] != sorted(v.frame for v in views)
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_crops": 0}, {"crop_scale_min": 0.95}, {"views_seed": 3}])
+def test_of_views_that_are_drawn_at_each_visit_the_list_names_each_frame_once_and_whole(changes: dict[str, float]) -> None:
+    views = make_views((5, 2, 9), DataConfig(views="online", **changes))
+    assert views == tuple(replace(WHOLE, frame=number) for number in (2, 5, 9))
+
+
 def test_validation_frames_are_drawn_from_train_by_the_seed() -> None:
     train = tuple(range(10, 805))
     drawn = draw_validation(train, DataConfig())
