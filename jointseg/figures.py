@@ -23,6 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from jointseg.data.frame import Frame, valid_depth
@@ -104,7 +105,14 @@ def side_by_side(frames: Sequence[Frame], predictions: Mapping[str, Mapping[int,
 
 
 def prediction_sheet(image: NDArray[np.uint8], prediction: Prediction) -> Figure:
-    """One picture, (H, W, 3) RGB, the classes predicted for it, and the depth where there is one."""
+    """One picture, (H, W, 3) RGB, the classes predicted for it, and the depth where there is one.
+
+    Of a large one only each second, third, ... row and column is drawn, and counts for the legend and the depth's scale.
+    """
+    step = _pixels_to_one_drawn(*image.shape[:2])
+    image = np.asarray(Image.fromarray(image).reduce(step))  # means of step x step; classes and depths must not be mixed
+    depth = None if prediction.depth is None else prediction.depth[::step, ::step]
+    prediction = Prediction(prediction.labels[::step, ::step], depth)
     nothing = np.full(image.shape[:2], VOID, np.uint8)
     no_depth = np.zeros(image.shape[:2], np.float32)
     frame = Frame(0, image, nothing, no_depth, no_depth)
@@ -229,6 +237,11 @@ def _sheet(
         frameon=False, fontsize=8, handlelength=1.3, handleheight=1.0, columnspacing=1.2, borderaxespad=0,
     )  # fmt: skip
     return figure
+
+
+def _pixels_to_one_drawn(height: int, width: int) -> int:
+    """Of a picture, along each side: so many that two, or a little more, are left to each pixel of its panel."""
+    return max(1, int(width // (2 * PANEL_WIDTH * DPI)), int(height // (2 * MAX_PANEL_HEIGHT * DPI)))
 
 
 def _legend_entries(labels: Sequence[Labels]) -> list[Patch]:

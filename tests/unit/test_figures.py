@@ -15,7 +15,16 @@ from PIL import Image
 
 from jointseg.data.frame import Frame
 from jointseg.evaluation import Prediction
-from jointseg.figures import DPI, qualitative, save_png, search_history, with_and_without_crf
+from jointseg.figures import (
+    DPI,
+    MAX_PANEL_HEIGHT,
+    PANEL_WIDTH,
+    prediction_sheet,
+    qualitative,
+    save_png,
+    search_history,
+    with_and_without_crf,
+)
 from jointseg.labels import CLASS_NAMES, VOID, colourise
 
 SIZE = (48, 64)
@@ -98,6 +107,37 @@ def test_a_picture_of_any_shape_is_drawn_on_a_sheet_of_reasonable_size(height: i
     save_png(qualitative([drawn], {1: Prediction(drawn.labels, None)}, title=""), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert max(sheet.size) < 3000
+
+
+def test_a_sheet_shows_the_picture_and_what_is_said_of_it() -> None:
+    drawn, said = FRAMES[0], PREDICTIONS[7]
+    image, classes, depth = (axes.images[0].get_array() for axes in panels(prediction_sheet(drawn.image, said)))
+    np.testing.assert_array_equal(image, drawn.image)
+    np.testing.assert_array_equal(classes, colourise(said.labels))
+    np.testing.assert_array_equal(depth, said.depth)
+
+
+def test_of_a_large_picture_the_sheet_is_that_of_the_picture_made_smaller() -> None:
+    def sheet(times: int) -> Figure:
+        image, labels, depth = (a.repeat(times, 0).repeat(times, 1) for a in (FRAMES[0].image, *PREDICTIONS[7]))
+        return prediction_sheet(image, Prediction(labels, depth))
+
+    large, small = sheet(48), sheet(12)  # 3072 and 768 pixels wide
+    assert legend(large) == legend(small)
+    for ours, theirs in zip(panels(large), panels(small), strict=True):
+        np.testing.assert_array_equal(ours.images[0].get_array(), theirs.images[0].get_array())
+        assert ours.images[0].get_clim() == theirs.images[0].get_clim()
+        assert ours.get_position().bounds == theirs.get_position().bounds
+
+
+@pytest.mark.parametrize(("height", "width"), [(3000, 4000), (4001, 2999), (1, 40_000), (40_000, 1), (20_000, 50)])
+def test_no_more_of_a_picture_is_drawn_than_a_few_pixels_for_each_of_the_sheets(height: int, width: int) -> None:
+    said = Prediction(np.zeros((height, width), np.uint8), np.ones((height, width), np.float32))
+    figure = prediction_sheet(np.zeros((height, width, 3), np.uint8), said)
+    for axes in panels(figure):
+        rows, columns = axes.images[0].get_array().shape[:2]
+        assert 1 <= rows <= 4 * MAX_PANEL_HEIGHT * DPI
+        assert 1 <= columns <= 4 * PANEL_WIDTH * DPI
 
 
 def test_predictions_without_depth_leave_out_its_columns() -> None:
