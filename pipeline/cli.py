@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from jointseg.config import Config
+from jointseg.data.files import is_folder
 from jointseg.errors import InputError
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
@@ -280,7 +281,7 @@ def _config(
     changes = {**dict(parse_override(text) for text in overrides or []), **(options or {})}
     if data is not None:
         _refuse_relative("--data", data)
-        if not data.is_dir():
+        if not is_folder(data):
             raise InputError(f"--data: {data} is not a folder")
         changes["data.source"] = str(data.resolve())
     config = with_overrides(config, changes)

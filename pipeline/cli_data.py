@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from jointseg.data.files import is_file_to_read
 from jointseg.data.nyu import FolderReport, check
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import INDEX_FILE as STORE_INDEX
@@ -44,7 +45,7 @@ def data_rooms(
 def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files, or a store.")]) -> None:
     """Open such a folder, check every frame, and print what is in it; of a store, compare every frame with its digest."""
     terminal = Terminal()
-    if (folder / STORE_INDEX).is_file():
+    if is_file_to_read(folder / STORE_INDEX):
         store = Store.open(folder)
         with terminal.bar("check", store.num_frames) as progress:
             store.verify(progress=progress)

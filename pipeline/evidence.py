@@ -15,6 +15,7 @@ from typing import Any
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
+from jointseg.data.files import is_file_to_read, is_folder
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
@@ -134,14 +135,15 @@ def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
         InputError: neither has it, or `data` is no folder.
     """
     wanted = evidence.record["data"]["digest"] if evidence.is_run else evidence.record["data"]
-    if data is not None and not data.is_dir():
+    if data is not None and not is_folder(data):
         raise InputError(f"--data: {data} is not a folder")
     looked: list[str] = []
     source = evidence.config.data.source
     for folder in (data, evidence.place.store if evidence.place is not None else None, source):
-        if folder is None or not folder.is_dir():
+        if folder is None or not is_folder(folder):
             continue
-        store = Store.open(folder) if (folder / "store.json").is_file() else prepare(folder, scratch / f"store-{len(looked)}")
+        prepared = is_file_to_read(folder / "store.json")
+        store = Store.open(folder) if prepared else prepare(folder, scratch / f"store-{len(looked)}")
         if store.digest == wanted:
             return store.path
         looked.append(f"{folder} ({store.digest[:12]})")

@@ -15,6 +15,7 @@ from typing import Any
 
 from jointseg.checkpoint import refuse_other_config, write_atomically
 from jointseg.config import Config
+from jointseg.data.files import is_file_to_read
 from jointseg.errors import InputError
 from jointseg.stages import Stage
 
@@ -160,9 +161,9 @@ class Workspace:
         """The config of this folder, or None in a new one.
 
         Raises:
-            InputError: the file is not such a config.
+            InputError: the file is not such a config, or may not be read.
         """
-        if not self.config.is_file():
+        if not is_file_to_read(self.config):
             return None
         try:
             return Config(**json.loads(self.config.read_text(encoding="utf-8")))

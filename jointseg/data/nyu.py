@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from jointseg.data.files import is_file_to_read, is_folder
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
 from jointseg.data.scenes import read_scene_types
 from jointseg.errors import InputError
@@ -69,18 +70,18 @@ class NyuFolder:
         """Open a folder and check all but the pixels.
 
         Raises:
-            InputError: a file is missing or damaged, a dataset is missing or not in NYU's layout, or the splits or the
-                class mapping are not what they should be.
+            InputError: a file is missing or damaged or may not be read, a dataset is missing or not in NYU's layout, or the
+                splits or the class mapping are not what they should be.
         """
         for name in (FRAMES_FILE, SPLITS_FILE, MAPPING_FILE):
-            if not (folder / name).is_file():
-                problem = f"no {name} in it" if folder.is_dir() else "no such folder"
+            if not is_file_to_read(folder / name):
+                problem = f"no {name} in it" if is_folder(folder) else "no such folder"
                 raise InputError(f"{folder}: {problem}; needed: {FRAMES_FILE}, {SPLITS_FILE} and {MAPPING_FILE}")
         path = folder / FRAMES_FILE
         try:
             mat = h5py.File(path, "r")
         except OSError as error:
-            problem = _one_line(error) if h5py.is_hdf5(path) else "not an HDF5 (MATLAB 7.3) file"
+            problem = _one_line(error) if error.errno or h5py.is_hdf5(path) else "not an HDF5 (MATLAB 7.3) file"
             raise InputError(f"{path}: cannot be opened: {problem}") from None
         try:
             return cls(folder, mat)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
 from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
 from jointseg.errors import InputError
@@ -66,7 +67,7 @@ class Store:
         """Open a store and check its files' kinds and sizes; no pixel is read.
 
         Raises:
-            InputError: it is no store, of another format, or one of its files is missing or cut short.
+            InputError: it is no store, of another format, or one of its files is missing or cut short or may not be read.
         """
         index = _read_index(path / INDEX_FILE)
         return cls(path, index, {name: _map(path, name, index["report"].num_frames) for name in _ARRAYS})
@@ -169,10 +170,12 @@ def _add_splits(digest: hashlib._Hash, train: tuple[int, ...], test: tuple[int, 
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_file_to_read(path):
         raise InputError(f"{path.parent}: not a prepared store: no {INDEX_FILE} in it")
     try:
         index = json.loads(path.read_text())
+    except OSError as error:
+        raise unreadable(path, error) from None
     except ValueError as error:
         raise InputError(f"{path}: damaged: {error}") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -192,11 +195,13 @@ def _map(folder: Path, name: str, num_frames: int) -> NDArray[Any]:
     """One array, mapped read-only, of exactly the kind, shape and file size it should have."""
     path = folder / f"{name}.npy"
     shape, dtype = _ARRAYS[name]
+    if not is_file_to_read(path):
+        raise InputError(f"{path}: missing; prepare the store again")
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; prepare the store again") from None
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, EOFError) as error:
         raise InputError(
             f"{path}: cut short or damaged, {path.stat().st_size} bytes: {error}; prepare the store again"
         ) from None
