@@ -224,15 +224,17 @@ def _open_datasets(path: Path, mat: h5py.File) -> dict[str, h5py.Dataset]:
     for name, (frame_shape, dtype) in _LAYOUT.items():
         try:
             dataset = mat.get(name)
-        except _H5PY_ERRORS as error:
+            shape, kind = (dataset.shape, dataset.dtype) if isinstance(dataset, h5py.Dataset) else (None, None)
+        except (*_H5PY_ERRORS, TypeError) as error:  # TypeError: of kinds that numpy has not
             raise InputError(f"{path}: {name}: unreadable: {_one_line(error)}") from None
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(f"{path}: no dataset {name}; needed: {', '.join(_LAYOUT)}")
-        if len(dataset.shape) != len(frame_shape) + 1 or dataset.shape[1:] != frame_shape:
+        if shape is None or len(shape) != len(frame_shape) + 1 or shape[1:] != frame_shape:
             allowed = ", ".join(map(str, ("frames", *frame_shape)))
-            raise InputError(f"{path}: {name} has shape {dataset.shape}; allowed: ({allowed}), as MATLAB stores it")
-        if dataset.dtype != dtype:
-            raise InputError(f"{path}: {name} holds {dataset.dtype}; allowed: {dtype}")
+            has = "is empty, without a shape" if shape is None else f"has shape {shape}"
+            raise InputError(f"{path}: {name} {has}; allowed: ({allowed}), as MATLAB stores it")
+        if kind != dtype:
+            raise InputError(f"{path}: {name} holds {kind}; allowed: {dtype}")
         dataset = None  # closed, as one that is open keeps its cache
         datasets[name] = _with_row_of_chunks_cached(mat, name)
     counts = {name: len(dataset) for name, dataset in datasets.items()}
@@ -289,7 +291,8 @@ def _read_small_mat(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
     try:
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as mat:
-                found = {name: np.asarray(mat[name]) for name in names if isinstance(mat.get(name), h5py.Dataset)}
+                sets = {name: mat[name] for name in names if isinstance(mat.get(name), h5py.Dataset)}
+                found = {name: np.empty(0) if own.shape is None else np.asarray(own) for name, own in sets.items()}
         else:
             found = loadmat(path, appendmat=False, variable_names=names)
     except _SCIPY_ERRORS as error:

@@ -12,10 +12,12 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from tokenize import TokenError
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
 from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
@@ -38,22 +40,40 @@ _BYTES_PER_FRAME = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape,
 _BYTES_BESIDE_FRAMES = 2**20  # headers and store.json, with room to spare
 
 
+# What numpy's reader of .npy files raises of damaged ones.
+_NPY_ERRORS = (ValueError, EOFError, SyntaxError, TokenError, OverflowError)
+
+Numbers = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """What store.json holds beside its format; see Store."""
+
+    source: str
+    digest: str
+    report: FolderReport
+    train: Numbers
+    test: Numbers
+    scene_types: tuple[str, ...] | None = None  # a store made before there were any has none
+
+
 class Store:
     """A prepared store, open for reading. Pickles as its path, so that each process maps the files itself."""
 
-    def __init__(self, path: Path, index: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, path: Path, index: _Index, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.path = path
-        self.source: str = index["source"]
+        self.source = index.source
         """Name of the NYU folder it was made from."""
-        self.train: tuple[int, ...] = tuple(index["train"])
+        self.train = index.train
         """1-based numbers of the train frames, ascending."""
-        self.test: tuple[int, ...] = tuple(index["test"])
+        self.test = index.test
         """1-based numbers of the test frames, ascending."""
-        self.digest: str = index["digest"]
+        self.digest = index.digest
         """SHA-256 of all frames and both splits, in hexadecimal."""
-        self.info: FolderReport = index["report"]
+        self.info = index.report
         """What the frames hold."""
-        self.scene_types: tuple[str, ...] | None = index["scene_types"]
+        self.scene_types = index.scene_types
         """The scene type of each frame, in the order of their numbers; None where they are not known."""
         self._arrays = arrays
 
@@ -67,10 +87,10 @@ class Store:
         """Open a store and check its files' kinds and sizes; no pixel is read.
 
         Raises:
-            InputError: it is no store, of another format, or one of its files is missing or cut short or may not be read.
+            InputError: it is no store, of another format, or one of its files is missing or damaged or may not be read.
         """
         index = _read_index(path / INDEX_FILE)
-        return cls(path, index, {name: _map(path, name, index["report"].num_frames) for name in _ARRAYS})
+        return cls(path, index, {name: _map(path, name, index.report.num_frames) for name in _ARRAYS})
 
     def __reduce__(self) -> tuple[Callable[[Path], Store], tuple[Path]]:
         return type(self).open, (self.path,)
@@ -114,7 +134,8 @@ def prepare(folder: Path, store: Path, *, progress: Progress | None = None) -> S
         check_space(store, needed=nyu.num_frames * _BYTES_PER_FRAME + _BYTES_BESIDE_FRAMES)
         with appearing_whole(store) as partial:
             index = _write_arrays(nyu, partial, progress)
-            (partial / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+            described = {"format": FORMAT, **dataclasses.asdict(index)}
+            (partial / INDEX_FILE).write_text(json.dumps(described, indent=1) + "\n")
     return Store.open(store)
 
 
@@ -130,7 +151,7 @@ def check_space(path: Path, *, needed: int) -> None:
         raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
 
 
-def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> _Index:
     """Append frame after frame to each array (a writable map would count as memory in use); return the index."""
     tally, digest = FrameTally(), hashlib.sha256()
     with contextlib.ExitStack() as stack:
@@ -148,16 +169,7 @@ def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> di
             if progress is not None:
                 progress(number, nyu.num_frames)
     _add_splits(digest, nyu.train, nyu.test)
-    report = tally.report(nyu)
-    return {
-        "format": FORMAT,
-        "source": nyu.path.absolute().name,
-        "digest": digest.hexdigest(),
-        "report": dataclasses.asdict(report),
-        "train": nyu.train,
-        "test": nyu.test,
-        "scene_types": nyu.scene_types,
-    }
+    return _Index(nyu.path.absolute().name, digest.hexdigest(), tally.report(nyu), nyu.train, nyu.test, nyu.scene_types)
 
 
 def _add_frame(digest: hashlib._Hash, frame: Frame) -> None:
@@ -169,26 +181,37 @@ def _add_splits(digest: hashlib._Hash, train: tuple[int, ...], test: tuple[int, 
     digest.update(json.dumps({"train": train, "test": test}).encode())
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> _Index:
     if not is_file_to_read(path):
         raise InputError(f"{path.parent}: not a prepared store: no {INDEX_FILE} in it")
     try:
-        index = json.loads(path.read_text())
+        text = path.read_text()
+        found = json.loads(text)
     except OSError as error:
         raise unreadable(path, error) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged: {error}") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else None
-        raise InputError(f"{path}: format is {found!r}; allowed: {FORMAT}; prepare the store again")
+    written = found.get("format") if isinstance(found, dict) else None
+    if written != FORMAT:
+        raise InputError(f"{path}: format is {written!r}; allowed: {FORMAT}; prepare the store again")
     try:
-        report = index["report"]
-        index["report"] = FolderReport(**{**report, "class_pixels": tuple(report["class_pixels"])})
-        scene_types = index.get("scene_types")  # a store made before there were any has none
-        index["scene_types"] = None if scene_types is None else tuple(scene_types)
-        return {name: index[name] for name in ("source", "digest", "report", "train", "test", "scene_types")}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged: {error}; prepare the store again") from None
+        index = TypeAdapter(_Index).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{path}: damaged: {_first_problem(error)}; prepare the store again") from None
+    if index.scene_types is not None and len(index.scene_types) != index.report.num_frames:
+        problem = f"scene_types: {len(index.scene_types)} for {index.report.num_frames} frames"
+        raise InputError(f"{path}: damaged: {problem}; prepare the store again")
+    return index
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in our words."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    allowed = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").removeprefix("Tuple should have ")
+    return f"{where} is {first['input']!r:.60}; allowed: {allowed}"
 
 
 def _map(folder: Path, name: str, num_frames: int) -> NDArray[Any]:
@@ -197,14 +220,16 @@ def _map(folder: Path, name: str, num_frames: int) -> NDArray[Any]:
     shape, dtype = _ARRAYS[name]
     if not is_file_to_read(path):
         raise InputError(f"{path}: missing; prepare the store again")
+    size = path.stat().st_size
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise unreadable(path, error) from None
-    except (ValueError, EOFError) as error:
-        raise InputError(
-            f"{path}: cut short or damaged, {path.stat().st_size} bytes: {error}; prepare the store again"
-        ) from None
+    except _NPY_ERRORS as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path}: cut short or damaged, {size} bytes: {problem}; prepare the store again") from None
     if array.shape != (num_frames, *shape) or array.dtype != dtype:
         raise InputError(f"{path}: holds {array.dtype} {array.shape}; allowed: {np.dtype(dtype)} {(num_frames, *shape)}")
+    if size != array.offset + array.nbytes:
+        raise InputError(f"{path}: is {size} bytes; allowed: {array.offset + array.nbytes}; prepare the store again")
     return array

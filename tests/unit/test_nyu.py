@@ -129,6 +129,26 @@ def without(name: str) -> Damage:
     return damage
 
 
+def empty(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        with h5py.File(folder / MAT, "r+") as mat:
+            dtype = mat[name].dtype
+            del mat[name]
+            mat[name] = h5py.Empty(dtype)
+
+    return damage
+
+
+def times(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        with h5py.File(folder / MAT, "r+") as mat:
+            shape = mat[name].shape
+            del mat[name]
+            h5py.h5d.create(mat.id, name.encode(), h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple(shape))
+
+    return damage
+
+
 def cut(name: str, keep: float) -> Damage:
     def damage(folder: Path) -> None:
         content = (folder / name).read_bytes()
@@ -151,6 +171,12 @@ def unreadable_chunk(name: str, frame: int) -> Damage:
 def splits(**changed: object) -> Damage:
     given = {"trainNdxs": [1, 2, 4, 6], "testNdxs": [3, 5]} | changed
     return lambda folder: savemat(folder / "splits.mat", {name: value for name, value in given.items() if value is not None})
+
+
+def empty_splits(folder: Path) -> None:
+    (folder / "splits.mat").unlink()
+    with h5py.File(folder / "splits.mat", "w") as mat:
+        mat["trainNdxs"], mat["testNdxs"] = h5py.Empty("f8"), [3.0]
 
 
 def mapping(values: object) -> Damage:
@@ -176,6 +202,9 @@ DAMAGES: list[tuple[Damage, str]] = [
     (replace("labels", lambda old: old.astype(np.uint8)), "labels holds uint8; allowed: uint16"),
     (replace("rawDepths", lambda old: (old * 1000).astype(np.uint16)), "rawDepths holds uint16; allowed: float32"),
     (replace("depths", lambda old: old.astype(np.float64)), "depths holds float64; allowed: float32"),
+    (empty("images"), r"images is empty, without a shape; allowed: \(frames, 3, 640, 480\)"),
+    (empty("depths"), r"depths is empty, without a shape; allowed: \(frames, 640, 480\)"),
+    (times("labels"), "labels: unreadable: No NumPy equivalent"),
     (replace("images", lambda old: old[:5]), "different numbers of frames: .*'images': 5"),
     (replace("rawDepths", lambda old: old[:4]), "different numbers of frames: .*'rawDepths': 4"),
     (pixel("labels", (1, 10, 20), 895), r"labels, frame 2, row 20, column 10: 895; allowed: 0\.\.894"),
@@ -188,6 +217,7 @@ DAMAGES: list[tuple[Damage, str]] = [
     (splits(trainNdxs=[1, 2, 2]), "trainNdxs has frame 2 more than once"),
     (splits(trainNdxs=[1, 3]), "frame 3 is in both"),
     (splits(testNdxs=[]), "testNdxs is empty"),
+    (empty_splits, "splits.mat: trainNdxs is empty"),
     (splits(testNdxs=None), "no variable testNdxs"),
     (splits(testNdxs="three"), "testNdxs does not hold plain numbers"),
     (lambda folder: (folder / "splits.mat").write_text("not MATLAB " * 40), "splits.mat: not a MATLAB file"),

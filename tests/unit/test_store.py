@@ -22,6 +22,7 @@ from jointseg.data.nyu import NyuFolder, check
 from jointseg.data.store import Store, check_space, prepare
 from jointseg.errors import InputError
 
+NULL = object()  # JSON's
 FORK = multiprocessing.get_context("fork")
 
 
@@ -192,9 +193,39 @@ def cut(name: str, num_bytes: int) -> Callable[[Path], object]:
 
 
 def index(**changed: object) -> Callable[[Path], object]:
+    """Changes what the index says; None takes it away."""
+
     def damage(store: Path) -> None:
         values = json.loads((store / "store.json").read_text()) | changed
-        (store / "store.json").write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+        kept = {name: None if value is NULL else value for name, value in values.items() if value is not None}
+        (store / "store.json").write_text(json.dumps(kept))
+
+    return damage
+
+
+def report(**changed: object) -> Callable[[Path], object]:
+    def damage(store: Path) -> None:
+        index(report=json.loads((store / "store.json").read_text())["report"] | changed)(store)
+
+    return damage
+
+
+def zipped(store: Path) -> None:
+    with (store / "labels.npy").open("wb") as file:
+        np.savez(file, labels=np.zeros((6, 480, 640), np.uint8))
+
+
+def appended(store: Path) -> None:
+    with (store / "raw_depth.npy").open("ab") as file:
+        file.write(b"more")
+
+
+def header(old: bytes, new: bytes) -> Callable[[Path], object]:
+    def damage(store: Path) -> None:
+        with (store / "labels.npy").open("r+b") as file:
+            start = file.read(128)
+            file.seek(0)
+            file.write(start.replace(old, new))
 
     return damage
 
@@ -205,20 +236,32 @@ def index(**changed: object) -> Callable[[Path], object]:
         (lambda store: (store / "store.json").unlink(), "not a prepared store: no store.json"),
         (cut("store.json", 100), "store.json: damaged"),
         (index(format=2), "store.json: format is 2; allowed: 1"),
-        (index(report=None), "store.json: damaged: 'report'"),
-        (index(report={"class_pixels": []}), "store.json: damaged"),
+        (lambda store: (store / "store.json").write_text("[" * 100_000), "store.json: damaged"),
+        (index(report=None), "store.json: damaged: report is missing; prepare the store again"),
+        (index(report={"class_pixels": []}), "store.json: damaged: report.num_frames is missing"),
+        (index(report=7), "store.json: damaged: report is 7; allowed: "),
+        (report(num_frames="3"), "store.json: damaged: report.num_frames is '3'; allowed: integer; prepare"),
+        (index(train=NULL), "store.json: damaged: train is None; allowed: array; prepare"),
+        (index(test=[]), r"store.json: damaged: test is \[\]; allowed: at least 1 item"),
+        (index(test=[3, "five"]), "store.json: damaged: test.1 is 'five'; allowed: integer"),
+        (index(scene_types=["office"]), "store.json: damaged: scene_types: 1 for 6 frames"),
         (lambda store: (store / "labels.npy").unlink(), "labels.npy: missing"),
         (cut("raw_depth.npy", 3_000_000), "raw_depth.npy: cut short or damaged, 3000000 bytes"),
         (cut("image.npy", 0), "image.npy: cut short or damaged, 0 bytes"),
         (cut("image.npy", 60), "image.npy: cut short or damaged, 60 bytes"),
+        (zipped, "labels.npy: cut short or damaged, .*magic string"),
+        (appended, r"raw_depth.npy: is 7372932 bytes; allowed: 7372928; prepare the store again"),
+        (header(b"'descr': '", b"'descr': ("), "labels.npy: cut short or damaged"),
+        (header(b"(6, 480", b"(06, 48"), "labels.npy: cut short or damaged"),
         (lambda store: np.save(store / "labels.npy", np.zeros((6, 4, 4), np.uint8)), r"labels.npy: holds uint8 \(6, 4, 4\)"),
         (lambda store: np.save(store / "raw_depth.npy", np.zeros((6, 480, 640))), r"raw_depth.npy: holds float64"),
     ],
 )
 def test_a_damaged_store_is_named_when_it_is_opened(store: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(store)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         Store.open(store)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_frame_is_an_input_error(prepared: Store) -> None:
