@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
@@ -78,16 +80,35 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            mode, pixels = picture.mode, picture.convert("RGB")
+            deep = _more_than_8_bits(picture)
+            pixels = picture.convert("RGB")
             turned = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))  # after the pixels: of a TIFF, Pillow turns them
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that Pillow can read") from None
     except (OSError, ValueError, TypeError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as a picture: {problem}") from None
-    if mode.startswith(("I", "F")):
-        raise InputError(f"{path}: has more than 8 bits a channel (Pillow's mode {mode}); allowed: 8")
+    if deep is not None:
+        raise InputError(f"{path}: has more than 8 bits a channel ({deep}); allowed: 8")
     return np.asarray(pixels if turned is None else pixels.transpose(turned))
+
+
+def _more_than_8_bits(picture: ImageFile) -> str | None:
+    """What says that a channel has more; None where none has. Of colours Pillow itself keeps the first 8 without a word.
+
+    To be asked before the pixels are read.
+    """
+    if picture.mode.startswith(("I", "F")):
+        return f"Pillow's mode {picture.mode}"
+    if isinstance(picture, TiffImageFile):
+        bits = max(picture.tag_v2.get(BITSPERSAMPLE, (1,)))
+        return f"BitsPerSample {bits}" if bits > 8 else None
+    for tile in picture.tile:
+        if picture.format == "PNG" and ";16" in str(tile.args):
+            return f"a PNG of {tile.args}"
+        if picture.format == "PPM" and isinstance(tile.args, tuple) and tile.args[-1] > 255:
+            return f"values up to {tile.args[-1]}"
+    return None
 
 
 def _refuse_clashes(pictures: Sequence[Path], to: Path) -> None:

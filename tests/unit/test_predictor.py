@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -112,6 +114,62 @@ def test_depth_is_rounded_to_millimetres_and_ends_at_the_most_that_a_file_holds(
     predict_files(tmp_path / "final", [tmp_path / "a.png"], tmp_path / "to", screen=Terminal())
     with Image.open(tmp_path / "to" / "a.depth.png") as found:
         assert np.asarray(found).tolist() == [[1235, 65535], [0, 0]]
+
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def png(colour: int, bits: int) -> bytes:
+    """Two rows of three equal pixels of the colour type, as the PNG standard has it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + bytes([0b10101010]) * -(-3 * CHANNELS[colour] * bits // 8)
+    header = struct.pack(">IIBBBBB", 3, 2, bits, colour, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(3 << bits)) if colour == 3 else b""
+    parts = chunk(b"IHDR", header) + palette + chunk(b"IDAT", zlib.compress(row * 2)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tiff(bits: int, channels: int, order: str) -> bytes:
+    """Two rows of three pixels, RGB, or RGBA for four channels; `order` is < or >."""
+    pixels = bytes(range(6 * channels * bits // 8))
+    depths = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    tags = [(256, 3), (257, 2), (258, 8 + len(pixels)), (259, 1), (262, 2), (273, 8), (277, channels), (279, len(pixels))]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    entries = entries.replace(struct.pack(f"{order}HHI", 258, 4, 1), struct.pack(f"{order}HHI", 258, 3, channels))
+    at = 8 + len(pixels) + len(depths)
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, at)
+    return start + pixels + depths + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+SHALLOW = {
+    **{f"png {colour} {bits}": png(colour, bits) for colour, bits in [(0, 1), (0, 2), (0, 4), (0, 8), (2, 8), (4, 8), (6, 8)]},
+    **{f"png 3 {bits}": png(3, bits) for bits in (1, 2, 4, 8)},
+    **{f"tiff {channels} {order}": tiff(8, channels, order) for channels in (3, 4) for order in "<>"},
+    **{f"ppm {most}": b"P6 3 2 %d\n" % most + bytes(18) for most in (100, 255)},
+    "pbm": b"P4 3 2\n" + bytes(2),
+}
+DEEP = {
+    **{f"png {colour}": png(colour, 16) for colour in (0, 2, 4, 6)},
+    **{f"tiff {channels} {order}": tiff(16, channels, order) for channels in (3, 4) for order in "<>"},
+    "ppm": b"P6 3 2 1023\n" + bytes(36),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_more_than_8_bits_a_channel_are_refused(tmp_path, kind):
+    path = tmp_path / "picture"
+    path.write_bytes(DEEP[kind])
+    with pytest.raises(InputError, match=f"^{path}: has more than 8 bits a channel .*; allowed: 8$"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("kind", SHALLOW)
+def test_8_bits_a_channel_and_fewer_are_read(tmp_path, kind):
+    (tmp_path / "picture").write_bytes(SHALLOW[kind])
+    assert read_picture(tmp_path / "picture").shape == (2, 3, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
