@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jointseg.data.files import is_file_to_read
 from jointseg.data.nyu import FolderReport, check
-from jointseg.data.rooms import write_rooms
+from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import INDEX_FILE as STORE_INDEX
 from jointseg.data.store import Store
 from jointseg.data.store import prepare as prepare_store
@@ -37,7 +37,14 @@ def data_rooms(
     """Write synthetic rooms in NYU's own layout: the .mat file, the splits and the class mapping."""
     num_test = max(1, frames // 4)
     with Terminal().bar("rooms", frames) as progress:
-        write_rooms(out, num_train=frames - num_test, num_test=num_test, seed=seed, progress=progress)
+        write_rooms(
+            out,
+            num_train=frames - num_test,
+            num_test=num_test,
+            seed=seed,
+            progress=progress,
+            num_processes=processes_to_render(),
+        )
     typer.echo(f"{out}: {frames - num_test} train and {num_test} test rooms")
 
 

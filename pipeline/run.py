@@ -6,7 +6,6 @@ Not here: what a phase does inside (train.py, search.py, evaluate.py, report.py)
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import partial
 from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
 from jointseg.data.manifest import write_manifest
-from jointseg.data.rooms import write_rooms
+from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.data.views import draw_validation, make_views, subset_digest
 from jointseg.network.pretrained import check_pretrained
@@ -78,7 +77,7 @@ def prepare_data(pipeline: Pipeline) -> None:
                     num_test=data.rooms_test,
                     seed=data.rooms_seed,
                     progress=progress,
-                    num_processes=min(os.cpu_count() or 1, 8),
+                    num_processes=processes_to_render(),
                 )
     if not place.store.is_dir():
         with screen.bar("prepare", 1) as progress:

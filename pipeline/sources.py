@@ -12,6 +12,7 @@ from pathlib import Path
 from jointseg.config import DataConfig
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.nyu import NyuFolder, Progress
+from jointseg.data.rooms import refuse_too_many
 from jointseg.data.store import INDEX_FILE, Store, prepare
 from jointseg.data.views import draw_validation
 from jointseg.errors import InputError
@@ -37,9 +38,10 @@ def check_source(data: DataConfig) -> None:
     """See that `data.source` leaves frames to train on, and that these have labels, and depth of the kind that is trained on.
 
     Raises:
-        InputError: they have not, or the source cannot be read.
+        InputError: they have not, the source cannot be read, or there would be too many synthetic rooms.
     """
     if data.source is None:
+        refuse_too_many(data.rooms_train, data.rooms_test)
         try:
             draw_validation(range(1, data.rooms_train + 1), data)
         except InputError as error:

@@ -6,6 +6,7 @@ Not here: what is in a room and how it is drawn (synthetic/), how such files are
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from jointseg.data.nyu import FRAMES_FILE, MAPPING_FILE, SPLITS_FILE
+from jointseg.data.store import check_space
 from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS
 from jointseg.data.synthetic.light import picture
 from jointseg.data.synthetic.ray_cast import HEIGHT, SHELL, WIDTH, Floats, cast, patches
@@ -30,6 +32,10 @@ from jointseg.whole import appearing_whole
 
 MAT_HEADER = b"MATLAB 7.3 MAT-file, synthetic rooms in the layout of NYU Depth v2".ljust(124) + b"\x00\x02IM"
 USERBLOCK = 512
+MOST_ROOMS = int(np.iinfo(np.uint16).max)
+"""splits.mat numbers frames in 16 bits, as NYU's own does."""
+_BYTES_PER_ROOM = HEIGHT * WIDTH * (3 + 2 + 1 + 4 + 4) + 2**12  # the arrays of a Room, and its texts
+_BYTES_BESIDE_ROOMS = 2**20
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,18 @@ def _count_instances(labels: NDArray[np.uint16], things: NDArray[np.int32]) -> N
     return numbers
 
 
+def processes_to_render() -> int:
+    """One for each CPU, up to 8: what a machine is asked for where nobody says more."""
+    return min(os.cpu_count() or 1, 8)
+
+
+def refuse_too_many(num_train: int, num_test: int) -> None:
+    """Raise InputError where there would be more than `MOST_ROOMS` rooms."""
+    together = num_train + num_test
+    if together > MOST_ROOMS:
+        raise InputError(f"{num_train} train and {num_test} test rooms are {together}; allowed together: up to {MOST_ROOMS}")
+
+
 def write_rooms(
     out: Path,
     *,
@@ -103,18 +121,18 @@ def write_rooms(
     """Renders rooms and writes them to `out` as the three files of NYU Depth v2 and its NYUv2-40 task.
 
     `out` appears whole, by one rename, or not at all; what a killed call left is cleared by the next.
-    Frame i is `render_room(seed, i)`; train and test frames are interleaved, drawn by `seed`. A frame takes 4.4 MB.
+    Frame i is `render_room(seed, i)`; train and test frames are interleaved, drawn by `seed`. A frame takes 4.3 MB.
 
     Args:
         out: folder to make; one that is empty is taken too.
         num_train: frames of the train split.
-        num_test: frames of the test split.
+        num_test: frames of the test split; with those, `MOST_ROOMS` at most.
         seed: of the rooms and of the split.
         progress: called with the number of frames written so far, after each.
         num_processes: processes that render.
 
     Raises:
-        InputError: a number is out of range, `out` is a file or holds anything, or the disk is full.
+        InputError: a number is out of range, `out` is a file or holds anything, or the disk has too little room.
     """
     for name, value, least in (
         ("num_train", num_train, 1),
@@ -124,9 +142,12 @@ def write_rooms(
     ):
         if value < least:
             raise InputError(f"{name} is {value}; allowed: {least} or more")
+    refuse_too_many(num_train, num_test)
+    num_rooms = num_train + num_test
+    check_space(out, needed=num_rooms * _BYTES_PER_ROOM + _BYTES_BESIDE_ROOMS)
     with appearing_whole(out) as folder:
-        with _rendered(seed, num_train + num_test, num_processes) as rooms:
-            _write_frames(folder / FRAMES_FILE, rooms, num_train + num_test, progress or (lambda _: None))
+        with _rendered(seed, num_rooms, num_processes) as rooms:
+            _write_frames(folder / FRAMES_FILE, rooms, num_rooms, progress or (lambda _: None))
         _write_splits(folder / SPLITS_FILE, num_train, num_test, seed)
         _write_mapping(folder / MAPPING_FILE)
 

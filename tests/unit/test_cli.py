@@ -191,6 +191,12 @@ def test_three_quarters_of_the_rooms_are_to_train_on(called, frames, train, test
     assert (named["num_train"], named["num_test"], named["seed"]) == (train, test, 7)
 
 
+def test_rooms_are_rendered_on_all_cpus_up_to_eight(called, monkeypatch):
+    for cpus, processes in ((3, 3), (64, 8), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda cpus=cpus: cpus)
+        assert called("pipeline.cli_data.write_rooms", "data", "rooms", "--out", "r")[2]["num_processes"] == processes
+
+
 def test_the_ui_listens_to_this_machine_alone(jointseg, monkeypatch, tmp_path):
     Workspace(tmp_path / "run").adopt_config(demo())
     monkeypatch.setattr("pipeline.tracking.Tracker.open", lambda out: SimpleNamespace(experiment_id="5"))

@@ -175,6 +175,15 @@ def test_rooms_are_never_written_over(mistake, small_nyu):
     assert "already" in message
 
 
+def test_more_rooms_than_there_are_numbers_for_are_refused(mistake, monkeypatch, tmp_path):
+    monkeypatch.setattr("jointseg.data.rooms._rendered", None)
+    message = mistake("data", "rooms", "--out", "rooms", "--frames", "65536")
+    assert message == "49152 train and 16384 test rooms are 65536; allowed together: up to 65535"
+    message = mistake("run", "--out", "run", "--set", "data.rooms_train=65530", "--set", "data.rooms_test=6")
+    assert message == "65530 train and 6 test rooms are 65536; allowed together: up to 65535"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rooms_are_written_where_asked(jointseg, tmp_path):
     code, out, _ = jointseg("data", "rooms", "--out", "rooms", "--frames", "2")
     assert (code, out) == (0, "rooms: 1 train and 1 test rooms\n")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from scipy.io import loadmat
 
 from jointseg.data.nyu import NyuFolder
-from jointseg.data.rooms import Room, render_room, write_rooms
+from jointseg.data.rooms import MOST_ROOMS, Room, _write_splits, render_room, write_rooms
 from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS, fine_label
 from jointseg.data.synthetic.furniture import FURNITURE
 from jointseg.data.synthetic.looks import LOOKS
@@ -256,6 +257,41 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int])
     with pytest.raises(InputError, match=next(iter(wrong))):
         write_rooms(tmp_path / "nyu", **{"num_train": 1, "num_test": 1, "seed": 0, **wrong})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("train", "test"), [(65535, 1), (1, 65535)])
+def test_more_rooms_than_splits_can_number_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: int, test: int
+) -> None:
+    monkeypatch.setattr("jointseg.data.rooms._rendered", None)
+    said = rf"^{train} train and {test} test rooms are 65536; allowed together: up to 65535$"
+    with pytest.raises(InputError, match=said):
+        write_rooms(tmp_path / "nyu", num_train=train, num_test=test, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_frame_that_splits_can_number_is_numbered(tmp_path: Path) -> None:
+    _write_splits(tmp_path / "splits.mat", MOST_ROOMS - 1, 1, 0)
+    splits = loadmat(tmp_path / "splits.mat")
+    assert sorted([*splits["trainNdxs"].ravel(), *splits["testNdxs"].ravel()]) == list(range(1, MOST_ROOMS + 1))
+
+
+def test_rooms_that_the_disk_has_no_room_for_are_refused_before_any_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 4_300_800))
+    monkeypatch.setattr("jointseg.data.rooms._rendered", None)
+    with pytest.raises(InputError, match=r"nyu: needs 0\.01 GB of disk and 0\.01 GB are free at "):
+        write_rooms(tmp_path / "nyu", num_train=2, num_test=1, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_rooms_are_said_to_need_they_take(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("jointseg.data.rooms.check_space", lambda path, *, needed: asked.append(needed))
+    write_rooms(tmp_path / "nyu", num_train=2, num_test=1, seed=4)
+    taken = sum(path.stat().st_size for path in written.iterdir())
+    assert 0.8 * asked[0] < taken < asked[0]
 
 
 def test_a_folder_that_holds_frames_is_refused_and_kept(written: Path) -> None:
