@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 
 from jointseg.checkpoint import digest, load_final
 from jointseg.config import Config
-from jointseg.data.store import Store
+from jointseg.data.frame import FRAME_SIZE
+from jointseg.data.store import Store, check_space
+from jointseg.data.views import content_size
 from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import Unaries, compute_unaries
+from jointseg.mapped import new_array
 from jointseg.model import trained_model
 from jointseg.whole import appearing_whole
 from pipeline.shares import shared_out, shares_of
@@ -56,7 +59,8 @@ def cached_unaries(
     """The unaries in `folder`, computed first where there are none.
 
     Raises:
-        InputError: those there are of another checkpoint or of other frames, or their files were altered.
+        InputError: those there are of another checkpoint or of other frames, or their files were altered; or the disk has too
+            little room.
     """
     _, checkpoint = load_final(start)
     stamp = {"checkpoint": checkpoint, "frames": list(frames)}
@@ -64,6 +68,7 @@ def cached_unaries(
         _refuse_other(folder, stamp)
         progress(len(frames))
         return UnaryCache(folder, frames)
+    check_space(folder, needed=len(frames) * _bytes_a_frame(config))
     shares, done = shares_of(frames), 0
     first_row = dict(enumerate(accumulate(map(len, shares), initial=0)))
     arrays: dict[str, np.memmap[Any, Any]] = {}
@@ -76,7 +81,7 @@ def cached_unaries(
                     values = getattr(unaries, name).numpy()
                     if name not in arrays:
                         shape = (len(frames), *values.shape)
-                        arrays[name] = np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", values.dtype, shape)
+                        arrays[name] = new_array(unfinished / f"{name}.npy", values.dtype, shape)
                     arrays[name][row] = values
             done += len(found)
             progress(done)
@@ -87,6 +92,12 @@ def cached_unaries(
         digests = {name: digest(unfinished / f"{name}.npy") for name in ARRAYS}
         (unfinished / DESCRIPTION).write_text(json.dumps({**stamp, "sha256": digests}))
     return UnaryCache(folder, frames)
+
+
+def _bytes_a_frame(config: Config) -> int:
+    """What the arrays of one frame take: the image's 3 bytes a pixel, 4 for each logit and for the depth."""
+    h, w = content_size(*FRAME_SIZE, config.network.input_size, config.network.resize)
+    return h * w * (3 + 4 * config.network.num_classes + 4)
 
 
 def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:

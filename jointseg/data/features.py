@@ -20,6 +20,7 @@ from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.data.views import View, render_view
 from jointseg.errors import InputError
+from jointseg.mapped import new_array
 from jointseg.network.network import JointNetwork
 
 DESCRIPTION = "features.json"
@@ -93,9 +94,13 @@ def bytes_per_view(network: JointNetwork, size: int) -> int:
 
 
 def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) -> None:
-    """Make the empty arrays, (views, channels, h, w) each, for `compute` to fill."""
+    """Make the empty arrays, (views, channels, h, w) each, for `compute` to fill.
+
+    Raises:
+        OSError: the disk has too little room.
+    """
     for layer, shape in _shapes(network, size).items():
-        np.lib.format.open_memmap(folder / f"{layer}.npy", "w+", KIND, (num_views, *shape)).flush()
+        new_array(folder / f"{layer}.npy", KIND, (num_views, *shape)).flush()
 
 
 @torch.no_grad()

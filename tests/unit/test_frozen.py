@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
 
@@ -16,7 +17,7 @@ from jointseg.data import features
 from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import write_manifest
 from jointseg.data.views import make_views
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from jointseg.network.network import build_network
 from jointseg.network.table import VARIANTS, layers_up_to
 from jointseg.settings import with_overrides
@@ -194,6 +195,19 @@ def test_features_are_computed_again_for_other_weights_and_where_they_are_damage
     assert all(own.any() for own in np.load(folder / "pool1.npy"))
     (folder / "pool1.npy").write_bytes(b"")
     assert [computed(4), computed(4)] == [len(views), 0]
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_a_disk_that_fills_up_before_features_are_kept_is_named_and_leaves_nothing(rooms, views, frozen, tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
+    folder = tmp_path / "features"
+    with pytest.raises(DiskError, match=rf"^{folder}: cannot be written: No space left on device$"):
+        cached_features(frozen, store=rooms.path, views=tmp_path / "views", folder=folder, progress=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["views"]
 
 
 def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen, tmp_path):

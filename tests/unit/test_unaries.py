@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +49,38 @@ def test_a_frames_unaries_are_in_its_own_row_in_whatever_order_shares_come(rooms
         for name, own in cache.arrays().items():
             np.testing.assert_array_equal(own[row], getattr(expected, name))
     assert done == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_unaries_that_the_disk_has_no_room_for_are_refused_before_any_is_computed(rooms, small, tmp_path, monkeypatch):
+    untrained_final("stage2", small, tmp_path / "final")
+    folder, frames, done, free = tmp_path / "unaries", rooms.train, [], [0]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+
+    def computed():
+        cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append)
+
+    with pytest.raises(InputError, match=r"unaries: needs 0\.\d\d GB of disk and 0\.00 GB are free at "):
+        computed()
+    assert (done, folder.exists()) == ([], False)
+    monkeypatch.setattr("pipeline.unaries.check_space", lambda path, *, needed: free.append(needed))
+    computed()
+    headers = 128 * len(ARRAYS)
+    assert sum((folder / f"{name}.npy").stat().st_size for name in ARRAYS) == free[1] + headers
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_a_disk_that_is_full_when_unaries_are_to_be_kept_is_named_and_leaves_nothing(rooms, small, tmp_path, monkeypatch):
+    untrained_final("stage2", small, tmp_path / "final")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    folder = tmp_path / "unaries"
+    with pytest.raises(DiskError, match=rf"^{folder}: cannot be written: No space left on device$"):
+        cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=rooms.train, progress=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir() if "unaries" in path.name] == []
+
+
+def full(descriptor, offset, length):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_labels_of_frames_that_are_not_to_train_on_are_refused(rooms):

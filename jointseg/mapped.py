@@ -1,0 +1,33 @@
+"""New arrays on disk that are written through a memory map. Not here: the folders that they are made in (whole.py)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+_NOT_POSSIBLE_HERE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A .npy file of zeros, mapped for writing, that has its room on the disk from the start.
+
+    A file with holes would take its room as they are written to, and a disk that is full by then ends the process by a signal
+    (SIGBUS), without a word. Where the file system cannot set room aside, it is such a file.
+
+    Raises:
+        OSError: the disk has too little room, or cannot be written.
+    """
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in _NOT_POSSIBLE_HERE:
+                    raise
+    return array
