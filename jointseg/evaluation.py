@@ -76,8 +76,13 @@ class Unaries(NamedTuple):
         return Unaries(*(values.to(device) for values in self))
 
 
-def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
-    """The likeliest class of each pixel of the frame: (C, h, w) logits, upsampled bilinearly, to (H, W) labels."""
+def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE, *, of: str = "network") -> NDArray[np.uint8]:
+    """The likeliest class of each pixel of the frame: (C, h, w) logits, upsampled bilinearly, to (H, W) labels.
+
+    Raises:
+        ScoreError: the logits are not all finite; the message says whose they are, `of`.
+    """
+    _refuse_no_numbers(logits, f"the {of}'s logits")
     if logits.device.type == "cpu" or size[0] * size[1] > LARGE:
         return argmax_upsampled(logits.float().cpu().numpy(), size)
     full = interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
@@ -86,45 +91,76 @@ def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE) -> N
 
 
 def depth_at_full_size(depth: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.float32]:
-    """(h, w) metres to (H, W) metres, bilinearly."""
+    """(h, w) metres to (H, W) metres, bilinearly.
+
+    Raises:
+        ScoreError: they are not all finite.
+    """
+    _refuse_no_numbers(depth, "the network's depths")
     full: NDArray[np.float32] = (
         interpolate(depth[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
     )
     return full
 
 
+def _refuse_no_numbers(values: Tensor, what: str) -> None:
+    """Raise ScoreError unless all are finite: NaN would be class 0, and infinity the likeliest, without a word."""
+    if not math.isfinite(sum(bound.item() for bound in values.aminmax())):
+        raise ScoreError(f"{what} are NaN or infinite; its weights are too large")
+
+
 @torch.no_grad()
 def predict(
     model: JointModel, frames: Iterable[Frame], config: Config, *, kernels: Kernels, with_depth: bool, device: torch.device
 ) -> Iterator[tuple[Frame, Prediction]]:
-    """Each frame with the model's prediction for it, one at a time."""
+    """Each frame with the model's prediction for it, one at a time.
+
+    Raises:
+        ScoreError: what the model says of a frame is no number.
+    """
     for frame in frames:
-        yield frame, predict_image(model, frame.image, config, kernels=kernels, with_depth=with_depth, device=device)
+        try:
+            found = predict_image(model, frame.image, config, kernels=kernels, with_depth=with_depth, device=device)
+        except ScoreError as error:
+            raise ScoreError(f"frame {frame.number}: {error}") from None
+        yield frame, found
 
 
 @torch.no_grad()
 def predict_image(
     model: JointModel, image: NDArray[np.uint8], config: Config, *, kernels: Kernels, with_depth: bool, device: torch.device
 ) -> Prediction:
-    """The model's prediction for a picture of any size, (H, W, 3) RGB."""
+    """The model's prediction for a picture of any size, (H, W, 3) RGB.
+
+    Raises:
+        ScoreError: what the model says of it is no number.
+    """
     model.eval()
     H, W = image.shape[:2]
     h, w = content_size(H, W, config.network.input_size, config.network.resize)
     rendered = render_input(image, network=config.network).to(device)
     output = model(rendered[None], kernels=kernels, with_depth=with_depth, content=(h, w))
     depth = None if output.depth is None else depth_at_full_size(output.depth[0, :h, :w], (H, W))
-    return Prediction(labels_at_full_size(output.logits[0, :, :h, :w], (H, W)), depth)
+    whose = "network" if kernels is Kernels.NONE else "CRF"
+    return Prediction(labels_at_full_size(output.logits[0, :, :h, :w], (H, W), of=whose), depth)
 
 
 @torch.no_grad()
 def compute_unaries(model: JointModel, frame: Frame, config: Config, *, device: torch.device) -> Unaries:
-    """The network's logits and depth for one frame: what a trial of the search runs its CRF on."""
+    """The network's logits and depth for one frame: what a trial of the search runs its CRF on.
+
+    Raises:
+        ScoreError: they are not all finite.
+    """
     model.eval()
     h, w = model.content
     image = render_input(frame.image, network=config.network)
     output = model(image[None].to(device))
     assert output.depth is not None
-    return Unaries(image[:, :h, :w], output.logits[0, :, :h, :w].cpu(), output.depth[0, :h, :w].cpu())
+    logits, depth = output.logits[0, :, :h, :w], output.depth[0, :h, :w]
+    _refuse_no_numbers(logits, f"frame {frame.number}: the network's logits")
+    _refuse_no_numbers(depth, f"frame {frame.number}: the network's depths")
+    return Unaries(image[:, :h, :w], logits.cpu(), depth.cpu())
 
 
 def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) -> Sums:
@@ -153,11 +189,7 @@ def refined_labels(
         ScoreError: the CRF's logits are not all finite.
     """
     prepared = prepared or crf.prepare(image=unaries.image[None], depth=unaries.depth[None])
-    logits = crf(unaries.logits[None], prepared=prepared)[0]
-    least, greatest = logits.aminmax()
-    if not (math.isfinite(least) and math.isfinite(greatest)):
-        raise ScoreError("the CRF's logits are NaN or infinite; its weights are too large")
-    return labels_at_full_size(logits, size)
+    return labels_at_full_size(crf(unaries.logits[None], prepared=prepared)[0], size, of="CRF")
 
 
 def score_labels(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], evaluation: EvaluationConfig) -> SegmentationSums:
