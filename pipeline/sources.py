@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jointseg.config import DataConfig
+from jointseg.data.files import is_file_to_read
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.nyu import NyuFolder, Progress
 from jointseg.data.rooms import refuse_too_many
@@ -74,4 +75,4 @@ def _opened(source: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int], Fra
 
 
 def _is_store(source: Path) -> bool:
-    return (source / INDEX_FILE).is_file()
+    return is_file_to_read(source / INDEX_FILE)

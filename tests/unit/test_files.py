@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from jointseg.config import DataConfig
 from jointseg.data.nyu import NyuFolder
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 from pipeline.cli import app
+from pipeline.sources import check_source
 
 NOBODY = 65534
 MAT = "nyu_depth_v2_labeled.mat"
@@ -96,9 +98,14 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_is_none(place: Path) -> None:
 
 def test_commands_name_what_may_not_be_read(place: Path) -> None:
     (place / "store").chmod(0)
+    assert said(place, begin_from, "store") == "store/store.json: cannot be read: Permission denied"
     assert said(place, check_data, "store") == "store/store.json: cannot be read: Permission denied"
     assert said(place, run_in, "store/run") == f"{place}/store/run/config.json: cannot be read: Permission denied"
     assert said(place, run_on, "store/inner") == "store/inner: cannot be read: Permission denied"
+
+
+def begin_from(path: Path) -> None:
+    check_source(DataConfig(source=path))
 
 
 def check_data(path: Path) -> None:
