@@ -11,8 +11,8 @@ class InputError(ValueError):
     """
 
 
-class ScoreError(InputError):
-    """What was computed is no number: the fault of the settings it was computed with."""
+class OutOfRangeError(InputError):
+    """What was given leads out of the range of numbers, or of a method: other settings or weights would not."""
 
 
 class DeviceMemoryError(InputError):

@@ -21,7 +21,7 @@ from jointseg.config import Config, EvaluationConfig
 from jointseg.crf import DenseCRF, PreparedImages
 from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.data.views import content_size, render_input
-from jointseg.errors import ScoreError
+from jointseg.errors import OutOfRangeError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop, depth_metrics, segmentation_metrics
 from jointseg.model import JointModel
@@ -80,7 +80,7 @@ def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE, *, o
     """The likeliest class of each pixel of the frame: (C, h, w) logits, upsampled bilinearly, to (H, W) labels.
 
     Raises:
-        ScoreError: the logits are not all finite; the message says whose they are, `of`.
+        OutOfRangeError: the logits are not all finite; the message says whose they are, `of`.
     """
     _refuse_no_numbers(logits, f"the {of}'s logits")
     if logits.device.type == "cpu" or size[0] * size[1] > LARGE:
@@ -94,7 +94,7 @@ def depth_at_full_size(depth: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDA
     """(h, w) metres to (H, W) metres, bilinearly.
 
     Raises:
-        ScoreError: they are not all finite.
+        OutOfRangeError: they are not all finite.
     """
     _refuse_no_numbers(depth, "the network's depths")
     full: NDArray[np.float32] = (
@@ -104,9 +104,9 @@ def depth_at_full_size(depth: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDA
 
 
 def _refuse_no_numbers(values: Tensor, what: str) -> None:
-    """Raise ScoreError unless all are finite: NaN would be class 0, and infinity the likeliest, without a word."""
+    """Raise OutOfRangeError unless all are finite: NaN would be class 0, and infinity the likeliest, without a word."""
     if not math.isfinite(sum(bound.item() for bound in values.aminmax())):
-        raise ScoreError(f"{what} are NaN or infinite; its weights are too large")
+        raise OutOfRangeError(f"{what} are NaN or infinite; its weights are too large")
 
 
 @torch.no_grad()
@@ -116,13 +116,13 @@ def predict(
     """Each frame with the model's prediction for it, one at a time.
 
     Raises:
-        ScoreError: what the model says of a frame is no number.
+        OutOfRangeError: what the model says of a frame is no number.
     """
     for frame in frames:
         try:
             found = predict_image(model, frame.image, config, kernels=kernels, with_depth=with_depth, device=device)
-        except ScoreError as error:
-            raise ScoreError(f"frame {frame.number}: {error}") from None
+        except OutOfRangeError as error:
+            raise OutOfRangeError(f"frame {frame.number}: {error}") from None
         yield frame, found
 
 
@@ -133,7 +133,7 @@ def predict_image(
     """The model's prediction for a picture of any size, (H, W, 3) RGB.
 
     Raises:
-        ScoreError: what the model says of it is no number.
+        OutOfRangeError: what the model says of it is no number.
     """
     model.eval()
     H, W = image.shape[:2]
@@ -141,7 +141,7 @@ def predict_image(
     rendered = render_input(image, network=config.network).to(device)
     output = model(rendered[None], kernels=kernels, with_depth=with_depth, content=(h, w))
     depth = None if output.depth is None else depth_at_full_size(output.depth[0, :h, :w], (H, W))
-    whose = "network" if kernels is Kernels.NONE else "CRF"
+    whose = "network" if kernels is Kernels.NONE else "network's or the CRF"
     return Prediction(labels_at_full_size(output.logits[0, :, :h, :w], (H, W), of=whose), depth)
 
 
@@ -150,7 +150,7 @@ def compute_unaries(model: JointModel, frame: Frame, config: Config, *, device: 
     """The network's logits and depth for one frame: what a trial of the search runs its CRF on.
 
     Raises:
-        ScoreError: they are not all finite.
+        OutOfRangeError: they are not all finite.
     """
     model.eval()
     h, w = model.content
@@ -186,7 +186,7 @@ def refined_labels(
         prepared: what the CRF, or one of the same bandwidths, made of the frame's image and depth; None: it is made here.
 
     Raises:
-        ScoreError: the CRF's logits are not all finite.
+        OutOfRangeError: the CRF's logits are not all finite.
     """
     prepared = prepared or crf.prepare(image=unaries.image[None], depth=unaries.depth[None])
     return labels_at_full_size(crf(unaries.logits[None], prepared=prepared)[0], size, of="CRF")

@@ -51,7 +51,7 @@ class Predictor:
 
         Raises:
             InputError: the picture is not of that shape and type.
-            ScoreError: what comes of it is no number.
+            OutOfRangeError: what comes of it is no number.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InputError(f"image: {image.dtype} of shape {image.shape}; allowed: uint8, (height, width, 3), RGB")

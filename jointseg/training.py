@@ -24,7 +24,7 @@ from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.store import Store
 from jointseg.data.views import View
-from jointseg.errors import InputError, ScoreError
+from jointseg.errors import InputError, OutOfRangeError
 from jointseg.evaluation import Sums, predict, score
 from jointseg.graphs import GraphedModel, own_gradients, refuse_where_there_are_no_graphs
 from jointseg.labels import NUM_CLASSES
@@ -39,7 +39,7 @@ NUM_AVERAGED = "num_averaged"
 """What a checkpoint's optimiser state has beside the optimiser's own, where the weights are averaged."""
 
 
-class TrainingDivergedError(ScoreError):
+class TrainingDivergedError(OutOfRangeError):
     """A loss is not finite any more."""
 
 

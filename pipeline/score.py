@@ -126,10 +126,10 @@ def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, 
         kept = {json.dumps(own): record["scores"][name] for name, own in record["settings"].items()}
         found = {name: kept[json.dumps(own)] for name, own in settings.items()}
         scores = {name: Score(**{**score, "gain": Interval(**score["gain"])}) for name, score in found.items()}
-        commit = record["provenance"]["commit"]
+        commit, device = record["provenance"]["commit"], record.get("device", "cpu")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); remove it to score again") from None
-    screen.say(f"{path}: scored before, at commit {commit}")
+    screen.say(f"{path}: scored before, at commit {commit}, on {device}")
     return scores
 
 

@@ -31,6 +31,8 @@ def bring_in(source: Path, store: Path, *, progress: Progress) -> None:
         prepare(source, store, progress=progress)
         return
     Store.open(source)
+    if store.is_symlink():  # left by an interruption; it leads nowhere, or there would be a store
+        store.unlink()
     store.parent.mkdir(parents=True, exist_ok=True)
     store.symlink_to(source.resolve())
 

@@ -23,7 +23,7 @@ from jointseg.boundary import BoundarySums
 from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
-from jointseg.errors import InputError, ScoreError
+from jointseg.errors import InputError, OutOfRangeError
 from jointseg.evaluation import refined_labels, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
@@ -73,8 +73,8 @@ class Counted(NamedTuple):
 def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Counted]) -> Line:
     """Score a point, leave its confusion matrices in the study's folder, and return its line of the log.
 
-    A point that is refused, or whose score is no number, has failed: `state` and `error` say so. Whatever else is wrong, such
-    as a full disk or a missing file, says nothing about the point: the trial is unsaved.
+    A point that is refused, or leads out of the range of numbers or of a filter, has failed: `state` and `error` say so.
+    Whatever else is wrong, such as a full disk or a missing file, says nothing about the point: the trial is unsaved.
 
     Args:
         job: of all trials.
@@ -91,11 +91,11 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
         found = scores_of(sums, folds, job.config.evaluation)
         for objective in OBJECTIVES[job.config.search.objective]:
             if math.isnan(found.get(objective, 0.0)):
-                raise ScoreError(f"{objective} is not a number: no labelled pixel was scored")
+                raise OutOfRangeError(f"{objective} is not a number: no labelled pixel was scored")
         write_confusions(confusion_file(job.folder, number), number, frames, folds, sums)
         state = FINISHED if len(places) == len(job.cache.frames) else STOPPED
         scores = found if state == FINISHED else {**found, "mean_iou": None, "partial_mean_iou": found["mean_iou"]}
-    except (SettingsError, ScoreError) as refused:
+    except (SettingsError, OutOfRangeError) as refused:
         error = str(refused)
     except InputError as failure:
         state, error = UNSAVED, str(failure)

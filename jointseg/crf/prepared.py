@@ -91,7 +91,7 @@ class PreparedImages:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the arrays that it holds once it has been used."""
+        """Memory of the arrays that it holds once it has been used; on a GPU but for 4 bytes a pixel of the row sums."""
         return _bytes_of([self.filters, self._engines])
 
     @cached_property

@@ -201,6 +201,9 @@ def _read_index(path: Path) -> _Index:
     if index.scene_types is not None and len(index.scene_types) != index.report.num_frames:
         problem = f"scene_types: {len(index.scene_types)} for {index.report.num_frames} frames"
         raise InputError(f"{path}: damaged: {problem}; prepare the store again")
+    everyone, num_frames = index.train + index.test, index.report.num_frames
+    if sorted(everyone) != list(range(1, num_frames + 1)):
+        raise InputError(f"{path}: damaged: train and test are not frames 1..{num_frames}, each once; prepare the store again")
     return index
 
 

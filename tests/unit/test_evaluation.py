@@ -10,7 +10,7 @@ import torch
 
 from jointseg.config import EvaluationConfig
 from jointseg.data.frame import Frame
-from jointseg.errors import ScoreError
+from jointseg.errors import OutOfRangeError
 from jointseg.evaluation import (
     Prediction,
     Sums,
@@ -205,7 +205,7 @@ def test_settings_change_a_trials_score(model, small, frames):
 
 
 def test_a_crf_whose_logits_are_not_finite_is_refused(model, small, frames):
-    with pytest.raises(ScoreError, match="the CRF's logits are NaN or infinite"):
+    with pytest.raises(OutOfRangeError, match="the CRF's logits are NaN or infinite"):
         confusions(model, frames[:1], with_overrides(small, {"crf.w_appearance": 3e38, "crf.w_depth": 3e38}))
 
 
@@ -219,19 +219,19 @@ def spoiled(model, request):
     return model, request.param
 
 
-@pytest.mark.parametrize(("kernels", "whose"), [(Kernels.NONE, "network"), (Kernels.SEM_CRF, "CRF")])
+@pytest.mark.parametrize(("kernels", "whose"), [(Kernels.NONE, "network"), (Kernels.SEM_CRF, "network's or the CRF")])
 def test_predictions_that_are_no_numbers_are_refused(spoiled, small, frames, kernels, whose):
     model, kind = spoiled
     said = f"the {whose if kind == 'logits' else 'network'}'s {kind} are NaN or infinite; its weights are too large$"
-    with pytest.raises(ScoreError, match=f"^{said}"):
+    with pytest.raises(OutOfRangeError, match=f"^{said}"):
         predict_image(model, frames[0].image, small, kernels=kernels, with_depth=True, device=CPU)
-    with pytest.raises(ScoreError, match=f"^frame 2: {said}"):
+    with pytest.raises(OutOfRangeError, match=f"^frame 2: {said}"):
         list(predict(model, frames[1:2], small, kernels=kernels, with_depth=True, device=CPU))
 
 
 def test_unaries_that_are_no_numbers_are_refused(spoiled, small, frames):
     model, kind = spoiled
-    with pytest.raises(ScoreError, match=f"^frame 1: the network's {kind} are NaN or infinite"):
+    with pytest.raises(OutOfRangeError, match=f"^frame 1: the network's {kind} are NaN or infinite"):
         compute_unaries(model, frames[0], small, device=CPU)
 
 
@@ -240,7 +240,7 @@ def test_unaries_that_are_no_numbers_are_refused(spoiled, small, frames):
 def test_a_single_number_that_is_none_is_not_grown(value, grown):
     values = torch.zeros(40, 6, 8)
     values[3, 2, 1] = value
-    with pytest.raises(ScoreError, match="are NaN or infinite"):
+    with pytest.raises(OutOfRangeError, match="are NaN or infinite"):
         grown(values if grown is labels_at_full_size else values[3])
 
 
@@ -249,5 +249,5 @@ def test_a_single_logit_that_is_not_finite_is_refused(small, value):
     logits = torch.zeros(40, 2, 2)
     logits[1, 0, 0] = value
     unaries = Unaries(torch.zeros(3, 2, 2, dtype=torch.uint8), logits, torch.ones(2, 2))
-    with pytest.raises(ScoreError, match="the CRF's logits are NaN or infinite"):
+    with pytest.raises(OutOfRangeError, match="the CRF's logits are NaN or infinite"):
         refined_labels(unaries, build_crf(with_overrides(small, {"crf.num_iterations": 0})))

@@ -268,11 +268,22 @@ def test_a_trial_that_fails_here_is_said_to(again, rooms, small, tmp_path):
     assert "the trial fails here: the CRF's logits are NaN or infinite" in refusal(again, record, place)
 
 
-def test_a_trial_that_does_not_come_out_again_is_told_by_number_and_commit(again, rooms, small, tmp_path):
+def test_a_trial_that_does_not_come_out_again_is_told_by_number_and_commit(again, rooms, small, tmp_path, monkeypatch):
     record, place = trial_of(small, rooms, tmp_path, {"settings": {"crf.w_depth": 4.0}, "commit": "another"})
-    equal, said = again(record, place)
+    found = {}
+
+    def kept(then, now, **options):
+        found.update(now)
+        return compare_trials(then, now, **options)
+
+    monkeypatch.setattr(reproduce, "compare_trials", kept)
+    assert not again(record, place)[0], "the scores were made up"
+    record |= {name: found[name] for name in ("score", "fold_scores", "boundary_f1", "by_frame")}
+    assert again(record, place)[0]
+    equal, said = again({**record, "score": record["score"] + 0.01}, place)
     assert not equal
-    assert f"differs: mean IoU: {record['score']!r} then and " in said
+    assert f"differs: mean IoU: {record['score'] + 0.01!r} then and {record['score']!r} now, by -0.01" in said
+    assert said.count("differs") == 1
     assert f"it was scored at commit another; this is {own_commit()}" in said
 
 

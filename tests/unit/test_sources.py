@@ -34,6 +34,14 @@ def test_a_folder_and_a_store_are_brought_in_as_the_same_frames(source, small_ny
     assert (tmp_path / "run" / "data").is_symlink() == (source != small_nyu)
 
 
+def test_a_link_that_leads_nowhere_is_made_anew(small_nyu, tmp_path):
+    """As an interruption leaves it, where the store has moved since."""
+    moved = prepare(small_nyu, tmp_path / "moved")
+    (tmp_path / "data").symlink_to(tmp_path / "where_it_was")
+    bring_in(moved.path, tmp_path / "data", progress=silent)
+    assert Store.open(tmp_path / "data").digest == moved.digest
+
+
 def test_either_is_in_order(source):
     check_source(DataConfig(source=source, **ONE_FOR_VALIDATION))
 

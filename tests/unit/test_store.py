@@ -238,6 +238,7 @@ def header(old: bytes, new: bytes) -> Callable[[Path], object]:
         (index(format=2), "store.json: format is 2; allowed: 1"),
         (lambda store: (store / "store.json").write_text("[" * 100_000), "store.json: damaged"),
         (index(report=None), "store.json: damaged: report is missing; prepare the store again"),
+        (index(train=[1, 99]), "store.json: damaged: train and test are not frames 1..6, each once; prepare the store again"),
         (index(report={"class_pixels": []}), "store.json: damaged: report.num_frames is missing"),
         (index(report=7), "store.json: damaged: report is 7; allowed: "),
         (report(num_frames="3"), "store.json: damaged: report.num_frames is '3'; allowed: integer; prepare"),

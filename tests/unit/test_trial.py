@@ -15,6 +15,7 @@ import torch
 
 from jointseg.boundary import BoundarySums
 from jointseg.checkpoint import digest
+from jointseg.crf import filters
 from jointseg.errors import DeviceMemoryError, DiskError, InputError
 from jointseg.evaluation import compute_unaries, predict, refined_labels, score_labels
 from jointseg.metrics import SegmentationSums
@@ -210,6 +211,13 @@ def test_settings_that_the_crf_refuses_fail_the_trial_and_not_the_study(job):
     line = TrialRunner(job).run(0, {"crf.w_appearance": 3e38, "crf.w_depth": 3e38})
     assert (line["state"], line["mean_iou"], line["fold_scores"]) == ("failed", None, None)
     assert line["error"] == "the CRF's logits are NaN or infinite; its weights are too large"
+
+
+def test_bandwidths_that_a_filter_cannot_have_fail_the_trial(job, monkeypatch):
+    monkeypatch.setattr(filters, "EXACT_UP_TO", 0)
+    line = TrialRunner(job).run(0, {"crf.theta_beta": 1e-3})
+    assert line["state"] == "failed"
+    assert line["error"].startswith("filter 'permutohedral': features reach ")
 
 
 def test_a_score_that_is_no_number_fails_the_trial(job):

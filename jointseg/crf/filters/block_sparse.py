@@ -141,7 +141,8 @@ class BlockSparseFilter:
     def row_sums(self) -> Tensor:
         """(B, P): K 1 over the valid pixels; 1 where a pixel is not valid.
 
-        Computed when first asked for, or by the first application as one channel more, where that costs nothing.
+        Computed when first asked for, or by the first application as one channel more, where its kernel has room for one: that
+        costs a copy of the values and of the result, and no sum.
         """
         if self._row_sums is None:
             self._row_sums = self._of_valid(_row_sums(self._tiles, self._pairs, self._precision))

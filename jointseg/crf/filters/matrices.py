@@ -176,7 +176,7 @@ def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, in
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _band(length: int, cells: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     kept = blur_taps(cells, length, "float64")
     places = np.arange(length)
@@ -184,7 +184,7 @@ def _band(length: int, cells: float, dtype: torch.dtype, device: torch.device) -
     return torch.from_numpy(taps[np.abs(places[:, None] - places)]).to(dtype).to(device)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _gaussian(length: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     places = torch.arange(length, dtype=torch.float64, device=device) / sigma
     return torch.exp(-0.5 * (places[:, None] - places).square()).to(dtype)

@@ -27,7 +27,7 @@ from jointseg.crf.cpu.simplex import key_bits, scale_factors
 from jointseg.crf.cpu.transpose import from_rows
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
-from jointseg.errors import InputError
+from jointseg.errors import InputError, OutOfRangeError
 
 GRID_TOLERANCE = 5e-3
 """Default of the bilateral grid; what it gives at so many cells to a bandwidth was measured on rooms (docs/crf.md)."""
@@ -125,7 +125,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     reach = _largest(features) @ scale_factors(F, np.float64) * (F + 1)
     allowed = 2.0 ** (key_bits(F) - 1)
     if reach >= allowed:
-        raise InputError(
+        raise OutOfRangeError(
             f"filter 'permutohedral': features reach {reach:.3g} lattice steps; allowed: up to {allowed:.3g}; "
             "use larger bandwidths or 'exact'"
         )
@@ -154,7 +154,7 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
     cells = cells_per_sigma(tolerance)
     F, rows = features.values_BPF.shape[2], max(grid_rows(features, cells))
     if F > _MAX_GRID_FEATURES or rows > _MAX_GRID_ROWS:
-        raise InputError(
+        raise OutOfRangeError(
             f"filter 'bilateral_grid': {F} features over {rows:.3g} cells; allowed: {_MAX_GRID_FEATURES} over {_MAX_GRID_ROWS};"
             " use larger bandwidths, 'permutohedral' or 'exact'"
         )

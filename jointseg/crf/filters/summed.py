@@ -30,7 +30,7 @@ class SummedFilter:
 
     @property
     def row_sums(self) -> Tensor:
-        """(B, P): 1 but for what is not applied, which is nobody's concern: see `is_normalised`."""
+        """(B, P): ones, for rows are normalised already."""
         return torch.ones_like(self._any.row_sums)
 
     @torch.no_grad()
