@@ -1,6 +1,6 @@
 """Kernels as machine code for a GPU that need not be there; prints what each takes of it, as JSON.
 
-The block-sparse filter's (`python -m tests.gpu_code 90`) or the network's (`python -m tests.gpu_code 90 network`), in a process
+The CRF's filters' (`python -m tests.gpu_code 90`) or the network's (`python -m tests.gpu_code 90 network`), in a process
 of its own: Triton must not have been imported for its interpreter.
 """
 
@@ -25,7 +25,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from jointseg.crf.filters import block_sparse_kernels as kernels
-from jointseg.crf.filters import kd_tree
+from jointseg.crf.filters import kd_tree, matrix_kernels
 from jointseg.crf.filters.block_sparse import Tiles, cut_into_items, with_squares
 from jointseg.network import upsample_kernels
 
@@ -98,6 +98,20 @@ def filter_kernels(capability: int) -> list[Any]:
         for C in channels:
             rows += compiled(partial(kernels.apply_pairs, given, pairs, v_BCP[:, :C], precision=precision))
         rows += compiled(partial(kernels.moments_of_pairs, given, pairs, v_BCP[:, :40], v_BCP[:, :40], precision=precision))
+    return rows + matrix_rows()
+
+
+def matrix_rows() -> list[Any]:
+    """The blur and the grid's reading, of 40 classes: alone, and added to a sum."""
+    rows, taps = [], torch.rand(9)
+    values_BCHW, grid_GC = torch.rand(1, 40, 60, 70), torch.rand(500, 40)
+    corners_PV, weights_PV = torch.zeros(4200, 8, dtype=torch.int64), torch.rand(4200, 8)
+    for factors_P, added in ((None, False), (torch.rand(4200), True)):
+        of_image = None if factors_P is None else factors_P[None]
+        blur = partial(matrix_kernels.blur_into, torch.empty_like(values_BCHW), values_BCHW, taps, taps, of_image, added=added)
+        out_CP = torch.empty(40, 4200)
+        read = partial(matrix_kernels.read_grid, out_CP, grid_GC, corners_PV, weights_PV, factors_P, added=added)
+        rows += compiled(blur) + compiled(read)
     return rows
 
 

@@ -1,6 +1,6 @@
-"""Laws of the block-sparse filter's kernels as machine code: they compile for GPUs that are not there, and fit into them.
+"""Laws of the filters' kernels as machine code: they compile for GPUs that are not there, and fit into them.
 
-Not here: what they compute (test_crf_block_sparse.py).
+Not here: what they compute (test_crf_block_sparse.py, test_crf_on_gpu_filters.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 KERNELS = {
     "_tile_boxes", "_widest_features", "_node_keys", "_near_tiles", "_shares", "_gather", "_apply", "_scatter", "_moments",
+    "_blur", "_read",
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need the triton package")
 

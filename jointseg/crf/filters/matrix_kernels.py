@@ -61,11 +61,11 @@ def blur_into(
     with torch.cuda.device_of(values_BCHW):
         _blur[grid](
             values_BCHW, taps_X, taps_X, rows_BCHW, H * W, W, 1, W, len(taps_X) - 1, C,
-            ALONG_X=True, SCALED=False, ADDED=False, PIXELS=_PIXELS, num_warps=4,
+            ALONG_X=True, SCALED=False, ADDED=False, PIXELS=_PIXELS, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         _blur[triton.cdiv(W, 32) * triton.cdiv(H, _PIXELS // 32), B * C](
             rows_BCHW, taps_Y, taps_Y if factors_BP is None else factors_BP, out_BCHW, H * W, W, W, H, len(taps_Y) - 1, C,
-            ALONG_X=False, SCALED=factors_BP is not None, ADDED=added, PIXELS=_PIXELS, num_warps=4,
+            ALONG_X=False, SCALED=factors_BP is not None, ADDED=added, PIXELS=_PIXELS, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -107,4 +107,5 @@ def read_grid(
         _read[(triton.cdiv(P, 32), triton.cdiv(C, block_c))](
             grid_GC, corners_PV, weights_PV, weights_PV if factors_P is None else factors_P, out_CP, P,
             C=C, V=V, SCALED=factors_P is not None, ADDED=added, PIXELS=32, BLOCK_C=block_c, num_warps=4,
+            enable_fp_fusion=True,
         )  # fmt: skip
