@@ -26,7 +26,8 @@ from triton.runtime.jit import JITFunction
 
 from jointseg.crf.filters import block_sparse_kernels as kernels
 from jointseg.crf.filters import kd_tree, matrix_kernels
-from jointseg.crf.filters.block_sparse import Tiles, cut_into_items, with_squares
+from jointseg.crf.filters.tile_pairs import cut_into_items
+from jointseg.crf.filters.tiles import Tiles, with_squares
 from jointseg.network import upsample_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from jointseg.crf.filters import block_sparse
-from jointseg.crf.filters.block_sparse import BlockSparseFilter, sort_into_tiles
+from jointseg.crf.filters.block_sparse import BlockSparseFilter
 from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.tile_pairs import cut_into_items, kernels
+from jointseg.crf.filters.tiles import sort_into_tiles
 from jointseg.errors import InputError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -242,11 +244,11 @@ def test_many_faint_weights_are_summed():
     tiles, pairs = block._tiles, block._pairs
     everyone = torch.arange(len(tiles.pixels_GT), device=DEVICE)
     G = len(everyone)
-    whole = block_sparse.cut_into_items(everyone.repeat_interleave(G), everyone.repeat(G), G, 256)
+    whole = cut_into_items(everyone.repeat_interleave(G), everyone.repeat(G), G, 256)
     assert len(whole.columns_E) >= len(pairs.columns_E)
     values = torch.zeros(1, 1, 576, device=DEVICE)
     values[..., 64:] = 1
-    found = block_sparse._kernels().apply_pairs(tiles, whole, values, precision="float16")[0, 0, :64]
+    found = kernels().apply_pairs(tiles, whole, values, precision="float16")[0, 0, :64]
     torch.testing.assert_close(found, torch.full_like(found, 512 * 2**-25.5), rtol=2e-3, atol=0)
 
 

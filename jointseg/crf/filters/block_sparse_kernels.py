@@ -1,6 +1,6 @@
 """The Triton kernels of the block-sparse filter, and their launches: each works on tiles of pixels that are near each other.
 
-Not here: which pixels make a tile (kd_tree.py), which pairs of tiles count (block_sparse.py). It needs triton: import it when
+Not here: which pixels make a tile (kd_tree.py), which pairs of tiles count (tile_pairs.py). It needs triton: import it when
 needed.
 
 Features are in units of sqrt(2 ln 2) bandwidths, so that a weight is 2^-|f - g|^2. Distances are float32: sums of squared
@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jointseg.crf.filters.block_sparse import SHIFT, TilePairs, Tiles
+from jointseg.crf.filters.tile_pairs import TilePairs
+from jointseg.crf.filters.tiles import SHIFT, Tiles
 
 MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
 """Channels that one launch carries, by precision: what the registers of one program hold. In tf32x3 twice as many on Hopper,

@@ -1,6 +1,6 @@
 """The kd-tree that sorts pixels into tiles which are compact in feature space, in Triton.
 
-Not here: what becomes of the tiles (block_sparse.py). It needs triton: import it when needed.
+Not here: what becomes of the tiles (tiles.py). It needs triton: import it when needed.
 """
 
 # G tiles of T pixels (of all images), S = G T, F kernel features
