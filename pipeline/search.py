@@ -149,7 +149,8 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         return
     _require_room(config)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
-    with tracker.run("search", parent=parent, key=f"search/{study.folder.name}") as run:
+    name = study.folder.name
+    with tracker.run(f"search {name}", parent=parent, key=f"search/{name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
         passing = {f"search.{name}" for name in AFTER | {"space"}}  # of the space the path, where it may lie elsewhere
         lasting = {path: value for path, value in flatten(config).items() if path not in passing}
@@ -170,10 +171,10 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
             tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
         tracker.log_metrics(run, _summary(result), step=result["trials"])
         tracker.log_text(run, json.dumps(result, indent=1), search_result.SETTINGS)
-        tracker.describe(run, _described(study.folder.name, result))
-        for name in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
-            path = study.folder / name
-            tracker.log_artifact(run, path, name if path.is_dir() else None)
+        tracker.describe(run, _described(name, result))
+        for part in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
+            path = study.folder / part
+            tracker.log_artifact(run, path, part if path.is_dir() else None)
     write_atomically(study.folder / search_result.SETTINGS, json.dumps(result, indent=1))
     screen.say(said(result))
     _hand_over(place, study, screen)
