@@ -24,7 +24,7 @@ import torch
 
 from jointseg.batches import Place
 from jointseg.config import Config
-from jointseg.data.store import Store, prepare
+from jointseg.data.store import Store, is_store, prepare
 from jointseg.data.views import draw_validation, make_views
 from jointseg.errors import InputError
 from jointseg.hardware import cpu_model
@@ -101,8 +101,7 @@ def compare() -> None:
     given = {name: str(value) for name, value in vars(args).items()} | {"machine": machine, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        prepared = (args.data / "store.json").is_file()
-        store = Store.open(args.data.absolute()) if prepared else prepare(args.data, Path(folder) / "store")
+        store = Store.open(args.data.absolute()) if is_store(args.data) else prepare(args.data, Path(folder) / "store")
         for name, config in configs:
             rows.append({"what": name, **scores(config, args, store)})
             shown = {short: rows[-1].get(f"validation/{short}") for short in SHOWN}

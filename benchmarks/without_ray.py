@@ -12,7 +12,6 @@ STORE is a folder that `jointseg data prepare` made.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,12 +19,12 @@ from pathlib import Path
 import torch
 
 from jointseg.batches import Place
-from jointseg.checkpoint import save_final, write_atomically
+from jointseg.checkpoint import save_final
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
-from jointseg.data.manifest import read_manifest, write_manifest
+from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
-from jointseg.data.views import View, draw_validation, make_views, subset_digest
+from jointseg.data.views import View
 from jointseg.errors import InputError
 from jointseg.graphs import refuse_where_there_are_no_graphs
 from jointseg.network.pretrained import check_pretrained
@@ -34,6 +33,7 @@ from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES, Stage
 from jointseg.training import Report, begin, resume, train
 from pipeline.log_lines import append_line
+from pipeline.sources import bring_in, list_frames
 from pipeline.workspace import Workspace
 
 
@@ -42,16 +42,8 @@ def lay_out(config: Config, place: Workspace, store: Store, *, commit: str | Non
     place.adopt_config(config)
     if place.finished("data"):
         return read_manifest(place.views)
-    data = config.data
-    subset = draw_validation(store.train, data)
-    digest = subset_digest(subset, data.validation_seed, store.digest)
-    description = {"frames": subset, "seed": data.validation_seed, "digest": digest, "in_training": data.train_on_validation}
-    write_atomically(place.validation, json.dumps(description, indent=1))
-    views = make_views([number for number in store.train if data.train_on_validation or number not in set(subset)], data)
-    seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
-    write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
-    if not place.store.is_symlink():  # an interruption may have come after it; `check` has seen where it leads
-        place.store.symlink_to(store.path)
+    bring_in(store.path, place.store)
+    views = list_frames(place, store, config.data)
     place.finish("data", seconds=0.0, commit=commit)
     return views
 

@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from jointseg.data.files import is_file_to_read
 from jointseg.data.nyu import FolderReport, check
 from jointseg.data.rooms import processes_to_render, write_rooms
-from jointseg.data.store import INDEX_FILE as STORE_INDEX
-from jointseg.data.store import Store
+from jointseg.data.store import Store, is_store
 from jointseg.data.store import prepare as prepare_store
 from jointseg.labels import CLASS_NAMES
 from pipeline.terminal import Terminal
@@ -52,7 +50,7 @@ def data_rooms(
 def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files, or a store.")]) -> None:
     """Open such a folder, check every frame, and print what is in it; of a store, compare every frame with its digest."""
     terminal = Terminal()
-    if is_file_to_read(folder / STORE_INDEX):
+    if is_store(folder):
         store = Store.open(folder)
         with terminal.bar("check", store.num_frames) as progress:
             store.verify(progress=progress)

@@ -15,8 +15,8 @@ from typing import Any
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
-from jointseg.data.files import is_file_to_read, is_folder
-from jointseg.data.store import Store, prepare
+from jointseg.data.files import is_folder
+from jointseg.data.store import Store, is_store, prepare
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
@@ -142,8 +142,7 @@ def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
     for folder in (data, evidence.place.store if evidence.place is not None else None, source):
         if folder is None or not is_folder(folder):
             continue
-        prepared = is_file_to_read(folder / "store.json")
-        store = Store.open(folder) if prepared else prepare(folder, scratch / f"store-{len(looked)}")
+        store = Store.open(folder) if is_store(folder) else prepare(folder, scratch / f"store-{len(looked)}")
         if store.digest == wanted:
             return store.path
         looked.append(f"{folder} ({store.digest[:12]})")

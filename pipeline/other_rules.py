@@ -29,7 +29,11 @@ def other_rules(evaluation: EvaluationConfig) -> dict[str, EvaluationConfig]:
 
 def sums_by_rule(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) -> dict[str, Sums]:
     """The sums of one frame by each rule that counts other pixels than the run's."""
-    return {rule: score(frame, prediction, own) for rule, own in other_rules(evaluation).items() if _counts_others(rule)}
+    return {
+        rule: score(frame, prediction, own)
+        for rule, own in other_rules(evaluation).items()
+        if any(getattr(own, switch) != getattr(evaluation, switch) for switch in COUNTED)
+    }
 
 
 def metrics_by_rule(
@@ -43,10 +47,6 @@ def metrics_by_rule(
         config: the run's.
     """
     return {
-        rule: {row: (others[row][rule] if _counts_others(rule) else sums[row]).metrics(own) for row in sums}
+        rule: {row: others[row].get(rule, sums[row]).metrics(own) for row in sums}
         for rule, own in other_rules(config.evaluation).items()
     }
-
-
-def _counts_others(rule: str) -> bool:
-    return rule.removeprefix("evaluation.").split("=")[0] in COUNTED

@@ -5,18 +5,14 @@ Not here: what a phase does inside (train.py, search.py, evaluate.py, report.py)
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
-from jointseg.data.manifest import write_manifest
 from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
-from jointseg.data.views import draw_validation, make_views, subset_digest
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
@@ -27,7 +23,7 @@ from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
-from pipeline.sources import bring_in, check_source
+from pipeline.sources import bring_in, check_source, list_frames
 from pipeline.tracking import TOP, Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
@@ -83,21 +79,10 @@ def prepare_data(pipeline: Pipeline) -> None:
         with screen.bar("prepare", 1) as progress:
             bring_in(source, place.store, progress=progress)
     store = pipeline.store
-    subset = draw_validation(store.train, data)
-    description = {
-        "frames": subset,
-        "seed": data.validation_seed,
-        "digest": subset_digest(subset, data.validation_seed, store.digest),
-        "in_training": data.train_on_validation,
-    }
-    write_atomically(place.validation, json.dumps(description, indent=1))
-    trained = [number for number in store.train if data.train_on_validation or number not in set(subset)]
-    views = make_views(trained, data)
-    seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
-    write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
+    views = list_frames(place, store, data)
     _log_data(pipeline)
     seen = f"{len(views)} views" if data.views == "offline" else f"views drawn anew from {len(views)} frames at each visit"
-    screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(subset)} for validation; {seen}")
+    screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(pipeline.validation)} for validation; {seen}")
 
 
 def _log_data(pipeline: Pipeline) -> None:

@@ -1,33 +1,36 @@
-"""The data a run is given: NYU's folder, or a store that was prepared from one before.
+"""The data a run is given, NYU's folder or a store that was prepared from one before, and which of its frames are for what.
 
 Not here: how either is read (jointseg/data/nyu.py, store.py).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jointseg.checkpoint import write_atomically
 from jointseg.config import DataConfig
-from jointseg.data.files import is_file_to_read
 from jointseg.data.frame import Frame, valid_depth
+from jointseg.data.manifest import write_manifest
 from jointseg.data.nyu import NyuFolder, Progress
 from jointseg.data.rooms import refuse_too_many
-from jointseg.data.store import INDEX_FILE, Store, prepare
-from jointseg.data.views import draw_validation
+from jointseg.data.store import Store, is_store, prepare
+from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
 from jointseg.labels import VOID
 from jointseg.settings import SettingsError
+from pipeline.workspace import Workspace
 
 
-def bring_in(source: Path, store: Path, *, progress: Progress) -> None:
+def bring_in(source: Path, store: Path, *, progress: Progress | None = None) -> None:
     """Have the frames of `source` at `store`: a new store of NYU's folder, a link to a store.
 
     Raises:
         InputError: as `prepare`, or `source` is a damaged store.
     """
-    if not _is_store(source):
+    if not is_store(source):
         prepare(source, store, progress=progress)
         return
     Store.open(source)
@@ -65,16 +68,28 @@ def check_source(data: DataConfig) -> None:
             )
 
 
+def list_frames(place: Workspace, store: Store, data: DataConfig) -> tuple[View, ...]:
+    """Draw the validation frames and list the views that are trained on, a file of the run's folder each; returns the views."""
+    subset = draw_validation(store.train, data)
+    description = {
+        "frames": subset,
+        "seed": data.validation_seed,
+        "digest": subset_digest(subset, data.validation_seed, store.digest),
+        "in_training": data.train_on_validation,
+    }
+    write_atomically(place.validation, json.dumps(description, indent=1))
+    views = make_views([number for number in store.train if data.train_on_validation or number not in set(subset)], data)
+    seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
+    write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
+    return views
+
+
 @contextmanager
 def _opened(source: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int], Frame]]]:
     """The numbers of the train frames, and what reads one."""
-    if _is_store(source):
+    if is_store(source):
         store = Store.open(source)
         yield store.train, store.frame
     else:
         with NyuFolder.open(source) as nyu:
             yield nyu.train, nyu.read
-
-
-def _is_store(source: Path) -> bool:
-    return is_file_to_read(source / INDEX_FILE)

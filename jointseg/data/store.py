@@ -121,6 +121,11 @@ class Store:
             raise InputError(f"{self.path}: its contents were changed after it was made: their digest is not {self.digest}")
 
 
+def is_store(path: Path) -> bool:
+    """Whether there is a prepared store at `path`; InputError where it may not be read."""
+    return is_file_to_read(path / INDEX_FILE)
+
+
 def prepare(folder: Path, store: Path, *, progress: Progress | None = None) -> Store:
     """Copy a NYU folder into a new store in one pass that also checks every pixel.
 
