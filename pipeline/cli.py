@@ -25,6 +25,7 @@ from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS, Stage
 from pipeline.cli_data import data_app, named_path
 from pipeline.failures import LostWorkerError, is_interruption
+from pipeline.run_store import IN_JOB
 from pipeline.terminal import Terminal
 from pipeline.workspace import PIPELINE, Workspace
 
@@ -183,7 +184,10 @@ def reproduce(
     """Compute a result again from its data and checkpoint, and compare every score: exits 0 if equal, 1 if not."""
     from pipeline.reproduce import reproduce as run_again
 
-    equal = run_again(what, data=data, out=out, tolerance=tolerance, screen=Terminal(), verbose=verbose)
+    try:
+        equal = run_again(what, data=data, out=out, tolerance=tolerance, screen=Terminal(), verbose=verbose)
+    except LostWorkerError as error:  # 1 would say that it differs
+        raise InputError(str(error)) from None
     raise typer.Exit(0 if equal else 1)
 
 
@@ -194,16 +198,15 @@ def ui(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5000,
 ) -> None:
     """Start MLflow's own UI on the folder's store, until interrupted."""
-    from pipeline.tracking import Tracker, tracking_uri
+    from pipeline.run_store import run_store, without_password
+    from pipeline.tracking import Tracker
 
     place = Workspace(out.resolve())
     if place.load_config() is None:
         raise InputError(f"{place.config}: not found; {place.out} is not the folder of a run")
-    uri = tracking_uri(place.out)
+    uri = run_store(place.out).uri
     if not uri.startswith("sqlite:"):
-        raise InputError(
-            f"MLFLOW_TRACKING_URI: the runs are at {uri}; look at them there, or unset it for {place.out}'s own store"
-        )
+        raise InputError(f"--out: the runs of {place.out} are at {without_password(uri)}; look at them there")
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
     command = [
@@ -249,7 +252,7 @@ def _workspace(out: Path) -> Workspace:
 
 
 def _refuse_relative(name: str, path: Path) -> None:
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not path.is_absolute():
+    if IN_JOB in os.environ and not path.is_absolute():
         raise InputError(
             f"{name}: {path} is relative, and a job's working directory is a copy that goes away; give an absolute path"
         )

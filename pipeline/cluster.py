@@ -18,30 +18,39 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+import torch
+from ray.exceptions import RayError, RayTaskError
 
 import jointseg
 import pipeline
 import tune_spaces
 from jointseg.config import Config
-from jointseg.errors import InputError
+from jointseg.errors import DeviceMemoryError, InputError
+from pipeline.failures import LostWorkerError
+from pipeline.run_store import IN_JOB
 
 
 @contextmanager
-def connected(*, verbose: bool = False) -> Iterator[None]:
+def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     """Ray for the length of the block: `RAY_ADDRESS` where it is set (a job has it), else one of our own.
+
+    Args:
+        verbose: Ray's own logs on the screen.
+        here: one of our own in any case, for work on files of this machine.
 
     Raises:
         InputError: there is no Ray at `RAY_ADDRESS`, or it is Ray Client's, whose driver runs elsewhere.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = None if here else os.environ.get("RAY_ADDRESS")
+    if here:
+        os.environ.pop(IN_JOB, None)  # what the job's Ray is to load is not at hand in ours
     if address and address.startswith("ray://"):
         raise InputError(
             f"RAY_ADDRESS: {address!r} is Ray Client's; allowed: HOST:6379 from one of its nodes, or `ray job submit`"
         )
     if address:
         _refuse_closed(address)
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    in_job = IN_JOB in os.environ
     quiet = logging.INFO if verbose else logging.ERROR
     runtime_env = None
     if address and not in_job:
@@ -57,6 +66,10 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         if not address:
             raise
         raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
+    except (RuntimeError, RayError) as error:  # other versions of Ray or Python, a token that is missing
+        if not address:
+            raise
+        raise InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {' '.join(str(error).split())}") from None
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would exit at once, with another code and nothing said
@@ -110,13 +123,36 @@ def uses_gpu(config: Config) -> bool:
 
 
 def result_of(task: ray.ObjectRef) -> Any:
-    """What a task returned. A mistake of the user's that it stopped on comes out as itself, not as Ray's account of it."""
+    """What a task returned.
+
+    Raises:
+        InputError: a mistake of the user's that it stopped on, or a GPU whose memory was full.
+        LostWorkerError: its process or node went away.
+    """
     try:
         return ray.get(task)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
+        if isinstance(error.cause, torch.OutOfMemoryError):
+            raise DeviceMemoryError(f"{str(error.cause).split('. ')[0]}; it is shared with other work, or too small") from None
         raise
+    except RayError as error:
+        said = " ".join(str(error).split())
+        raise LostWorkerError(f"lost a process of Ray: {said}; the same command goes on") from None
+
+
+def required(config: Config) -> str:
+    """In words, what the workers of a training take."""
+    training = config.training
+    gpu = " and 1 GPU" if uses_gpu(config) else ""
+    return f"{training.num_workers} worker(s) of {training.cpus_per_worker} CPU{gpu} each"
+
+
+def free_resources() -> str:
+    """In words, what no one uses of the cluster's CPUs and GPUs."""
+    free = ray.available_resources()
+    return ", ".join(f"{free.get(resource, 0):g} {resource}" for resource in ("CPU", "GPU"))
 
 
 def require_resources(config: Config) -> int:

@@ -13,11 +13,16 @@ from jointseg.errors import DeviceMemoryError, InputError
 
 _PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # gloo and NCCL, in the workers that are left
 
+_NOT_STARTED = ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError")  # Ray Train keeps them to itself
 _LOADER_GONE = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
 
 
 class LostWorkerError(Exception):
     """A worker went away in the middle of a stage: nobody's mistake, and the same command goes on. One line."""
+
+
+class NoRoomError(LostWorkerError):
+    """Workers did not start: no room in the cluster for now, or a node that cannot run them. One line."""
 
 
 def is_interruption(error: BaseException) -> bool:
@@ -31,12 +36,19 @@ def is_interruption(error: BaseException) -> bool:
 def explained(error: Exception, *, stage: str, max_failures: int, last_step: int | None) -> Exception | None:
     """What to raise in place of Ray Train's `TrainingFailedError`; None where only a traceback will do.
 
+    A NoRoomError is a LostWorkerError, but nothing was lost.
+
     Args:
         error: what `fit()` raised.
         stage: the stage's name.
         max_failures: losses that the stage got over by itself.
         last_step: step of the newest checkpoint in its folder, None without one.
     """
+    where = "the start of the stage" if last_step is None else f"step {last_step}"
+    controller = getattr(error, "controller_failure", None)
+    if type(controller).__name__ in _NOT_STARTED:
+        said = str(controller).strip().splitlines()[0].split(". Potential causes")[0]
+        return NoRoomError(f"{stage}: the workers did not start: {said}; the same command goes on from {where}")
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     for failure in failures.values():
         for cause in _causes(failure):
@@ -61,7 +73,6 @@ def explained(error: Exception, *, stage: str, max_failures: int, last_step: int
         lost = ["a worker"]
     if not lost:
         return None
-    where = "the start of the stage" if last_step is None else f"step {last_step}"
     return LostWorkerError(
         f"{stage}: lost {' and '.join(lost)}, more than training.max_failures = {max_failures} gets over; "
         f"the same command goes on from {where}"

@@ -6,8 +6,10 @@ Not here: what the lines say (train.py, search.py), where they are logged to in 
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,32 +47,55 @@ def read_lines(path: Path) -> list[Line]:
 
 
 @contextmanager
-def following(read: Callable[[], list[Line]], tell: Callable[[Line], None], *, every: float = 0.5) -> Iterator[None]:
+def following(
+    read: Callable[[], list[Line]],
+    tell: Callable[[Line], None],
+    *,
+    every: float = 0.5,
+    patience: float = 240.0,
+    trouble: Callable[[Exception], None] | None = None,
+) -> Iterator[None]:
     """Call `tell` with each new line that `read` gives, from a thread, until the block ends and the last is told.
 
-    Where telling goes wrong, the same line is told again at the next look: a server may come back. What goes wrong at the last
-    look is raised.
+    Where telling goes wrong, the same line is told again at the next look: a server may come back. After the block there are
+    looks for as long as `patience`, and then what goes wrong is raised; after one that ended badly one look, and no error.
+
+    Args:
+        read: gives all lines there are.
+        tell: called with one.
+        every: seconds between looks.
+        patience: seconds.
+        trouble: called with what goes wrong, once until telling goes well again.
     """
-    ended = threading.Event()
+    ended, well = threading.Event(), threading.Event()
 
     def follow() -> None:
-        told = 0
+        told, since = 0, math.inf
         while True:
             last_look = ended.wait(every)
             try:
                 for line in read()[told:]:
                     tell(line)
-                    told += 1
-            except Exception:
-                if last_look:
+                    told, since = told + 1, math.inf
+            except Exception as error:
+                now = time.monotonic()
+                if since == math.inf and trouble is not None:
+                    trouble(error)
+                since = min(since, now)
+                if last_look and (not well.is_set() or now - since >= patience):
                     raise
-            if last_look:
-                return
+                time.sleep(every if last_look else 0)
+            else:
+                if last_look:
+                    return
 
     with ThreadPoolExecutor(1, thread_name_prefix="log") as threads:
         follower = threads.submit(follow)
         try:
             yield
-        finally:
+            well.set()
             ended.set()
-        follower.result()  # what went wrong in telling goes wrong here
+            follower.result()  # what went wrong in telling goes wrong here
+        finally:  # of an interruption too
+            well.clear()
+            ended.set()

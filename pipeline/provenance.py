@@ -5,6 +5,7 @@ Not here: the numbers (report.py).
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +31,9 @@ from jointseg.settings import differences, flatten
 
 PACKAGES = ("jointseg", "torch", "ray", "optuna", "mlflow", "numpy")
 SOURCES = ("jointseg", "pipeline", "tune_spaces")
+COMMIT_TAG = "mlflow.source.git.commit"
+MAX_TAG_LENGTH = 5000
+"""What MLflow's servers take since their first version; today's take 8000."""
 
 
 def provenance(config: Config, out: Path) -> dict[str, Any]:
@@ -71,6 +76,24 @@ def _is_plain(value: Any) -> bool:
     except json.JSONDecodeError:
         return value == value.strip()
     return False
+
+
+@cache
+def origin() -> dict[str, str]:
+    """Tags that say where this process's numbers come from; MLflow shows those of its own names at a run's head."""
+    found = {
+        # MLflow shows what comes after the last slash.
+        "mlflow.source.name": " ".join(word for word in typed().split()[:2] if "/" not in word),
+        "command": typed(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": None,
+        COMMIT_TAG: own_commit(),
+        "versions": versions_line(versions()),
+        "hardware": hardware_line(hardware()),
+    }
+    with suppress(OSError, KeyError):  # a container's user may have no name
+        found["mlflow.user"] = getpass.getuser()
+    return {name: value[:MAX_TAG_LENGTH] for name, value in found.items() if value}
 
 
 @cache

@@ -63,7 +63,7 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         _grid(fold_table(report)),
         fold_note(report),
         *_section("Pictures", "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in figures.items())),
-        *_section("Seconds", _grid(_seconds(report))),
+        *_section("Seconds", f"A phase that was interrupted counts from where it last went on.\n\n{_grid(_seconds(report))}"),
         *_section("Where it comes from", _provenance(report)),
     ]
     return "\n\n".join(sections) + "\n"

@@ -17,14 +17,14 @@ from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, report, search
-from pipeline.cluster import connected, require_resources, result_of
+from pipeline.cluster import connected, require_resources, required, result_of
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.sources import bring_in, check_source, list_frames
-from pipeline.tracking import TOP, Tracker
+from pipeline.tracking import TOP, Tracker, few_retries
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 
@@ -101,11 +101,14 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
     ready_features(config, place, store=place.store, screen=pipeline.screen)
     iterations = stage.config(config).iterations
+    pipeline.screen.say(f"{stage.name}: {required(config)}")
     with (
         tracker.run(stage.name, parent=pipeline.parent) as run,
         pipeline.screen.bar(stage.name, iterations) as progress,
     ):
         tracker.log_params(run, flatten(config))
+        if stage.settings == "stage3":
+            tracker.tag(run, {"study": place.study().name})
         last = tracker.last_step(run, "loss/total")
         loaded = place.loaded(stage)
         begins = last < 0
@@ -116,9 +119,10 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
                 pipeline.screen.say(loaded.read_text(encoding="utf-8").rstrip())
             begins = False
             step = int(row["step"])
-            if step > last:
-                tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
             progress(step, note=f"loss {row['loss/total']:.4g}")
+            if step > last:
+                with few_retries():  # it is told again
+                    tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
@@ -220,6 +224,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         with place.locked():
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
             tracker = Tracker.open(place.out)
+            tracker.end_abandoned()
             with tracker.run(place.out.name, key=TOP) as parent:
                 tracker.log_params(parent, flatten(config))
                 _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
@@ -244,11 +249,11 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
         return
     with connected(verbose=verbose), place.locked():
         tracker = Tracker.open(place.out)
-        with tracker.run(place.out.name, key=TOP) as parent:
-            started = time.perf_counter()
-            search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
-            if not place.finished("search"):
-                place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
+        tracker.end_abandoned()
+        parent, started = tracker.top_run(place.out.name), time.perf_counter()
+        search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
+        if not place.finished("search"):
+            place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
 
 
 def _check_sources(config: Config) -> None:

@@ -35,12 +35,19 @@ from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import papers_values
-from pipeline.tracking import Tracker
+from pipeline.tracking import SCORE, Tracker
 from pipeline.trial_record import FrameSums, write_confusions
 from pipeline.workspace import Workspace
 
 NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"
 SHORT = {NO_CRF: "no_crf", PAPER: "paper", PAPER_NO_DEPTH: "paper_no_depth"}
+PATHS = {
+    "crop": "evaluation.crop",
+    "absent_classes": "evaluation.absent_classes",
+    "resamples": "search.resamples",
+    "seed": "search.seed",
+}
+"""In the config, of what a record of scores has from it."""
 Jobs = Mapping[str, Config | None]
 """Configs by name; None: without a CRF."""
 
@@ -101,9 +108,11 @@ def score_settings(
     path = place.search / "scores" / f"{key}.json"
     if path.is_file():
         return _read(path, settings, screen)
-    with connected(verbose=verbose):
+    with place.locked(path.parent, key), connected(verbose=verbose):
+        if path.is_file():  # another process has scored the same meanwhile
+            return _read(path, settings, screen)
         tracker = Tracker.open(place.out)
-        with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"score/{key}") as run:
+        with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             with screen.bar(f"score {split}", len(frames)) as progress:
                 confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
             scores = _scores(confusion_NCC, config)
@@ -163,7 +172,7 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
     """
     given = [name for name in scores if name not in SHORT]
     short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
-    tracker.log_params(run, asked)
+    tracker.log_params(run, {PATHS.get(name, name): value for name, value in asked.items()})
     tracker.tag(run, {short[name]: name for name in given})
     for name, score in scores.items():
         values = {**score._asdict(), **{f"gain/{of}": value for of, value in score.gain._asdict().items()}}

@@ -33,7 +33,7 @@ from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
 from pipeline.spaces import Space, load_space, start_points
 from pipeline.study import run_study
-from pipeline.tracking import Tracker
+from pipeline.tracking import Tracker, few_retries
 from pipeline.trial import TrialJob
 from pipeline.trial_record import FAILED, FINISHED, STOPPED
 from pipeline.workspace import Workspace
@@ -152,9 +152,9 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     name = study.folder.name
     with tracker.run(f"search {name}", parent=parent, key=f"search/{name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
-        passing = {f"search.{name}" for name in AFTER | {"space"}}  # of the space the path, where it may lie elsewhere
+        passing = {f"search.{name}" for name in AFTER}
         lasting = {path: value for path, value in flatten(config).items() if path not in passing}
-        tracker.log_params(run, {**lasting, "space": study.space.name})
+        tracker.log_params(run, {**lasting, "search.space": study.space.name})  # its file may lie elsewhere another time
         cache = unaries.UnaryCache(place.search / "unaries", study.frames)
         if config.search.fidelity == "finetune":  # a trial runs the network that it trains
             ready_features(config, place, store=place.store, screen=screen)
@@ -183,17 +183,18 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
 def _run_trials(
     study: Study, job: TrialJob, asker: Asker, *, tracker: Tracker, run: str, screen: Screen, verbose: bool
 ) -> list[Line]:
-    ended: list[Line] = []
+    ended: dict[int, Line] = {}
     with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
 
         def tell(line: Line) -> None:
+            ended[line["trial"]] = line
+            known = [score for score in search_result.scores(list(ended.values())) if score is not None]
+            progress(len(ended), note=f"best {max(known, default=math.nan):.4f}")
             record = None
             if line["state"] == FINISHED:
                 record = search_result.trial_record(line, study.config, study.folder, identity=study.identity)
-            tracker.log_trial(run, line, record=record)
-            ended.append(line)
-            best = max((score for score in search_result.scores(ended) if score is not None), default=math.nan)
-            progress(len(ended), note=f"best {best:.4f}")
+            with few_retries():  # it is told again
+                tracker.log_trial(run, line, record=record)
 
         return run_study(job, asker, tell=tell, verbose=verbose)
 

@@ -6,8 +6,6 @@ Not here: what is worth logging (run.py and the file of each phase).
 from __future__ import annotations
 
 import fcntl
-import getpass
-import hashlib
 import json
 import logging
 import math
@@ -15,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,44 +20,35 @@ from typing import Any
 from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
-from pipeline.provenance import hardware, hardware_line, own_commit, typed, versions, versions_line
+from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
+from pipeline.run_store import VARIABLE, run_store, without_password
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
+from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 KEY_TAG = "jointseg.key"
 TOP = "pipeline"
 """Key of the run that all others are under."""
+SCORE = "score/"
+"""How keys of scores begin."""
 PARENT_TAG = "mlflow.parentRunId"
-COMMIT_TAG = "mlflow.source.git.commit"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
-MAX_TAG_LENGTH = 5000
-"""What servers since MLflow 1 take; today's take 8000."""
 TRIAL_RECORD = "trial.json"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
 
 
-def tracking_uri(out: Path) -> str:
-    """`MLFLOW_TRACKING_URI` where it is set, else the SQLite store in `out`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
-
-
-def experiment_name(out: Path) -> str:
-    """One experiment for each folder: its name, and a short digest of where it is."""
-    return f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
-
-
 @contextmanager
-def _few_retries() -> Iterator[None]:
-    """MLflow's client asks a server that does not answer for four minutes; before anything runs, seconds will do."""
+def few_retries() -> Iterator[None]:
+    """MLflow's client asks a server that does not answer for four minutes; in the block for seconds."""
     given = RETRIES in os.environ
     os.environ.setdefault(RETRIES, "2")
     try:
@@ -88,22 +76,8 @@ def _create_store(uri: str) -> None:
         lock.unlink(missing_ok=True)  # nobody who comes later asks for it
 
 
-@cache
-def _origin() -> dict[str, str]:
-    """Tags that say where this process's numbers come from; MLflow shows those of its own names at a run's head."""
-    found = {
-        # MLflow shows what comes after the last slash.
-        "mlflow.source.name": " ".join(word for word in typed().split()[:2] if "/" not in word),
-        "command": typed(),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": None,
-        COMMIT_TAG: own_commit(),
-        "versions": versions_line(versions()),
-        "hardware": hardware_line(hardware()),
-    }
-    with suppress(OSError, KeyError):  # a container's user may have no name
-        found["mlflow.user"] = getpass.getuser()
-    return {name: value[:MAX_TAG_LENGTH] for name, value in found.items() if value}
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -123,25 +97,21 @@ class Tracker:
         """
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of errors it raises too
-        uri = tracking_uri(out)
-        named = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's store"
-        name = experiment_name(out)
+        store = run_store(out)
         try:
-            _create_store(uri)
-            client = MlflowClient(tracking_uri=uri)
-            with _few_retries():
-                experiment = client.get_experiment_by_name(name)
+            _create_store(store.uri)
+            client = MlflowClient(tracking_uri=store.uri)
+            with few_retries():
+                experiment = client.get_experiment_by_name(store.experiment)
+            store.remember()
             if experiment is None:
-                local = uri.startswith("sqlite:")
-                location = (out / "mlartifacts").as_uri() if local else None
-                return cls(client, uri, client.create_experiment(name, artifact_location=location))
+                return cls(client, store.uri, client.create_experiment(store.experiment, artifact_location=store.artifacts))
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            problem = str(error).strip().splitlines()[0]
-            raise InputError(f"{named}: {uri} cannot be used: {problem}") from None
+            raise InputError(f"{store} cannot be used: {_first_line(error)}") from None
         if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
             again = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-            raise InputError(f"{named}: {uri}: experiment {name!r} was deleted; this brings it back: {again}")
-        return cls(client, uri, experiment.experiment_id)
+            raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
+        return cls(client, store.uri, experiment.experiment_id)
 
     @contextmanager
     def run(self, name: str, *, parent: str | None = None, key: str | None = None) -> Iterator[str]:
@@ -150,31 +120,65 @@ class Tracker:
         It is RUNNING inside the block, and FINISHED, FAILED or KILLED after it. `key` tells apart runs of one name.
 
         Raises:
-            InputError: the store's disk was full when something was logged in the block.
+            InputError: the store could not be used, or its disk was full.
         """
         key = key or name
-        run_id = self._gone_on_with(key, parent) or self._create(name, key, parent)
-        self.client.update_run(run_id, status="RUNNING")
+        with self._troubles_named():
+            run_id = self._gone_on_with(key, parent) or self._create(name, key, parent)
+            self.client.update_run(run_id, status="RUNNING")
         try:
-            yield run_id
+            with self._troubles_named():
+                yield run_id
         except BaseException as error:
-            with suppress(MlflowException, SQLAlchemyError):  # what happened says more than that MLflow's disk is full too
+            with suppress(MlflowException, SQLAlchemyError, OSError), few_retries():  # what happened says more than this would
                 self.client.set_terminated(run_id, status="KILLED" if is_interruption(error) else "FAILED")
-            full = next((said for said in DISK_ERRORS if said in str(error)), None)
-            if isinstance(error, MlflowException) and full:
-                raise InputError(f"{self.uri}: cannot be written: {full}") from None
             raise
-        self.client.set_terminated(run_id, status="FINISHED")
+        with self._troubles_named():
+            self.client.set_terminated(run_id, status="FINISHED")
+
+    @contextmanager
+    def _troubles_named(self) -> Iterator[None]:
+        """A store that does not answer, refuses or is full comes out as an InputError; a value that it won't take as it is."""
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, RequestException) as error:
+            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                raise
+            full = next((said for said in DISK_ERRORS if said in str(error)), None)
+            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {_first_line(error)}"
+            raise InputError(f"{without_password(self.uri)}: {problem}") from None
+
+    @contextmanager
+    def _keeping(self, name: str) -> Iterator[None]:
+        """A file that cannot be kept comes out as an InputError: stores of files fail in ways of their own."""
+        try:
+            yield
+        except Exception as error:
+            problem = f"{name} cannot be kept with its run: {_first_line(error)}"
+            raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     def top_run(self, name: str) -> str:
-        """The id of the run that all others are under, found or created, its status left as it is."""
-        return self._gone_on_with(TOP, None) or self._create(name, TOP, None)
+        """The id of the run that all others are under, found or created, its status left as it is.
+
+        Raises:
+            InputError: the store could not be used.
+        """
+        with self._troubles_named():
+            return self._gone_on_with(TOP, None) or self._create(name, TOP, None)
+
+    def end_abandoned(self) -> None:
+        """Mark runs KILLED that a killed process left RUNNING, for whoever has the folder to itself. Scores lock themselves."""
+        with self._troubles_named():
+            for run in self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
+                if not run.data.tags.get(KEY_TAG, "").startswith(SCORE):
+                    self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def close(self, key: str) -> None:
         """Mark the run with this key FINISHED, if it is there and is not."""
-        run_id = self._find(key, None)
-        if run_id and self.client.get_run(run_id).info.status != "FINISHED":
-            self.client.set_terminated(run_id, status="FINISHED")
+        with self._troubles_named():
+            run_id = self._find(key, None)
+            if run_id and self.client.get_run(run_id).info.status != "FINISHED":
+                self.client.set_terminated(run_id, status="FINISHED")
 
     def _find(self, key: str, parent: str | None) -> str | None:
         # MLflow cannot filter on a missing tag, so the top run is told apart by a key of its own.
@@ -195,7 +199,7 @@ class Tracker:
         return run_id
 
     def _create(self, name: str, key: str, parent: str | None) -> str:
-        tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {}), **_origin()}
+        tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {}), **origin()}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return run_id
 
@@ -229,11 +233,16 @@ class Tracker:
         return max((point.step for point in history), default=-1)
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """A file, or everything in a folder."""
-        if path.is_dir():
-            self.client.log_artifacts(run_id, str(path), folder)
-        else:
-            self.client.log_artifact(run_id, str(path), folder)
+        """A file, or everything in a folder.
+
+        Raises:
+            InputError: it cannot be kept, for instance on a full disk.
+        """
+        with self._keeping(path.name):
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), folder)
+            else:
+                self.client.log_artifact(run_id, str(path), folder)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Tags, in place of those of the same names."""
@@ -247,8 +256,9 @@ class Tracker:
         self.client.set_tag(run_id, "mlflow.note.content", text)
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
-        """A file with this text."""
-        self.client.log_text(run_id, text, name)
+        """A file with this text; raises as `log_artifact`."""
+        with self._keeping(name):
+            self.client.log_text(run_id, text, name)
 
     def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, context: str) -> None:
         """The data as an input of the run. MLflow's digests hold 36 characters: the first of ours."""
@@ -265,17 +275,20 @@ class Tracker:
         Raises:
             InputError: neither is given, or there is no such run.
         """
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+        uri = os.environ.get(VARIABLE) or None
         if uri is None and out is None:
-            raise InputError(f"mlflow:{run_id}: in which store? Set MLFLOW_TRACKING_URI, or give the run's folder as --out")
-        if uri is None and out is not None and not (out / "mlflow.db").is_file():
-            raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
+            raise InputError(f"mlflow:{run_id}: in which store? Set {VARIABLE}, or give the run's folder as --out")
+        if uri is None and out is not None:
+            store = run_store(out.resolve())
+            if store.is_own and not (out / "mlflow.db").is_file():
+                raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
+            uri = store.uri
         try:
-            client = MlflowClient(tracking_uri=uri or tracking_uri(out.resolve() if out else Path()))
-            with _few_retries():
+            client = MlflowClient(tracking_uri=uri)
+            with few_retries():
                 experiment: str = client.get_run(run_id).info.experiment_id
         except (MlflowException, SQLAlchemyError) as error:
-            raise InputError(f"mlflow:{run_id}: {str(error).strip().splitlines()[0]}") from None
+            raise InputError(f"mlflow:{run_id}: {_first_line(error)}") from None
         return cls(client, client.tracking_uri, experiment)
 
     def read_json(self, run_id: str, name: str) -> Any:
@@ -319,7 +332,7 @@ class Tracker:
             known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
             self.log_metrics(child, {metric: value for metric, value in known.items() if value is not None})
             if record is not None:
-                self.client.log_dict(child, dict(record), TRIAL_RECORD)
+                self.log_text(child, json.dumps(record, indent=2), TRIAL_RECORD)
             if line.get("commit"):  # it may have ended before an interruption, under another
                 self.client.set_tag(child, COMMIT_TAG, line["commit"])
             if line["state"] == "stopped":

@@ -17,11 +17,14 @@ from jointseg.checkpoint import load_final, save_final
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
 from jointseg.stages import STAGES, Stage
-from pipeline.cluster import uses_gpu
-from pipeline.failures import explained
+from pipeline.cluster import free_resources, required, uses_gpu
+from pipeline.failures import LostWorkerError, NoRoomError, explained
 from pipeline.log_lines import Line, following, read_lines
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
+
+MOST_WAITS = 9
+"""After the first, each of Ray's 60 seconds (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)."""
 
 
 def read_log(path: Path) -> list[Line]:
@@ -53,7 +56,8 @@ def train_stage(
 
     Raises:
         InputError: a worker stopped on what is the user's to mend, such as rates that make the loss infinite, or a full disk.
-        LostWorkerError: a worker's process or node went away, more often than `training.max_failures` allows.
+        LostWorkerError: a worker's process or node went away, more often than `training.max_failures` allows; or the cluster
+            had no room for the workers for ten minutes.
     """
     start = None
     if stage.starts_from is not None:
@@ -64,19 +68,38 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start, features)
     checkpoints, earlier_notes = CheckpointFolder(folder), len(read_lines(job.notes))
-    trainer = _trainer(job, place)
     with (
         following(lambda: read_lines(job.notes)[earlier_notes:], lambda note: say(note["said"])),
-        following(lambda: read_log(job.log), tell),
+        following(lambda: read_log(job.log), tell, trouble=lambda error: say(f"not logged yet, training goes on: {error}")),
         _interrupts_as_ever(),
     ):
+        _fit(job, place, checkpoints, say)
+    save_final(place.final(stage), checkpoints.of(stage.config(config).iterations))
+
+
+def _fit(job: TrainJob, place: Workspace, checkpoints: CheckpointFolder, say: Callable[[str], None]) -> None:
+    """Train, again after each lost worker that `training.max_failures` gets over, and while there is no room yet.
+
+    Ray Train's own retries would repeat the user's mistakes as well, and wait for room for ever without a word.
+    """
+    most, losses, waits = job.config.training.max_failures, 0, 0
+    while True:
         try:
-            trainer.fit()
+            _trainer(job, place).fit()
         except ray.train.TrainingFailedError as error:
             last = max(checkpoints.steps(), default=None)
-            limit = config.training.max_failures
-            raise explained(error, stage=stage.name, max_failures=limit, last_step=last) or error from None
-    save_final(place.final(stage), checkpoints.of(stage.config(config).iterations))
+            found = explained(error, stage=job.stage, max_failures=most, last_step=last)
+            if isinstance(found, NoRoomError) and waits < MOST_WAITS:
+                if not waits:
+                    say(f"{job.stage}: waiting for room for {required(job.config)}; Ray has free: {free_resources()}")
+                waits += 1
+            elif type(found) is LostWorkerError and losses < most:
+                losses, waits = losses + 1, 0
+                say(f"{str(found).partition(', more than ')[0]}; going on ({losses} of training.max_failures = {most})")
+            else:
+                raise found or error from None
+        else:
+            return
 
 
 def _trainer(job: TrainJob, place: Workspace) -> TorchTrainer:
@@ -93,7 +116,7 @@ def _trainer(job: TrainJob, place: Workspace) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             name=job.stage,
             storage_path=str(place.out),
-            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

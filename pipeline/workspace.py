@@ -104,8 +104,13 @@ class Workspace:
 
     @property
     def phases(self) -> Path:
-        """Which phases have finished, how long each took, and under which commit."""
+        """Which phases have finished, how long each took (from where it last went on), and under which commit."""
         return self.out / "phases.json"
+
+    @property
+    def tracking(self) -> Path:
+        """Which MLflow store has the runs, where it is not the folder's own."""
+        return self.out / "tracking.json"
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Of each finished phase, in order: `seconds`, and the `commit` of the code that finished it, None where not known.
@@ -195,20 +200,27 @@ class Workspace:
             raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out of this folder for the length of the block.
+    def locked(self, folder: Path | None = None, name: str = "") -> Iterator[None]:
+        """Keep other runs out for the length of the block.
+
+        Args:
+            folder: out of which; None: the whole run's.
+            name: of what they are kept from doing there, where other things may be done meanwhile.
 
         Raises:
             InputError: another run has it, or the folder cannot be made.
         """
+        folder = folder or self.out
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lock = (self.out / ".lock").open("w")
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / f".{name}{'.' if name else ''}lock").open("w")
         except OSError as error:
-            raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
+            raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.out}: another run is working in this folder; wait for it, or end it") from None
+            except BlockingIOError:
+                raise InputError(f"{folder}: another run is working in this folder; wait for it, or end it") from None
+            except OSError as error:
+                raise InputError(f"{folder}: cannot be locked: {error.strerror}") from None
             yield

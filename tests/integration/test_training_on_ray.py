@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from ray import cluster_resources, get, kill, remote
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
@@ -32,13 +34,15 @@ def _config(**changes: object) -> Config:
     return with_overrides(demo(), {**plain, **{path.replace("__", "."): value for path, value in changes.items()}})
 
 
-def _train(config: Config, store: Store, out: Path) -> tuple[dict[str, torch.Tensor], list[Line]]:
+def _train(
+    config: Config, store: Store, out: Path, *, say: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, torch.Tensor], list[Line]]:
     place = Workspace(out)
     out.mkdir()
     place.store.symlink_to(store.path)
     write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
     lines: list[Line] = []
-    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append, say=lambda text: None)
+    train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append, say=say)
     weights, _ = load_final(place.final(STAGES["stage1"]))
     return weights, lines
 
@@ -62,6 +66,31 @@ def test_a_diverging_loss_comes_back_from_the_worker_with_half_and_step(ray: Non
     said = r"stage1: the segmentation loss is (nan|inf) at step \d+; stage1.lr is 1e\+30"
     with pytest.raises(TrainingDivergedError, match=said):
         _train(_config(stage1__lr=1e30), store, tmp_path / "wild")
+
+
+def test_room_that_others_have_is_waited_for_and_that_is_said(
+    ray: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    other = Other.options(num_cpus=cluster_resources()["CPU"]).remote()
+    get(other.has_begun.remote())
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        kill(other)
+
+    weights, _ = _train(_config(stage1__iterations=1), store, tmp_path / "late", say=say)
+    assert weights
+    assert said == ["stage1: waiting for room for 1 worker(s) of 1 CPU each; Ray has free: 0 CPU, 0 GPU"]
+
+
+@remote
+class Other:
+    """Somebody else's work on the same cluster."""
+
+    def has_begun(self) -> bool:
+        return True
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(jointseg: CommandLine, tmp_path: Path) -> None:

@@ -294,7 +294,9 @@ def test_the_store_of_what_is_no_run_is_neither_shown_nor_made(mistake, tmp_path
 def test_runs_that_a_server_has_are_looked_at_there(mistake, monkeypatch, tmp_path):
     Workspace(tmp_path / "run").adopt_config(demo())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert mistake("ui", "--out", "run").startswith("MLFLOW_TRACKING_URI: the runs are at http://server:5000; ")
+    assert (
+        mistake("ui", "--out", "run") == f"--out: the runs of {tmp_path / 'run'} are at http://server:5000; look at them there"
+    )
 
 
 def test_a_job_needs_an_absolute_folder(mistake, monkeypatch):

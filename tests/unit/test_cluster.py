@@ -10,11 +10,14 @@ import signal
 import socket
 
 import pytest
+import torch
+from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
-from jointseg.errors import InputError
+from jointseg.errors import DeviceMemoryError, InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline import cluster
+from pipeline.failures import LostWorkerError
 from pipeline.shares import FRAMES_A_SHARE, shares_of
 
 # How it is reached
@@ -90,6 +93,26 @@ def test_where_nothing_listens_ray_is_not_asked(init, head, monkeypatch):
     assert init == []
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Version mismatch:\n    2.60 and 2.59"), RayError("AuthenticationError: no token")]
+)
+def test_a_cluster_that_cannot_be_joined_is_named_in_one_line(init, head, monkeypatch, error):
+    def refusing(**_):
+        raise error
+
+    monkeypatch.setattr(cluster.ray, "init", refusing)
+    with pytest.raises(InputError) as caught, cluster.connected():
+        pass
+    assert str(caught.value) == f"RAY_ADDRESS: the Ray at {head!r} cannot be joined: {' '.join(str(error).split())}"
+
+
+def test_work_on_files_of_this_machine_stays_on_it(init, head, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with cluster.connected(here=True):
+        assert "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+    assert (init[0]["address"], init[0]["runtime_env"]) == ("local", None)
+
+
 def test_what_starts_apart_hears_no_signal_to_our_group(init, monkeypatch):
     groups = []
     monkeypatch.setattr(cluster.ray, "init", lambda **_: groups.append(os.getpgrp()))
@@ -97,6 +120,40 @@ def test_what_starts_apart_hears_no_signal_to_our_group(init, monkeypatch):
     with cluster.connected():
         assert os.getpgrp() == before
     assert groups != [before] or os.getpid() == os.getsid(0)
+
+
+# What comes of a task
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        (RayTaskError("f", "Traceback", InputError("mine")), InputError, "mine"),
+        (
+            RayTaskError("f", "Traceback", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")),
+            DeviceMemoryError,
+            "CUDA out of memory; it is shared with other work, or too small",
+        ),
+        (WorkerCrashedError(), LostWorkerError, "lost a process of Ray: "),
+    ],
+)
+def test_what_stops_a_task_is_one_line(monkeypatch, raised, kind, said):
+    def get(_):
+        raise raised
+
+    monkeypatch.setattr(cluster.ray, "get", get)
+    with pytest.raises(kind) as caught:
+        cluster.result_of(None)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_a_mistake_of_ours_in_a_task_keeps_its_traceback(monkeypatch):
+    def get(_):
+        raise RayTaskError("f", "Traceback", KeyError("ours"))
+
+    monkeypatch.setattr(cluster.ray, "get", get)
+    with pytest.raises(RayTaskError):
+        cluster.result_of(None)
 
 
 # What it has room for

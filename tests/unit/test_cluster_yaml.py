@@ -96,6 +96,6 @@ def test_the_example_job_names_a_preset_options_and_settings_that_exist():
     words = " ".join(lines[first:]).split()
     assert words[words.index("--preset") + 1] in PRESETS
     settings = [words[place + 1].split("=")[0] for place, word in enumerate(words) if word == "--set"]
-    assert settings == ["network.weights", "training.num_workers"]
+    assert settings == ["network.weights", "training.num_workers", "training.device"]
     assert set(settings) <= set(flatten(PRESETS["paper"]()))
     assert words[words.index("--out") + 1].startswith("/")

@@ -6,10 +6,14 @@ import pytest
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 
 from jointseg.errors import DeviceMemoryError, InputError
-from pipeline.failures import LostWorkerError, explained
+from pipeline.failures import LostWorkerError, NoRoomError, explained
 
 # As Ray 2.60 words them, shortened.
 INFO = "A worker health check failed.\nWorker info: Worker(\n    node_ip='10.0.0.7',\n    pid=4242,\n)"
@@ -91,3 +95,16 @@ def test_loaders_without_shared_memory_are_no_loss_but_for_the_user_to_mend():
 def test_mistakes_of_ours_keep_their_traceback():
     assert said({0: AssertionError("ours")}) is None
     assert explained(ControllerError(RuntimeError("ours")), stage="stage1", max_failures=0, last_step=None) is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        (WorkerGroupStartupTimeoutError(2), "The worker group startup timed out after 60.0 seconds waiting for 2 workers"),
+        (WorkerGroupStartupFailedError("no module\nmore"), "no module"),
+    ],
+)
+def test_workers_that_do_not_start_are_one_line(failure, why):
+    error = explained(ControllerError(failure), stage="stage1", max_failures=1, last_step=4)
+    assert isinstance(error, NoRoomError)
+    assert str(error) == f"stage1: the workers did not start: {why}; the same command goes on from step 4"

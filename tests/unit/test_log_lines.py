@@ -83,8 +83,38 @@ def test_what_goes_wrong_in_telling_comes_out(log):
         raise KeyError("the telling's own")
 
     write(log, LINES)
-    with pytest.raises(KeyError, match="the telling's own"), following(lambda: read_lines(log), tell, every=0.001):
+    troubles = []
+    with (
+        pytest.raises(KeyError, match="the telling's own"),
+        following(lambda: read_lines(log), tell, every=0.001, patience=0.05, trouble=troubles.append),
+    ):
         pass
+    assert len(troubles) == 1, "said once"
+
+
+def test_after_work_that_failed_nobody_waits_for_the_telling(log):
+    def tell(line):
+        raise ConnectionError("away")
+
+    def work():
+        write(log, LINES)
+        raise KeyError("the work's own")
+
+    with pytest.raises(KeyError, match="the work's own"), following(lambda: read_lines(log), tell, every=0.001):
+        work()
+
+
+def test_a_server_that_comes_back_after_the_work_is_waited_for(log):
+    told, away = [], [ConnectionError("away")] * 3
+
+    def tell(line):
+        if away:
+            raise away.pop()
+        told.append(line)
+
+    with following(lambda: read_lines(log), tell, every=0.001):
+        write(log, LINES)
+    assert told == LINES
 
 
 def test_a_line_whose_telling_went_wrong_is_told_at_a_later_look(log):

@@ -27,7 +27,7 @@ class Noting:
     """A tracker that keeps what it is given."""
 
     def __init__(self):
-        self.metrics, self.artifacts, self.params, self.datasets = {}, [], {}, []
+        self.metrics, self.artifacts, self.params, self.tags, self.datasets = {}, [], {}, {}, []
 
     @contextmanager
     def run(self, name, *, parent=None, key=None):
@@ -41,6 +41,9 @@ class Noting:
 
     def log_params(self, run, params):
         self.params[run] = params
+
+    def tag(self, run, tags):
+        self.tags[run] = tags
 
     def log_dataset(self, run, **own):
         self.datasets.append((run, own))
@@ -65,7 +68,8 @@ def pipeline_of(rooms, small, tmp_path):
 
 def find_settings(place, **found):
     """Leave what a search found."""
-    place.crf_settings.write_text(json.dumps({"settings": {f"crf.{name}": value for name, value in found.items()}}))
+    settings = {f"crf.{name}": value for name, value in found.items()}
+    place.crf_settings.write_text(json.dumps({"study": "crf-1", "settings": settings}))
 
 
 # Data
@@ -107,7 +111,7 @@ def test_stage_3_alone_takes_the_settings_that_were_found(pipeline_of):
     assert found == {"stage1": 3.0, "stage2": 3.0, "stage3_sem_crf": 9.0, "stage3": 9.0, "one_stage": 3.0}
 
 
-def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_logged_before(pipeline_of, monkeypatch):
+def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_logged_before(pipeline_of, monkeypatch, capsys):
     own, trained = pipeline_of(), []
     find_settings(own.place, theta_beta=9.0)
     own.place.validation.write_text(json.dumps({"frames": [1, 2], "seed": 0, "digest": "d"}))
@@ -118,7 +122,10 @@ def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_log
             tell({"step": step, "loss/total": 1 / step})
 
     monkeypatch.setattr(pipeline.run, "train_stage", train_stage)
+    monkeypatch.setattr(pipeline.run, "required", lambda config: "as many workers")  # it asks Ray for GPUs
     train(own, STAGES["stage3"])
+    assert "stage3: as many workers" in capsys.readouterr().out
+    assert own.tracker.tags["stage3"] == {"study": "crf-1"}
     assert trained == [(9.0, "stage3", (1, 2))]
     assert own.tracker.metrics == {("stage3", "loss/total", 2): 0.5}
     assert own.tracker.params["stage3"]["crf.theta_beta"] == 9.0

@@ -58,7 +58,7 @@ class Noting:
     """A tracker that keeps what it is given."""
 
     def __init__(self):
-        self.metrics, self.tags, self.artifacts, self.runs = {}, {}, [], []
+        self.metrics, self.params, self.tags, self.artifacts, self.runs = {}, {}, {}, [], []
 
     def top_run(self, name):
         return "top"
@@ -69,7 +69,7 @@ class Noting:
         yield name
 
     def log_params(self, run, params):
-        pass
+        self.params |= params
 
     def tag(self, run, tags):
         self.tags |= tags
@@ -138,6 +138,8 @@ def test_settings_are_scored_beside_the_papers_with_and_without_depth_and_none(s
     assert tracker.metrics["settings_1/mean_iou"] == found[file].mean_iou
     assert tracker.tags["settings_1"] == file
     assert tracker.artifacts == ["scores.json", "confusions"]
+    paths = set(flatten(small))
+    assert set(tracker.params) - paths == {"split", "frames", "data", "checkpoint"}
 
 
 def test_each_split_has_its_own_frames_and_is_scored_once(scored, place, rooms):
@@ -148,6 +150,16 @@ def test_each_split_has_its_own_frames_and_is_scored_once(scored, place, rooms):
         again, _, read = scored(split)
         assert (again, read) == ([], found)
     assert len(list((place.search / "scores").glob("*.json"))) == 2
+
+
+def test_the_same_is_not_scored_by_two_at_once(scored, place):
+    scored()
+    (path,) = (place.search / "scores").glob("*.json")
+    path.rename(path.with_suffix(".kept"))
+    with place.locked(path.parent, path.stem):
+        with pytest.raises(InputError, match=f"{path.parent}: another run is working in this folder"):
+            scored()
+        assert len(scored("test")[0]) == 1, "another split may be scored meanwhile"
 
 
 def test_other_rules_other_settings_and_other_weights_are_scored_anew(scored, place, small, tmp_path):

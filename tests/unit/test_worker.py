@@ -11,13 +11,15 @@ import pytest
 import ray
 import ray.train
 import torch
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from jointseg.batches import Place
 from jointseg.errors import InputError
+from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import Report
 from pipeline import train, worker
-from pipeline.failures import LostWorkerError
+from pipeline.failures import LostWorkerError, NoRoomError
 from pipeline.log_lines import append_line, read_lines
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
@@ -40,7 +42,7 @@ def place(tmp_path, small):
 def trained(place, small, monkeypatch):
     """Trains stage 2 with an act in place of Ray's: the workers' job, what was told and said, the checkpoint it ended with."""
 
-    def run(act):
+    def run(act, **settings):
         kept = SimpleNamespace(job=None, told=[], said=[], end=None)
 
         class Trainer:
@@ -53,7 +55,8 @@ def trained(place, small, monkeypatch):
         monkeypatch.setattr(train, "TorchTrainer", Trainer)
         monkeypatch.setattr(train, "uses_gpu", lambda config: False)
         monkeypatch.setattr(train, "save_final", lambda final, source: setattr(kept, "end", source.name))
-        train.train_stage(small, STAGE, place, validation=(3,), tell=kept.told.append, say=kept.said.append)
+        config = with_overrides(small, {f"training.{name}": value for name, value in settings.items()})
+        train.train_stage(config, STAGE, place, validation=(3,), tell=kept.told.append, say=kept.said.append)
         return kept
 
     return run
@@ -105,6 +108,40 @@ def test_a_lost_worker_says_where_the_stage_goes_on(trained, place):
 
     with pytest.raises(LostWorkerError, match=r"stage2: lost worker 1 .*training\.max_failures = 0 .*goes on from step 4"):
         trained(lost)
+
+
+def failing(failures):
+    """What a stage does that fails so and so at each start, and then does not."""
+
+    def work(job):
+        if failures:
+            raise failures.pop(0)
+
+    return work
+
+
+def test_only_lost_workers_are_got_over(trained):
+    loss = ray.train.WorkerGroupError("lost", {1: ray.exceptions.WorkerCrashedError()})
+    kept = trained(failing([loss, loss]), max_failures=2)
+    assert [line.rpartition("; ")[2] for line in kept.said] == [
+        f"going on ({number} of training.max_failures = 2)" for number in (1, 2)
+    ]
+    with pytest.raises(LostWorkerError, match=r"more than training\.max_failures = 1 gets over"):
+        trained(failing([loss, loss]), max_failures=1)
+    left = [ray.train.WorkerGroupError("mine", {0: InputError("stage2: mine")}), loss]
+    with pytest.raises(InputError, match="stage2: mine"):
+        trained(failing(left), max_failures=2)
+    assert left == [loss], "a mistake of the user's was tried again"
+
+
+def test_room_is_waited_for_and_that_is_said_once(trained, monkeypatch):
+    monkeypatch.setattr(train, "required", lambda config: "2 worker(s)")
+    monkeypatch.setattr(train, "free_resources", lambda: "0 CPU")
+    full = ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))
+    kept = trained(failing([full, full]))
+    assert kept.said == ["stage2: waiting for room for 2 worker(s); Ray has free: 0 CPU"]
+    with pytest.raises(NoRoomError, match=r"the workers did not start: .*waiting for 2 workers"):
+        trained(failing([full] * (train.MOST_WAITS + 1)))
 
 
 # A worker

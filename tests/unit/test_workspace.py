@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
 import resource
 from functools import partial
 from pathlib import Path
@@ -170,6 +173,26 @@ def test_two_runs_never_work_in_one_folder(place):
         assert refusal(enter, place.locked()) == (f"{place.out}: another run is working in this folder; wait for it, or end it")
     with place.locked():
         place.adopt_config(demo())
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EWOULDBLOCK, "another run is working in this folder; wait for it, or end it"),
+        (errno.ENOSYS, "cannot be locked: Function not implemented"),
+    ],
+)
+def test_a_file_system_that_cannot_lock_is_not_another_run(place, monkeypatch, number, said):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert refusal(enter, place.locked()) == f"{place.out}: {said}"
+
+
+def test_what_is_done_in_a_part_of_a_run_keeps_out_the_same_alone(place):
+    with place.locked(place.search, "one"), place.locked(), place.locked(place.search, "two"):
+        assert refusal(enter, place.locked(place.search, "one")).startswith(f"{place.search}: another run is working in this")
 
 
 def enter(block):

@@ -11,15 +11,19 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
+from mlflow.exceptions import MlflowException, RestException
 
 from jointseg.errors import InputError
-from pipeline.tracking import DISK_ERRORS, RETRIES, Tracker, experiment_name, tracking_uri
+from pipeline.run_store import without_password
+from pipeline.tracking import DISK_ERRORS, RETRIES, Tracker
+from tests.mlflow_runs import status
 
 
 def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     opened = Tracker.open(tmp_path)
-    assert opened.uri == tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert opened.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert (tmp_path / "mlflow.db").is_file()
     (tmp_path / "page.md").write_text("report")
     with opened.run("pipeline") as run:
@@ -27,20 +31,16 @@ def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path
     assert list((tmp_path / "mlartifacts").rglob("page.md"))
 
 
-def test_folders_of_one_name_in_two_places_have_two_experiments(tmp_path):
-    assert experiment_name(tmp_path / "a" / "run") != experiment_name(tmp_path / "b" / "run")
-    assert experiment_name(tmp_path / "a" / "run").startswith("run-")
-
-
 def test_of_several_that_find_no_store_one_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     outs = [tmp_path / name for name in "abc"]
     with ThreadPoolExecutor(3) as pool:
         opened = list(pool.map(Tracker.open, outs))
-    for tracker, out in zip(opened, outs, strict=True):
+    for tracker in opened:
         with tracker.run("pipeline") as run:
-            assert tracker.client.get_experiment(tracker.client.get_run(run).info.experiment_id).name == experiment_name(out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
+            assert tracker.client.get_run(run).info.experiment_id == tracker.experiment_id
+    assert len({tracker.experiment_id for tracker in opened}) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "mlflow.db"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,8 @@ def test_a_store_that_cannot_be_used_is_named_in_one_line(monkeypatch, tmp_path,
     monkeypatch.setenv(RETRIES, "0")
     with pytest.raises(InputError) as caught:
         Tracker.open(tmp_path)
-    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: {uri} cannot be used: ")
+    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: {without_password(uri)} cannot be used: ")
+    assert list(tmp_path.iterdir()) == [], "a folder remembers a store that has answered"
     assert "\n" not in str(caught.value)
 
 
@@ -84,6 +85,7 @@ FILL_THE_STORE = """
 import os, resource, sys
 from pathlib import Path
 from jointseg.errors import InputError
+from pipeline.run_store import without_password
 from pipeline.tracking import Tracker
 
 out = Path(sys.argv[1])
@@ -108,3 +110,57 @@ def test_a_full_disk_is_one_line_and_no_traceback_of_mlflows(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout in {f"{uri}: cannot be written: {said}\n" for said in DISK_ERRORS}
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RestException({"error_code": "PERMISSION_DENIED", "message": "Permission denied\nmore"}),
+        MlflowException("API request to http://server failed with exception refused"),
+        requests.HTTPError("413 Client Error: Request Entity Too Large"),
+    ],
+)
+def test_a_server_that_refuses_or_is_gone_is_one_line_and_its_run_has_failed(tracker, error):
+    def logged():
+        with tracker.run("top") as top, tracker.run("stage1", parent=top) as run:
+            ids.extend([top, run])
+            raise error
+
+    ids: list[str] = []
+    with pytest.raises(InputError) as caught:
+        logged()
+    said = str(error).splitlines()[0].strip()
+    assert str(caught.value) == f"{tracker.uri}: MLflow's store cannot be used: {said}"
+    assert [status(tracker, run) for run in ids] == ["FAILED", "FAILED"]
+
+
+def test_a_value_that_mlflow_does_not_take_is_a_mistake_of_ours(tracker):
+    def logged():
+        with tracker.run("stage1") as run:
+            for seed in (1, 2):
+                tracker.log_params(run, {"seed": seed})
+
+    with pytest.raises(MlflowException, match="Changing param values"):
+        logged()
+
+
+@pytest.mark.parametrize("name", ["final", "weights.safetensors"])
+def test_a_file_that_cannot_be_kept_is_one_line(tracker, out, tmp_path, name):
+    (out / "mlartifacts").write_text("where the folder of artifacts would be")
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "weights.safetensors").write_text("weights")
+    (path,) = [found for found in (tmp_path / "final", tmp_path / "final" / "weights.safetensors") if found.name == name]
+    with pytest.raises(InputError) as caught, tracker.run("stage1") as run:
+        tracker.log_artifact(run, path)
+    assert str(caught.value).startswith(f"{tracker.uri}: {name} cannot be kept with its run: [Errno ")
+
+
+def test_runs_that_a_kill_left_running_are_ended_but_not_scores_which_may_go_on_elsewhere(tracker):
+    ids = {}
+    for key in ("stage1", "search/weights", "score/test-1", "stage2"):
+        with tracker.run(key) as ids[key]:
+            pass
+        if key != "stage2":
+            tracker.client.update_run(ids[key], status="RUNNING")
+    tracker.end_abandoned()
+    assert [status(tracker, ids[key]) for key in ids] == ["KILLED", "KILLED", "RUNNING", "FINISHED"]

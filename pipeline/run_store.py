@@ -1,0 +1,118 @@
+"""Where the MLflow runs of a folder are: in a store of its own, or in the one that it was begun with, which it remembers.
+
+Not here: MLflow itself (tracking.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from jointseg.checkpoint import write_atomically
+from jointseg.errors import InputError
+from pipeline.workspace import Workspace
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in what `ray job submit` runs."""
+_DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """A store, and a folder's experiment in it."""
+
+    out: Path
+    uri: str
+    experiment: str
+    """Its name. On a server it ends in digits drawn once for each folder: users of several machines may have one path."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it lies in the folder."""
+        return self.uri == _own(self.out)
+
+    @property
+    def artifacts(self) -> str | None:
+        """Where files of runs go; None: where the server says. To a database MLflow would keep them in its working folder."""
+        return (self.out / "mlartifacts").as_uri() if _DATABASE.match(self.uri) else None
+
+    def __str__(self) -> str:
+        named = VARIABLE if os.environ.get(VARIABLE) else "MLflow's store"
+        return f"{named}: {without_password(self.uri)}"
+
+    def remember(self) -> None:
+        """Leave in the folder which store this is, where it is not the folder's own. No password is kept.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        if self.is_own:
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            kept = {"uri": without_password(self.uri), "experiment": self.experiment}
+            write_atomically(Workspace(self.out).tracking, json.dumps(kept, indent=1))
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
+
+
+def run_store(out: Path) -> RunStore:
+    """The store of a folder: the one it has runs in; for a new folder `MLFLOW_TRACKING_URI`, or else one of its own.
+
+    Raises:
+        InputError: the variable names another one than the folder has runs in, or a relative path in a job.
+    """
+    given, place = _given(), Workspace(out)
+    if place.tracking.is_file():
+        kept = _read(place.tracking)
+        _refuse_another(given, kept["uri"], out)
+        return RunStore(out, given or kept["uri"], kept["experiment"])
+    by_path = f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+    if (out / "mlflow.db").is_file() or given is None:
+        _refuse_another(given, _own(out), out)
+        return RunStore(out, _own(out), by_path)
+    # Folders did not remember their store until commit 5c7ed1f.
+    return RunStore(out, given, by_path if place.done() else f"{out.name}-{secrets.token_hex(4)}")
+
+
+def without_password(uri: str) -> str:
+    """A store's address without the user and the password that may stand in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _own(out: Path) -> str:
+    return f"sqlite:///{out / 'mlflow.db'}"
+
+
+def _given() -> str | None:
+    """What the variable says, a relative SQLite file by its whole path."""
+    given = os.environ.get(VARIABLE) or None
+    relative = re.match(r"sqlite:///(?=[^/])(.+)", given or "")
+    if relative is None:
+        return given
+    if IN_JOB in os.environ:
+        raise InputError(
+            f"{VARIABLE}: {given} is relative, and a job's working directory is a copy that goes away; allowed: sqlite:////..."
+        )
+    return f"sqlite:///{Path(relative[1]).absolute()}"
+
+
+def _refuse_another(given: str | None, there: str, out: Path) -> None:
+    if given is not None and without_password(given) != there:
+        raise InputError(
+            f"{VARIABLE}: {without_password(given)} is not where the runs of {out} are; allowed: {there}, or to leave it unset"
+        )
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {"uri": str(kept["uri"]), "experiment": str(kept["experiment"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r})") from None

@@ -1,0 +1,124 @@
+"""Laws of where a folder's runs are: in one store, whatever the environment says later. Not here: what goes there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jointseg.errors import InputError
+from pipeline.run_store import IN_JOB, VARIABLE, run_store, without_password
+from pipeline.tracking import TOP, Tracker
+from pipeline.workspace import Workspace
+from tests.mlflow_runs import all_runs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in (VARIABLE, IN_JOB):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def refusal(out):
+    with pytest.raises(InputError) as caught:
+        run_store(out)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_the_variable_it_lies_in_the_folder_and_need_not_be_remembered(folder):
+    store = run_store(folder)
+    assert (store.uri, store.is_own) == (f"sqlite:///{folder / 'mlflow.db'}", True)
+    store.remember()
+    assert list(folder.iterdir()) == []
+
+
+def test_folders_of_one_name_in_two_places_have_two_experiments(tmp_path, folder):
+    one, two = (run_store(tmp_path / name / "run").experiment for name in "ab")
+    assert one != two and one.startswith("run-") and two.startswith("run-")
+
+
+def test_a_folder_stays_with_the_server_that_it_was_begun_with(folder, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "https://me:secret@server:5000")
+    begun = run_store(folder)
+    begun.remember()
+    assert "secret" not in (folder / "tracking.json").read_text()
+    again = run_store(folder)
+    assert (again.uri, again.experiment) == ("https://me:secret@server:5000", begun.experiment)
+    monkeypatch.delenv(VARIABLE)
+    assert (run_store(folder).uri, run_store(folder).experiment) == ("https://server:5000", begun.experiment)
+    monkeypatch.setenv(VARIABLE, "https://other:pass@another")
+    said = (
+        f"{VARIABLE}: https://another is not where the runs of {folder} are; allowed: https://server:5000, or to leave it unset"
+    )
+    assert refusal(folder) == said
+
+
+def test_a_folder_with_a_store_of_its_own_is_not_gone_on_with_elsewhere(folder, monkeypatch):
+    (folder / "mlflow.db").touch()
+    own = run_store(folder).uri
+    monkeypatch.setenv(VARIABLE, "https://server")
+    assert refusal(folder).endswith(f"allowed: {own}, or to leave it unset")
+    monkeypatch.setenv(VARIABLE, own)
+    assert run_store(folder).is_own
+
+
+def test_a_folder_made_again_where_one_was_is_another_experiment(folder, monkeypatch, tmp_path):
+    """As on two machines whose containers both call it /workspace/run."""
+    monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path / 'shared.db'}")
+    first = Tracker.open(folder)
+    with first.run("run", key=TOP) as run:
+        first.log_params(run, {"seed": 0})
+    (folder / "tracking.json").unlink()
+    second = Tracker.open(folder)
+    with second.run("run", key=TOP) as other:
+        second.log_params(other, {"seed": 1})
+    assert run != other and len(all_runs(first)) == len(all_runs(second)) == 1
+
+
+def test_a_folder_begun_before_folders_remembered_keeps_its_experiment(folder, monkeypatch):
+    by_path = run_store(folder).experiment
+    Workspace(folder).finish("data", seconds=1.0)
+    monkeypatch.setenv(VARIABLE, "https://server")
+    assert run_store(folder).experiment == by_path
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me@host/runs", "mysql+pymysql://host/runs", "sqlite:////else/where.db"])
+def test_files_of_runs_in_a_database_lie_in_the_folder(folder, monkeypatch, uri):
+    monkeypatch.setenv(VARIABLE, uri)
+    assert run_store(folder).artifacts == (folder / "mlartifacts").as_uri()
+
+
+@pytest.mark.parametrize("uri", ["https://server:5000", "databricks"])
+def test_a_server_says_itself_where_files_go(folder, monkeypatch, uri):
+    monkeypatch.setenv(VARIABLE, uri)
+    assert run_store(folder).artifacts is None
+
+
+def test_a_relative_file_is_meant_from_here_and_refused_in_a_job(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "sqlite:///runs.db")
+    assert run_store(folder).uri == f"sqlite:///{tmp_path / 'runs.db'}"
+    monkeypatch.setenv(IN_JOB, "{}")
+    assert refusal(folder).startswith(f"{VARIABLE}: sqlite:///runs.db is relative, and a job's working directory ")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"uri": "x"})])
+def test_a_damaged_memory_is_named(folder, content):
+    (folder / "tracking.json").write_text(content)
+    assert refusal(folder).startswith(f"{folder / 'tracking.json'}: damaged (")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@server:5000/a@b", "https://server:5000/a@b"),
+        ("postgresql://me@host/runs", "postgresql://host/runs"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_passwords_are_not_shown(uri, shown):
+    assert without_password(uri) == shown
