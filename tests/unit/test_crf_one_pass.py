@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF, Kernel
+from jointseg.crf.cpu import scratch
 from jointseg.crf.filters import structured
 from jointseg.crf.inputs import Guides
 from jointseg.crf.kernels import kernel_features, paper_kernels
 from jointseg.crf.mean_field import mean_field
 from jointseg.crf.prepared import PreparedImages
 from jointseg.errors import InputError
-from tests.crf_scenes import apart, automatic, infer, learned, scene
+from tests.crf_scenes import apart, automatic, infer, learned, memory_of_nan, scene
 
 FORMS = pytest.mark.parametrize("form", ["crfrnn", "hadamard"])
 
@@ -185,6 +186,29 @@ def test_prepared_for_other_kernels_is_refused():
         with pytest.raises(InputError, match=said):
             crf(logits, prepared=prepared)
     assert crf_of(near, far)(logits, prepared=crf_of(far, near).prepare(image=image)).isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_lattice_without_a_valid_pixel_says_nothing(threads, monkeypatch):
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(scratch, "_take", memory_of_nan)
+    logits, image, depth = scene()
+    kernels = (
+        Kernel(name="colour", weight=3.0, position=20.0, guides={"image": 5.0}),
+        Kernel(name="surface", weight=3.0, position=20.0, guides={"depth": 0.5, "slopes": 0.5}),
+    )
+    crf, without = (
+        DenseCRF(3, CrfSettings(num_iterations=2), kernels=some, filter="permutohedral").double()
+        for some in (kernels, kernels[:1])
+    )
+    given = {"image": image, "depth": torch.zeros_like(depth), "guides": {"slopes": image[:, :2]}}
+    torch.testing.assert_close(crf(logits, **given), without(logits, image=image), rtol=1e-12, atol=1e-12)
+    nowhere = torch.zeros(1, 19, 26, dtype=torch.bool)
+    out = crf(logits.requires_grad_(), **given, mask=nowhere)
+    assert torch.equal(out, logits)
+    out.sum().backward()
+    assert (logits.grad == 1).all()
+    assert all((weight.grad == 0).all() for weight in crf.weights.values())
 
 
 def test_every_run_gives_the_same_bits_and_thread_counts_agree_to_1e_6():

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf.cpu import scratch
 from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, general_filter, structured
 from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
 from jointseg.errors import InputError
-from tests.crf_scenes import scene
+from tests.crf_scenes import memory_of_nan, scene
 
 KERNEL_OF = {"permutohedral": 0, "bilateral_grid": 1, "separable": 2}
 NAMES = pytest.mark.parametrize("name", KERNEL_OF)
@@ -119,6 +120,21 @@ def test_a_pixel_left_out_sends_and_receives_nothing(name):
     torch.testing.assert_close(gaussian.apply(values), gaussian.apply(changed), rtol=0, atol=0)
     assert (gaussian.apply(values)[:, :, 100:120] == 0).all()
     assert (gaussian.row_sums[:, 100:120] == 1).all()
+
+
+@NAMES
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_without_a_valid_pixel_hears_nothing(name, threads, monkeypatch):
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(scratch, "_take", memory_of_nan)
+    parts = scene(2)
+    valid = torch.ones(2, 19 * 26, dtype=torch.bool)
+    valid[1] = False
+    gaussian, values = FILTERS[name](features_for(name, parts, valid=valid)), values_for(parts)
+    for filtered in (gaussian.apply(values), gaussian.apply_transposed(values)):
+        assert filtered[0].isfinite().all()
+        assert (filtered[1] == 0).all()
+    assert (gaussian.row_sums[1] == 1).all()
 
 
 @NAMES
