@@ -85,6 +85,18 @@ def test_values_go_unseen_where_checks_are_off():
     assert DenseCRF(3, check_inputs=False)(given.pop("logits"), **given).isfinite().all()
 
 
+@pytest.mark.parametrize("filter", ["exact", "permutohedral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_logit_that_is_no_number_is_not_hidden_where_checks_are_off(filter, dtype, probabilities):
+    logits = inputs()["logits"].to(dtype)
+    logits[1, 1, 2, 3] = nan
+    crf = DenseCRF(3, CrfSettings(num_iterations=2), filter=filter, check_inputs=False).to(dtype).requires_grad_(False)
+    out = crf(logits, image=inputs()["image"].to(dtype), probabilities=probabilities)
+    assert out[1, :, 2, 3].isnan().all()
+    assert out[0].isfinite().all()
+
+
 def test_shapes_are_checked_where_value_checks_are_off():
     given = inputs(depth=torch.ones(2, W, H))
     with pytest.raises(InputError, match="depth has shape"):
