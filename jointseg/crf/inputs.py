@@ -69,10 +69,12 @@ class Guides:
         return having
 
     def valid_for(self, kernel: Kernel) -> Tensor | None:
-        """(B, P): which pixels take part in this kernel; None where all do. A depth of 0 is none."""
+        """(B, P): which pixels take part in this kernel; None where all do. A depth that is not above 0 is none."""
         parts = [] if self.mask is None else [self.mask]
-        if "depth" in kernel.guides and bool((self.channels["depth"] == 0).any()):
-            parts.append(self.channels["depth"][:, 0] > 0)
+        if "depth" in kernel.guides:
+            there_BHW = self.channels["depth"][:, 0] > 0
+            if not there_BHW.all():
+                parts.append(there_BHW)
         return torch.stack(parts).all(0).flatten(1) if parts else None
 
     def digests(self) -> dict[str, str]:

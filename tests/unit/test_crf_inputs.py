@@ -97,6 +97,18 @@ def test_a_logit_that_is_no_number_is_not_hidden_where_checks_are_off(filter, dt
     assert out[0].isfinite().all()
 
 
+@pytest.mark.parametrize("beyond", [-1.0, nan])
+def test_what_counts_as_depth_does_not_hang_on_the_other_images_of_the_batch(beyond):
+    given = inputs()
+    given["depth"][0, 1, 2] = beyond
+    crf = DenseCRF(3, filter="exact", check_inputs=False).requires_grad_(False)
+    alone = crf(**{name: part[:1] for name, part in given.items()})
+    given["depth"][1, 0, 0] = 0
+    beside_a_hole = crf(**given)[:1]
+    assert beside_a_hole.isfinite().all()
+    torch.testing.assert_close(beside_a_hole, alone, rtol=1e-6, atol=1e-6)
+
+
 def test_shapes_are_checked_where_value_checks_are_off():
     given = inputs(depth=torch.ones(2, W, H))
     with pytest.raises(InputError, match="depth has shape"):
