@@ -96,8 +96,8 @@ class DenseCRF(nn.Module):
         Args:
             logits: (B, C, H, W), float32 or float64 as the module's parameters; higher is likelier.
             image: (B, 3, H, W), RGB in 0..255; uint8, or the dtype of the logits.
-            depth: (B, H, W), metres, the dtype of the logits; None leaves the depth kernel out. Where it is 0 a pixel has no
-                depth: it sends and receives no message of the depth kernel.
+            depth: (B, H, W), metres, the dtype of the logits; None leaves out kernels that compare it alone. Where it is 0 a
+                pixel has no depth: it sends and receives no message of kernels that compare it.
             guides: what kernels of your own compare, by name: (B, channels, H, W), the dtype of the logits.
             mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits: padding.
             prepared: what `prepare` made of the four above, in their place.
@@ -233,7 +233,7 @@ class DenseCRF(nn.Module):
                 )
                 raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
         for name, kernel in own.items():
-            if name not in theirs and "depth" not in kernel.guides:
+            if name not in theirs and not kernel.needs_depth_alone:
                 raise InputError(
                     f"prepared for kernels {', '.join(theirs) or 'none'}, not for {name!r}; allowed: this CRF's kernels"
                 )

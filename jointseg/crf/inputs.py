@@ -49,10 +49,10 @@ class Guides:
         return Guides(channels=channels, mask=mask)
 
     def compared_by(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Those kernels that have all they compare; only depth may be left out.
+        """Those kernels that have all they compare; without depth, those that need it alone are left out.
 
         Raises:
-            InputError: another guide is missing, or no kernel compares one that was given.
+            InputError: a guide is missing for another kernel, or no kernel compares one that was given.
         """
         unused = self.channels.keys() - {"image", "depth"} - {name for kernel in kernels for name in kernel.guides}
         if unused:
@@ -63,7 +63,7 @@ class Guides:
             missing = [name for name in kernel.guides if name not in self.channels]
             if not missing:
                 having.append(kernel)
-            elif missing != ["depth"]:
+            elif not kernel.needs_depth_alone:
                 given = ", ".join(self.channels) or "none"
                 raise InputError(f"kernel {kernel.name!r} compares {', '.join(missing)}; given: {given}")
         return having

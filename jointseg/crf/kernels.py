@@ -39,6 +39,11 @@ class Kernel:
         """The same for messages: `position 3.0, image 10.0`."""
         return ", ".join(f"{name} {bandwidth:g}" for name, bandwidth in {"position": self.position, **self.guides}.items())
 
+    @property
+    def needs_depth_alone(self) -> bool:
+        """Whether depth is all that it compares beside the position: without depth such a kernel is left out."""
+        return tuple(self.guides) == ("depth",)
+
     def compares_as(self, other: Kernel) -> bool:
         """Whether it compares pixels as `other` does: the same guides in one order, at the same bandwidths."""
         return (self.position, *self.guides.items()) == (other.position, *other.guides.items())

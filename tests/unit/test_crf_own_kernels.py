@@ -61,6 +61,8 @@ def test_a_guide_that_no_kernel_gets_is_named():
     crf = DenseCRF(3, kernels=OWN).double()
     with pytest.raises(InputError, match="kernel 'shape' compares normals; given: depth"):
         crf(s["logits"], depth=s["depth"])
+    with pytest.raises(InputError, match="kernel 'shape' compares depth; given: normals"):
+        crf(s["logits"], guides={"normals": s["normals"]})
     with pytest.raises(InputError, match="kernel 'appearance' compares image; given: none"):
         DenseCRF(3).double()(s["logits"])
 
