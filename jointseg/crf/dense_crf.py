@@ -58,11 +58,14 @@ class DenseCRF(nn.Module):
                 `prepare` images once where they recur.
 
         Raises:
-            InputError: `num_classes` is below 1, `filter` is unknown, or two kernels have one name.
+            InputError: `num_classes` is below 2, `filter` is unknown, or two kernels have one name.
         """
         super().__init__()
-        if num_classes < 1:
-            raise InputError(f"num_classes is {num_classes}; allowed: at least 1")
+        if num_classes < 2:
+            raise InputError(
+                f"num_classes is {num_classes}; allowed: at least 2 "
+                "(one sigmoid logit z makes two classes: torch.cat([torch.zeros_like(z), z], 1))"
+            )
         check_filter(filter)
         self.num_classes = num_classes
         self.settings = settings if settings is not None else CrfSettings()

@@ -120,9 +120,10 @@ def test_an_unknown_filter_lists_the_known_ones():
         DenseCRF(3, filter="lattice")
 
 
-def test_no_classes_and_negative_iterations_are_refused():
-    with pytest.raises(InputError, match="num_classes is 0"):
-        DenseCRF(0)
+def test_fewer_than_two_classes_and_negative_iterations_are_refused():
+    for num_classes in (0, 1):
+        with pytest.raises(InputError, match=f"num_classes is {num_classes}; allowed: at least 2 .one sigmoid logit z makes two"):
+            DenseCRF(num_classes)
     given = inputs()
     with pytest.raises(InputError, match="num_iterations is -1"):
         DenseCRF(3, CrfSettings())(given.pop("logits"), **given, num_iterations=-1)

@@ -111,7 +111,7 @@ def test_a_batch_equals_its_images_one_by_one(form):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3)])
-@pytest.mark.parametrize("C", [1, 2, 150])
+@pytest.mark.parametrize("C", [2, 150])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_any_size_and_class_count_gives_finite_logits(size, C, threads):
     torch.set_num_threads(threads)
@@ -133,7 +133,7 @@ def test_extreme_bandwidths_give_finite_logits(form, bandwidth, dtype):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    size=st.tuples(st.integers(1, 17), st.integers(1, 17)), C=st.integers(1, 20), threads=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 17), st.integers(1, 17)), C=st.integers(2, 20), threads=st.integers(1, 3),
     tau=st.floats(0.2, 30), gamma=st.floats(2, 60), zeta=st.floats(0.1, 3), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_without_the_lattice_mean_field_is_near_the_exact_one(*, size, C, threads, tau, gamma, zeta, seed):
