@@ -49,8 +49,8 @@ class DenseCRF(nn.Module):
             settings: bandwidths, initial weights, iterations and pairwise form; the paper's where None.
             kernels: in place of the paper's; of `settings`, iterations and form remain.
             filter: a name for all kernels, or what builds a filter from `Features`. `auto` takes `exact` for images of up to
-                4096 pixels, else for each kernel what suits it: `separable`, `bilateral_grid`, and for colours `permutohedral`
-                on CPUs, `block_sparse` on CUDA. What `prepare` returns tells which.
+                1024 pixels on CPUs, 4096 on CUDA, else for each kernel what suits it: `separable`, `bilateral_grid`, and for
+                colours `permutohedral` on CPUs, `block_sparse` on CUDA. What `prepare` returns tells which.
             learn_bandwidths: also learn the bandwidths, as `log_bandwidths`: for each kernel the natural logarithms of
                 `Kernel.bandwidths`. Only `exact` and `block_sparse` have this derivative.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA

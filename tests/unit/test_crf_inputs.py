@@ -122,7 +122,7 @@ def test_an_unknown_filter_lists_the_known_ones():
 
 def test_fewer_than_two_classes_and_negative_iterations_are_refused():
     for num_classes in (0, 1):
-        with pytest.raises(InputError, match=f"num_classes is {num_classes}; allowed: at least 2 .one sigmoid logit z makes two"):
+        with pytest.raises(InputError, match=f"num_classes is {num_classes}; allowed: at least 2 .one sigmoid logit z makes"):
             DenseCRF(num_classes)
     given = inputs()
     with pytest.raises(InputError, match="num_iterations is -1"):
