@@ -169,6 +169,18 @@ def test_learned_bandwidths_begin_at_the_settings_and_are_what_inference_uses():
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_what_a_crf_of_the_same_settings_prepared_serves_one_that_learns_bandwidths():
+    s = scene()
+    plain, learning = (DenseCRF(3, filter="exact", learn_bandwidths=learn).double() for learn in (False, True))
+    prepared = plain.prepare(image=s["image"], depth=s["depth"])
+    learning(s["logits"], prepared=prepared).square().mean().backward()
+    assert all(log_G.grad.isfinite().all() for log_G in learning.log_bandwidths.values())
+    with torch.no_grad():
+        learning.log_bandwidths["smoothness"] += 2e-6
+    with pytest.raises(InputError, match=r"bandwidths position 3 for kernel 'smoothness'; allowed: .*, position 3\.0000"):
+        learning(s["logits"], prepared=prepared)
+
+
 def test_a_step_against_the_gradient_by_the_bandwidths_lowers_the_loss():
     s = scene()
     truth = torch.randint(0, 3, (2, H, W), generator=torch.Generator().manual_seed(2))
