@@ -235,6 +235,9 @@ class DenseCRF(nn.Module):
                     f"this CRF's, {own[name].bandwidths_named}" if name in own else f"this CRF's kernels, {', '.join(own)}"
                 )
                 raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
+            taken = prepared.filter_names[name]
+            if isinstance(self.filter, str) and self.filter not in ("auto", taken):
+                raise InputError(f"prepared with filter {taken!r} for kernel {name!r}; allowed: this CRF's, {self.filter!r}")
         for name, kernel in own.items():
             if name not in theirs and not kernel.needs_depth_alone:
                 raise InputError(

@@ -168,6 +168,16 @@ def test_prepared_for_other_bandwidths_or_sizes_is_refused():
             DenseCRF(3).double()(logits, prepared=prepared, **beside)
 
 
+def test_prepared_by_another_filter_than_the_one_named_is_refused():
+    logits, image, depth = scene()
+    by_auto = DenseCRF(3).double().prepare(image=image, depth=depth)  # exact: the images are small
+    assert DenseCRF(3, filter="exact").double()(logits, prepared=by_auto).isfinite().all()
+    lattice = DenseCRF(3, filter="permutohedral").double()
+    with pytest.raises(InputError, match=r"prepared with filter 'exact' for kernel 'appearance'; allowed: .* 'permutohedral'"):
+        lattice(logits, prepared=by_auto)
+    assert DenseCRF(3).double()(logits, prepared=lattice.prepare(image=image)).isfinite().all()
+
+
 def test_prepared_for_other_kernels_is_refused():
     logits, image, depth = scene()
 
