@@ -7,12 +7,13 @@ Not here: the equations of inference (mean_field.py), the kernels (kernels.py), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from jointseg.crf.filters import BuildFilter, FilterName, check_filter
+from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter
 from jointseg.crf.inputs import Guides, finite_range, refuse_others
 from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices
@@ -67,8 +68,12 @@ class DenseCRF(nn.Module):
                 "(one sigmoid logit z makes two classes: torch.cat([torch.zeros_like(z), z], 1))"
             )
         check_filter(filter)
+        if settings is not None:
+            refuse_others("settings", settings, CrfSettings, "CrfSettings")
         self.num_classes = num_classes
         self.settings = settings if settings is not None else CrfSettings()
+        if kernels is not None:
+            refuse_others("kernels", kernels, Iterable, "a sequence of Kernel")
         self.kernels = paper_kernels(self.settings) if kernels is None else tuple(kernels)
         _check_kernels(self.kernels)
         self.filter, self.check_inputs = filter, check_inputs
@@ -118,6 +123,8 @@ class DenseCRF(nn.Module):
             raise InputError(f"num_iterations is {num_iterations}; allowed: 0 or more")
         if prepared is not None and not (image is None and depth is None and guides is None and mask is None):
             raise InputError("give either prepared, or image, depth, guides and mask")
+        if prepared is not None:
+            refuse_others("prepared", prepared, PreparedImages, "what `prepare` returned")
         self._check_logits(logits)
         if self.check_inputs:
             finite_range("logits", logits)
@@ -166,7 +173,9 @@ class DenseCRF(nn.Module):
         Raises:
             InputError: as `forward`, or neither an image nor a depth nor a guide is given.
         """
-        self._check_dtype()
+        self._check_parameters()
+        if reusing is not None:
+            refuse_others("reusing", reusing, PreparedImages, "what `prepare` returned")
         given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
         given.check_dimensions()
         sized = next(iter(given.channels.values()), None)
@@ -211,9 +220,11 @@ class DenseCRF(nn.Module):
         bandwidths = self.bandwidths
         return [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
 
-    def _check_dtype(self) -> None:
+    def _check_parameters(self) -> None:
         if self.compatibility.dtype not in (torch.float32, torch.float64):
             raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: torch.float32, torch.float64")
+        if self.compatibility.device.type not in DEVICES:
+            raise InputError(f"the CRF is on {self.compatibility.device}; allowed: {', '.join(DEVICES)}")
 
     def _check_guides(self, given: Guides, like: Tensor) -> None:
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
@@ -257,9 +268,17 @@ class DenseCRF(nn.Module):
             )
         if logits.device != self.compatibility.device:
             raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")
+        self._check_parameters()
 
 
 def _check_kernels(kernels: Sequence[Kernel]) -> None:
+    for place, kernel in enumerate(kernels):
+        refuse_others(f"kernels[{place}]", kernel, Kernel, "Kernel")
+        refuse_others(f"kernel {kernel.name!r}: guides", kernel.guides, Mapping, "a mapping of names to bandwidths")
+        refuse_others(f"kernel {kernel.name!r}: weight", kernel.weight, Real, "one number (a matrix goes into crf.weights)")
+        for name, bandwidth in {"position": kernel.position, **kernel.guides}.items():
+            one = "one number (where channels differ, divide those of a guide by their own before)"
+            refuse_others(f"kernel {kernel.name!r}: bandwidth of {name}", bandwidth, Real, one)
     names = [kernel.name for kernel in kernels]
     for kernel in kernels:
         if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict(), kernel.name):

@@ -33,10 +33,14 @@ class Guides:
     @staticmethod
     def of(*, image: Tensor | None, depth: Tensor | None, guides: Mapping[str, Tensor] | None, mask: Tensor | None) -> Guides:
         """Gather what `DenseCRF.forward` was given."""
+        if guides is not None:
+            refuse_others("guides", guides, Mapping, "a mapping of names to torch.Tensor")
         channels = dict(guides or {})
-        for name, tensor in [("image", image), ("depth", depth), (MASK, mask), *channels.items()]:
-            if tensor is not None:
-                refuse_others(name, tensor)
+        for name, tensor in channels.items():
+            refuse_others(f"guides[{name!r}]", tensor)
+        for name, given in (("image", image), ("depth", depth), (MASK, mask)):
+            if given is not None:
+                refuse_others(name, given)
         for name in ("image", "depth", MASK):
             if name in channels:
                 raise InputError(f"guides holds {name!r}; allowed: names of your own (give {name}= by itself)")
@@ -121,10 +125,12 @@ class Guides:
                 raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
 
 
-def refuse_others(name: str, given: object) -> None:
-    """Raise InputError for what is no tensor."""
-    if not isinstance(given, Tensor):
-        raise InputError(f"{name} is a {type(given).__name__}; allowed: torch.Tensor (torch.from_numpy makes one of an array)")
+def refuse_others(
+    name: str, given: object, kind: type = Tensor, allowed: str = "torch.Tensor (torch.from_numpy makes one of an array)"
+) -> None:
+    """Raise InputError for what is of another kind."""
+    if not isinstance(given, kind):
+        raise InputError(f"{name} is a {type(given).__name__}; allowed: {allowed}")
 
 
 def _digest(tensor: Tensor) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.errors import InputError
 
 H, W = 4, 6
@@ -113,6 +113,33 @@ def test_shapes_are_checked_where_value_checks_are_off():
     given = inputs(depth=torch.ones(2, W, H))
     with pytest.raises(InputError, match="depth has shape"):
         DenseCRF(3, check_inputs=False)(given.pop("logits"), **given)
+
+
+NEAR = Kernel(name="near", weight=1.0, position=2.0)
+OF_ANOTHER_KIND = {
+    "settings": (lambda: DenseCRF(3, {"theta_beta": 4.0}), "settings is a dict; allowed: CrfSettings"),
+    "one kernel": (lambda: DenseCRF(3, kernels=NEAR), "kernels is a Kernel; allowed: a sequence of Kernel"),
+    "a kernel": (lambda: DenseCRF(3, kernels=[{"name": "near"}]), r"kernels\[0\] is a dict; allowed: Kernel"),
+    "guides": (lambda: DenseCRF(3)(**inputs(guides=[torch.ones(2, 1, H, W)])), "guides is a list; allowed: a mapping of names"),
+    "a guide": (lambda: DenseCRF(3)(**inputs(guides={"a": None})), r"guides\['a'\] is a NoneType; allowed: torch.Tensor"),
+    "prepared": (lambda: DenseCRF(3)(inputs()["logits"], prepared=inputs()["image"]), "prepared is a Tensor; allowed: what"),
+    "reusing": (lambda: DenseCRF(3).prepare(image=inputs()["image"], reusing={}), "reusing is a dict; allowed: what `prepare`"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_what_is_of_another_kind_is_named_in_one_line(name):
+    call, message = OF_ANOTHER_KIND[name]
+    with pytest.raises(InputError, match=f"^{message}"):
+        call()
+
+
+def test_a_device_that_no_filter_runs_on_is_refused():
+    crf = DenseCRF(3).to("meta")
+    given = {name: part.to("meta") for name, part in inputs().items()}
+    for call in (lambda: crf(**given), lambda: crf.prepare(image=given["image"])):
+        with pytest.raises(InputError, match="the CRF is on meta; allowed: cpu, cuda"):
+            call()
 
 
 def test_an_unknown_filter_lists_the_known_ones():

@@ -98,6 +98,17 @@ def test_bad_kernels_are_refused():
             DenseCRF(3, kernels=(Kernel(name="k", weight=1, position=position),))
     with pytest.raises(InputError, match="kernel 'k' has weight nan; allowed: finite"):
         DenseCRF(3, kernels=(Kernel(name="k", weight=float("nan"), position=1.0),))
+    for change, said in (
+        ({"position": (3.0, 5.0)}, "bandwidth of position is a tuple; allowed: one number .where channels differ, divide"),
+        (
+            {"guides": {"image": (13, 13, 13)}},
+            "bandwidth of image is a tuple; allowed: one number .where channels differ, divide",
+        ),
+        ({"guides": "image"}, "guides is a str; allowed: a mapping of names to bandwidths"),
+        ({"weight": torch.eye(3)}, "weight is a Tensor; allowed: one number .a matrix goes into crf.weights"),
+    ):
+        with pytest.raises(InputError, match=f"kernel 'k': {said}"):
+            DenseCRF(3, kernels=(Kernel(**{"name": "k", "weight": 1, "position": 1.0, **change}),))
     for name in ("", "a.b", "values"):
         with pytest.raises(InputError, match=f"a kernel is called '{name}'; allowed: a name without dots"):
             DenseCRF(3, kernels=(Kernel(name=name, weight=1, position=1.0),))

@@ -73,6 +73,9 @@ FILTERS: Mapping[str, BuildFilter] = {
     "block_sparse": BlockSparseFilter,
 }
 
+DEVICES = ("cpu", "cuda")
+"""Kinds that the filters run on: they need float64, which MPS lacks."""
+
 EXACT_UP_TO: Mapping[str, int] = {"cpu": 1024, "cuda": 4096}
 """Pixels of an image up to which `auto` takes the exact filter: its matrices are quick to make, and are kept."""
 
@@ -142,6 +145,6 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
 
 
 __all__ = [
-    "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
+    "DEVICES", "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
     "StructuredFilter", "SummedFilter", "blend", "build_filter", "check_filter", "choose_filters",
 ]  # fmt: skip
