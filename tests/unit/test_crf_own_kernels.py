@@ -6,6 +6,7 @@ from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.crf.filters import FILTERS, Features
+from jointseg.crf.kernels import paper_kernels
 from jointseg.errors import InputError
 
 H, W = 5, 6
@@ -220,6 +221,16 @@ def test_filters_without_that_derivative_say_so():
         out = crf(s["logits"], image=s["image"], depth=s["depth"])
         fixed = DenseCRF(3, filter="permutohedral").double()
         torch.testing.assert_close(out, fixed(s["logits"], image=s["image"], depth=s["depth"]), rtol=1e-6, atol=1e-6)
+
+
+def test_without_the_depth_kernel_every_parameter_has_a_gradient_without_depth():
+    s, settings = scene(), CrfSettings(num_iterations=2)
+    two = [kernel for kernel in paper_kernels(settings) if kernel.name != "depth"]
+    crf = DenseCRF(3, settings, kernels=two).double()
+    crf(s["logits"], image=s["image"]).square().mean().backward()
+    assert [name for name, parameter in crf.named_parameters() if parameter.grad is None] == []
+    same = DenseCRF(3, settings).double()
+    assert torch.equal(crf(s["logits"], image=s["image"]), same(s["logits"], image=s["image"]))
 
 
 def test_a_guide_that_no_kernel_compares_is_refused():
