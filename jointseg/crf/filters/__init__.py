@@ -73,11 +73,10 @@ FILTERS: Mapping[str, BuildFilter] = {
     "block_sparse": BlockSparseFilter,
 }
 
-DEVICES = ("cpu", "cuda")
-"""Kinds that the filters run on: they need float64, which MPS lacks."""
-
 EXACT_UP_TO: Mapping[str, int] = {"cpu": 1024, "cuda": 4096}
 """Pixels of an image up to which `auto` takes the exact filter: its matrices are quick to make, and are kept."""
+DEVICES = tuple(EXACT_UP_TO)
+"""What the filters run on: they need float64, which MPS lacks."""
 
 
 def choose_filters(features: Features) -> list[str]:
