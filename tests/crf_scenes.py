@@ -1,5 +1,6 @@
 """Small scenes and CRFs for tests of the filters with a structure. Not here: real frames."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,3 +49,8 @@ def apart(features: Features):
         apply, apply_transposed = staticmethod(gaussian.apply), staticmethod(gaussian.apply_transposed)
 
     return Wrapped()
+
+
+def memory_of_nan(size: int):
+    """In place of `scratch._take`: nothing may count on what was there before."""
+    return np.full(size, 0xFF, np.uint8)

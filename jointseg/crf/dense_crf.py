@@ -7,12 +7,13 @@ Not here: the equations of inference (mean_field.py), the kernels (kernels.py), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from jointseg.crf.filters import BuildFilter, FilterName, check_filter
+from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter
 from jointseg.crf.inputs import Guides, finite_range, refuse_others
 from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices
@@ -49,8 +50,8 @@ class DenseCRF(nn.Module):
             settings: bandwidths, initial weights, iterations and pairwise form; the paper's where None.
             kernels: in place of the paper's; of `settings`, iterations and form remain.
             filter: a name for all kernels, or what builds a filter from `Features`. `auto` takes `exact` for images of up to
-                4096 pixels, else for each kernel what suits it: `separable`, `bilateral_grid`, and for colours `permutohedral`
-                on CPUs, `block_sparse` on CUDA. What `prepare` returns tells which.
+                1024 pixels on CPUs, 4096 on CUDA, else for each kernel what suits it: `separable`, `bilateral_grid`, and for
+                colours `permutohedral` on CPUs, `block_sparse` on CUDA. What `prepare` returns tells which.
             learn_bandwidths: also learn the bandwidths, as `log_bandwidths`: for each kernel the natural logarithms of
                 `Kernel.bandwidths`. Only `exact` and `block_sparse` have this derivative.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
@@ -58,14 +59,21 @@ class DenseCRF(nn.Module):
                 `prepare` images once where they recur.
 
         Raises:
-            InputError: `num_classes` is below 1, `filter` is unknown, or two kernels have one name.
+            InputError: `num_classes` is below 2, `filter` is unknown, or two kernels have one name.
         """
         super().__init__()
-        if num_classes < 1:
-            raise InputError(f"num_classes is {num_classes}; allowed: at least 1")
+        if num_classes < 2:
+            raise InputError(
+                f"num_classes is {num_classes}; allowed: at least 2 "
+                "(one sigmoid logit z makes two classes: torch.cat([torch.zeros_like(z), z], 1))"
+            )
         check_filter(filter)
+        if settings is not None:
+            refuse_others("settings", settings, CrfSettings, "CrfSettings")
         self.num_classes = num_classes
         self.settings = settings if settings is not None else CrfSettings()
+        if kernels is not None:
+            refuse_others("kernels", kernels, Iterable, "a sequence of Kernel")
         self.kernels = paper_kernels(self.settings) if kernels is None else tuple(kernels)
         _check_kernels(self.kernels)
         self.filter, self.check_inputs = filter, check_inputs
@@ -96,8 +104,8 @@ class DenseCRF(nn.Module):
         Args:
             logits: (B, C, H, W), float32 or float64 as the module's parameters; higher is likelier.
             image: (B, 3, H, W), RGB in 0..255; uint8, or the dtype of the logits.
-            depth: (B, H, W), metres, the dtype of the logits; None leaves the depth kernel out. Where it is 0 a pixel has no
-                depth: it sends and receives no message of the depth kernel.
+            depth: (B, H, W), metres, the dtype of the logits; None leaves out kernels that compare it alone. Where it is 0 a
+                pixel has no depth: it sends and receives no message of kernels that compare it.
             guides: what kernels of your own compare, by name: (B, channels, H, W), the dtype of the logits.
             mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits: padding.
             prepared: what `prepare` made of the four above, in their place.
@@ -115,6 +123,8 @@ class DenseCRF(nn.Module):
             raise InputError(f"num_iterations is {num_iterations}; allowed: 0 or more")
         if prepared is not None and not (image is None and depth is None and guides is None and mask is None):
             raise InputError("give either prepared, or image, depth, guides and mask")
+        if prepared is not None:
+            refuse_others("prepared", prepared, PreparedImages, "what `prepare` returned")
         self._check_logits(logits)
         if self.check_inputs:
             finite_range("logits", logits)
@@ -163,7 +173,9 @@ class DenseCRF(nn.Module):
         Raises:
             InputError: as `forward`, or neither an image nor a depth nor a guide is given.
         """
-        self._check_dtype()
+        self._check_parameters()
+        if reusing is not None:
+            refuse_others("reusing", reusing, PreparedImages, "what `prepare` returned")
         given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
         given.check_dimensions()
         sized = next(iter(given.channels.values()), None)
@@ -208,9 +220,11 @@ class DenseCRF(nn.Module):
         bandwidths = self.bandwidths
         return [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
 
-    def _check_dtype(self) -> None:
+    def _check_parameters(self) -> None:
         if self.compatibility.dtype not in (torch.float32, torch.float64):
             raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: torch.float32, torch.float64")
+        if self.compatibility.device.type not in DEVICES:
+            raise InputError(f"the CRF is on {self.compatibility.device}; allowed: {', '.join(DEVICES)}")
 
     def _check_guides(self, given: Guides, like: Tensor) -> None:
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
@@ -232,8 +246,11 @@ class DenseCRF(nn.Module):
                     f"this CRF's, {own[name].bandwidths_named}" if name in own else f"this CRF's kernels, {', '.join(own)}"
                 )
                 raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
+            taken = prepared.filter_names[name]
+            if isinstance(self.filter, str) and self.filter not in ("auto", taken):
+                raise InputError(f"prepared with filter {taken!r} for kernel {name!r}; allowed: this CRF's, {self.filter!r}")
         for name, kernel in own.items():
-            if name not in theirs and "depth" not in kernel.guides:
+            if name not in theirs and not kernel.needs_depth_alone:
                 raise InputError(
                     f"prepared for kernels {', '.join(theirs) or 'none'}, not for {name!r}; allowed: this CRF's kernels"
                 )
@@ -251,9 +268,17 @@ class DenseCRF(nn.Module):
             )
         if logits.device != self.compatibility.device:
             raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")
+        self._check_parameters()
 
 
 def _check_kernels(kernels: Sequence[Kernel]) -> None:
+    for place, kernel in enumerate(kernels):
+        refuse_others(f"kernels[{place}]", kernel, Kernel, "Kernel")
+        refuse_others(f"kernel {kernel.name!r}: guides", kernel.guides, Mapping, "a mapping of names to bandwidths")
+        refuse_others(f"kernel {kernel.name!r}: weight", kernel.weight, Real, "one number (a matrix goes into crf.weights)")
+        for name, bandwidth in {"position": kernel.position, **kernel.guides}.items():
+            one = "one number (where channels differ, divide those of a guide by their own before)"
+            refuse_others(f"kernel {kernel.name!r}: bandwidth of {name}", bandwidth, Real, one)
     names = [kernel.name for kernel in kernels]
     for kernel in kernels:
         if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict(), kernel.name):

@@ -33,10 +33,14 @@ class Guides:
     @staticmethod
     def of(*, image: Tensor | None, depth: Tensor | None, guides: Mapping[str, Tensor] | None, mask: Tensor | None) -> Guides:
         """Gather what `DenseCRF.forward` was given."""
+        if guides is not None:
+            refuse_others("guides", guides, Mapping, "a mapping of names to torch.Tensor")
         channels = dict(guides or {})
-        for name, tensor in [("image", image), ("depth", depth), (MASK, mask), *channels.items()]:
-            if tensor is not None:
-                refuse_others(name, tensor)
+        for name, tensor in channels.items():
+            refuse_others(f"guides[{name!r}]", tensor)
+        for name, given in (("image", image), ("depth", depth), (MASK, mask)):
+            if given is not None:
+                refuse_others(name, given)
         for name in ("image", "depth", MASK):
             if name in channels:
                 raise InputError(f"guides holds {name!r}; allowed: names of your own (give {name}= by itself)")
@@ -49,10 +53,10 @@ class Guides:
         return Guides(channels=channels, mask=mask)
 
     def compared_by(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Those kernels that have all they compare; only depth may be left out.
+        """Those kernels that have all they compare; without depth, those that need it alone are left out.
 
         Raises:
-            InputError: another guide is missing, or no kernel compares one that was given.
+            InputError: a guide is missing for another kernel, or no kernel compares one that was given.
         """
         unused = self.channels.keys() - {"image", "depth"} - {name for kernel in kernels for name in kernel.guides}
         if unused:
@@ -63,16 +67,18 @@ class Guides:
             missing = [name for name in kernel.guides if name not in self.channels]
             if not missing:
                 having.append(kernel)
-            elif missing != ["depth"]:
+            elif not kernel.needs_depth_alone:
                 given = ", ".join(self.channels) or "none"
                 raise InputError(f"kernel {kernel.name!r} compares {', '.join(missing)}; given: {given}")
         return having
 
     def valid_for(self, kernel: Kernel) -> Tensor | None:
-        """(B, P): which pixels take part in this kernel; None where all do. A depth of 0 is none."""
+        """(B, P): which pixels take part in this kernel; None where all do. A depth that is not above 0 is none."""
         parts = [] if self.mask is None else [self.mask]
-        if "depth" in kernel.guides and bool((self.channels["depth"] == 0).any()):
-            parts.append(self.channels["depth"][:, 0] > 0)
+        if "depth" in kernel.guides:
+            there_BHW = self.channels["depth"][:, 0] > 0
+            if not there_BHW.all():
+                parts.append(there_BHW)
         return torch.stack(parts).all(0).flatten(1) if parts else None
 
     def digests(self) -> dict[str, str]:
@@ -119,10 +125,12 @@ class Guides:
                 raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
 
 
-def refuse_others(name: str, given: object) -> None:
-    """Raise InputError for what is no tensor."""
-    if not isinstance(given, Tensor):
-        raise InputError(f"{name} is a {type(given).__name__}; allowed: torch.Tensor (torch.from_numpy makes one of an array)")
+def refuse_others(
+    name: str, given: object, kind: type = Tensor, allowed: str = "torch.Tensor (torch.from_numpy makes one of an array)"
+) -> None:
+    """Raise InputError for what is of another kind."""
+    if not isinstance(given, kind):
+        raise InputError(f"{name} is a {type(given).__name__}; allowed: {allowed}")
 
 
 def _digest(tensor: Tensor) -> str:

@@ -7,6 +7,7 @@ Not here: how messages are filtered (filters/) and how they are weighed (mean_fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -36,12 +37,23 @@ class Kernel:
 
     @property
     def bandwidths_named(self) -> str:
-        """The same for messages: `position 3.0, image 10.0`."""
-        return ", ".join(f"{name} {bandwidth:g}" for name, bandwidth in {"position": self.position, **self.guides}.items())
+        """The same for messages: `position 3, image 10`."""
+        return ", ".join(f"{name} {bandwidth:.8g}" for name, bandwidth in {"position": self.position, **self.guides}.items())
+
+    @property
+    def needs_depth_alone(self) -> bool:
+        """Whether depth is all that it compares beside the position: without depth such a kernel is left out."""
+        return tuple(self.guides) == ("depth",)
 
     def compares_as(self, other: Kernel) -> bool:
-        """Whether it compares pixels as `other` does: the same guides in one order, at the same bandwidths."""
-        return (self.position, *self.guides.items()) == (other.position, *other.guides.items())
+        """Whether it compares pixels as `other` does: the same guides in one order, at the same bandwidths but for rounding.
+
+        Learned ones begin a rounding off their settings: they are logarithms in float32.
+        """
+        if list(self.guides) != list(other.guides):
+            return False
+        pairs = zip(self.bandwidths, other.bandwidths, strict=True)
+        return all(math.isclose(own, others, rel_tol=1e-6) for own, others in pairs)
 
     def with_bandwidths(self, bandwidths: Sequence[float]) -> Kernel:
         """The same kernel with other bandwidths, in the order of `bandwidths`."""

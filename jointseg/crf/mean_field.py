@@ -23,7 +23,8 @@ def pairwise_matrices(weights_KCC: Tensor, compatibility_CC: Tensor, *, form: Li
 
     `crfrnn`: A_k = M W_k, matrices multiplied (CRF-as-RNN). `hadamard`: A_k = mu * w(k), entry by entry (Eq 6-7 to the letter).
     """
-    return compatibility_CC @ weights_KCC if form == "crfrnn" else compatibility_CC * weights_KCC
+    compatibility_KCC = compatibility_CC.expand_as(weights_KCC)
+    return product(compatibility_KCC, weights_KCC) if form == "crfrnn" else compatibility_KCC * weights_KCC
 
 
 def mean_field(
@@ -61,7 +62,7 @@ def mean_field_step(
     """
     logits_BCP = unary_logits_BCP
     for message_of, matrix_CC in zip(messages, matrices_KCC, strict=True):
-        mixed_BCP = matrix_CC.expand(len(q_BCP), -1, -1).bmm(q_BCP)  # not @: to broadcast, it keeps a copy of q
+        mixed_BCP = product(matrix_CC.expand(len(q_BCP), -1, -1), q_BCP)
         logits_BCP = logits_BCP - message_of(mixed_BCP)
     return logits_BCP
 
@@ -93,6 +94,32 @@ def merge_terms(filters: Sequence[GaussianFilter], matrices_KCC: Tensor) -> tupl
     return (filters, matrices_KCC) if blended is None else ([blended], matrices_KCC[reference : reference + 1])
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """torch.bmm, whose derivative is of full precision also where backward() runs inside autocast."""
+    result: Tensor = _Product.apply(left, right)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Product(torch.autograd.Function):
+    """The product of matrices, one by one."""
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        return left.bmm(right)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            by_left = product(grad, right.mT) if ctx.needs_input_grad[0] else None
+            by_right = product(left.mT, grad) if ctx.needs_input_grad[1] else None
+        return by_left, by_right
+
+
 def message(values_BCP: Tensor, gaussian: GaussianFilter) -> Tensor:
     """filter(v) / filter(1), self included. Differentiable by the values through the filter's own transpose."""
     filtered_BCP: Tensor = _Filtered.apply(values_BCP, gaussian, False)  # type: ignore[no-untyped-call]
@@ -112,7 +139,8 @@ class _Filtered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, None, None]:
-        return _Filtered.apply(grad_BCP, ctx.gaussian, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
+        with torch.autocast(grad_BCP.device.type, enabled=False):
+            return _Filtered.apply(grad_BCP, ctx.gaussian, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
 
 
 def message_by_bandwidths(values_BCP: Tensor, gaussian: GaussianFilter, log_bandwidths_F: Tensor) -> Tensor:
@@ -137,9 +165,10 @@ class _MessageByBandwidths(torch.autograd.Function):
         values_BCP, message_BCP = ctx.saved_tensors
         scaled_BCP = grad_BCP / ctx.gaussian.row_sums[:, None, :]
         by_bandwidths_F = None
-        if ctx.needs_input_grad[1]:
-            by_row_sum_B1P = -(scaled_BCP * message_BCP).sum(1, keepdim=True)
-            y_BCP = torch.cat([scaled_BCP, by_row_sum_B1P], 1)
-            v_BCP = torch.cat([values_BCP, torch.ones_like(by_row_sum_B1P)], 1)
-            by_bandwidths_F = ctx.gaussian.bandwidth_gradient(y_BCP, v_BCP).sum(0)
-        return ctx.gaussian.apply_transposed(scaled_BCP), by_bandwidths_F, None
+        with torch.autocast(grad_BCP.device.type, enabled=False):
+            if ctx.needs_input_grad[1]:
+                by_row_sum_B1P = -(scaled_BCP * message_BCP).sum(1, keepdim=True)
+                y_BCP = torch.cat([scaled_BCP, by_row_sum_B1P], 1)
+                v_BCP = torch.cat([values_BCP, torch.ones_like(by_row_sum_B1P)], 1)
+                by_bandwidths_F = ctx.gaussian.bandwidth_gradient(y_BCP, v_BCP).sum(0)
+            return ctx.gaussian.apply_transposed(scaled_BCP), by_bandwidths_F, None

@@ -5,7 +5,7 @@ Not here: what is prepared (prepared.py), and which of it another CRF may take (
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from torch import Tensor
 
@@ -30,18 +30,29 @@ class PreparedCache:
         self.num_bytes = 0
         self._kept: dict[Hashable, tuple[PreparedImages, int]] = {}
 
-    def prepare(self, key: Hashable, crf: DenseCRF, *, image: Tensor, depth: Tensor) -> PreparedImages:
-        """As `crf.prepare(image=image, depth=depth)`.
+    def prepare(
+        self,
+        key: Hashable,
+        crf: DenseCRF,
+        *,
+        image: Tensor | None = None,
+        depth: Tensor | None = None,
+        guides: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> PreparedImages:
+        """As `crf.prepare(image=image, depth=depth, guides=guides, mask=mask)`.
 
         Args:
-            key: names the image and its depth. Where their values have changed since, they are prepared anew.
+            key: names the image with all that comes beside it. What has changed since in its values is prepared anew.
             crf: any CRF.
-            image: (B, 3, H, W).
-            depth: (B, H, W).
+            image: as in `DenseCRF.forward`.
+            depth: as there.
+            guides: as there.
+            mask: as there.
         """
         before, num_bytes = self._kept.pop(key, (None, 0))
         self.num_bytes -= num_bytes
-        prepared = crf.prepare(image=image, depth=depth, reusing=before)
+        prepared = crf.prepare(image=image, depth=depth, guides=guides, mask=mask, reusing=before)
         if prepared is not before:
             num_bytes = prepared.num_bytes
         if self.num_bytes + num_bytes <= self.max_bytes:

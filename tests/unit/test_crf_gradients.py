@@ -59,6 +59,19 @@ def test_second_derivative_by_logits():
     )
 
 
+@FORMS
+@pytest.mark.parametrize("learn_bandwidths", [False, True])
+def test_an_open_autocast_does_not_lower_the_precision_of_gradients(form, learn_bandwidths):
+    logits, image, depth = (part.float() for part in scene())
+    grads = []
+    for is_open in (False, True):
+        crf = DenseCRF(3, CrfSettings(pairwise=form, num_iterations=2), filter="exact", learn_bandwidths=learn_bandwidths)
+        loss = crf(logits.requires_grad_(), image=image, depth=depth).square().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_open):
+            grads.append(torch.autograd.grad(loss, [logits, *crf.parameters()]))
+    assert all(torch.equal(inside, outside) for outside, inside in zip(*grads, strict=True))
+
+
 def test_image_and_depth_get_no_gradient():
     logits, image, depth = scene()
     image.requires_grad_(), depth.requires_grad_()

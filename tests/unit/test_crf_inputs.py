@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointseg.crf import CrfSettings, DenseCRF
+from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.errors import InputError
 
 H, W = 4, 6
@@ -85,10 +85,61 @@ def test_values_go_unseen_where_checks_are_off():
     assert DenseCRF(3, check_inputs=False)(given.pop("logits"), **given).isfinite().all()
 
 
+@pytest.mark.parametrize("filter", ["exact", "permutohedral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_logit_that_is_no_number_is_not_hidden_where_checks_are_off(filter, dtype, probabilities):
+    logits = inputs()["logits"].to(dtype)
+    logits[1, 1, 2, 3] = nan
+    crf = DenseCRF(3, CrfSettings(num_iterations=2), filter=filter, check_inputs=False).to(dtype).requires_grad_(False)
+    out = crf(logits, image=inputs()["image"].to(dtype), probabilities=probabilities)
+    assert out[1, :, 2, 3].isnan().all()
+    assert out[0].isfinite().all()
+
+
+@pytest.mark.parametrize("beyond", [-1.0, nan])
+def test_what_counts_as_depth_does_not_hang_on_the_other_images_of_the_batch(beyond):
+    given = inputs()
+    given["depth"][0, 1, 2] = beyond
+    crf = DenseCRF(3, filter="exact", check_inputs=False).requires_grad_(False)
+    alone = crf(**{name: part[:1] for name, part in given.items()})
+    given["depth"][1, 0, 0] = 0
+    beside_a_hole = crf(**given)[:1]
+    assert beside_a_hole.isfinite().all()
+    torch.testing.assert_close(beside_a_hole, alone, rtol=1e-6, atol=1e-6)
+
+
 def test_shapes_are_checked_where_value_checks_are_off():
     given = inputs(depth=torch.ones(2, W, H))
     with pytest.raises(InputError, match="depth has shape"):
         DenseCRF(3, check_inputs=False)(given.pop("logits"), **given)
+
+
+NEAR = Kernel(name="near", weight=1.0, position=2.0)
+OF_ANOTHER_KIND = {
+    "settings": (lambda: DenseCRF(3, {"theta_beta": 4.0}), "settings is a dict; allowed: CrfSettings"),
+    "one kernel": (lambda: DenseCRF(3, kernels=NEAR), "kernels is a Kernel; allowed: a sequence of Kernel"),
+    "a kernel": (lambda: DenseCRF(3, kernels=[{"name": "near"}]), r"kernels\[0\] is a dict; allowed: Kernel"),
+    "guides": (lambda: DenseCRF(3)(**inputs(guides=[torch.ones(2, 1, H, W)])), "guides is a list; allowed: a mapping of names"),
+    "a guide": (lambda: DenseCRF(3)(**inputs(guides={"a": None})), r"guides\['a'\] is a NoneType; allowed: torch.Tensor"),
+    "prepared": (lambda: DenseCRF(3)(inputs()["logits"], prepared=inputs()["image"]), "prepared is a Tensor; allowed: what"),
+    "reusing": (lambda: DenseCRF(3).prepare(image=inputs()["image"], reusing={}), "reusing is a dict; allowed: what `prepare`"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_what_is_of_another_kind_is_named_in_one_line(name):
+    call, message = OF_ANOTHER_KIND[name]
+    with pytest.raises(InputError, match=f"^{message}"):
+        call()
+
+
+def test_a_device_that_no_filter_runs_on_is_refused():
+    crf = DenseCRF(3).to("meta")
+    given = {name: part.to("meta") for name, part in inputs().items()}
+    for call in (lambda: crf(**given), lambda: crf.prepare(image=given["image"])):
+        with pytest.raises(InputError, match="the CRF is on meta; allowed: cpu, cuda"):
+            call()
 
 
 def test_an_unknown_filter_lists_the_known_ones():
@@ -96,9 +147,10 @@ def test_an_unknown_filter_lists_the_known_ones():
         DenseCRF(3, filter="lattice")
 
 
-def test_no_classes_and_negative_iterations_are_refused():
-    with pytest.raises(InputError, match="num_classes is 0"):
-        DenseCRF(0)
+def test_fewer_than_two_classes_and_negative_iterations_are_refused():
+    for num_classes in (0, 1):
+        with pytest.raises(InputError, match=f"num_classes is {num_classes}; allowed: at least 2 .one sigmoid logit z makes"):
+            DenseCRF(num_classes)
     given = inputs()
     with pytest.raises(InputError, match="num_iterations is -1"):
         DenseCRF(3, CrfSettings())(given.pop("logits"), **given, num_iterations=-1)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF, Kernel
 from jointseg.crf.filters import FILTERS, Features
+from jointseg.crf.kernels import paper_kernels
 from jointseg.errors import InputError
 
 H, W = 5, 6
@@ -61,6 +62,8 @@ def test_a_guide_that_no_kernel_gets_is_named():
     crf = DenseCRF(3, kernels=OWN).double()
     with pytest.raises(InputError, match="kernel 'shape' compares normals; given: depth"):
         crf(s["logits"], depth=s["depth"])
+    with pytest.raises(InputError, match="kernel 'shape' compares depth; given: normals"):
+        crf(s["logits"], guides={"normals": s["normals"]})
     with pytest.raises(InputError, match="kernel 'appearance' compares image; given: none"):
         DenseCRF(3).double()(s["logits"])
 
@@ -96,6 +99,17 @@ def test_bad_kernels_are_refused():
             DenseCRF(3, kernels=(Kernel(name="k", weight=1, position=position),))
     with pytest.raises(InputError, match="kernel 'k' has weight nan; allowed: finite"):
         DenseCRF(3, kernels=(Kernel(name="k", weight=float("nan"), position=1.0),))
+    for change, said in (
+        ({"position": (3.0, 5.0)}, "bandwidth of position is a tuple; allowed: one number .where channels differ, divide"),
+        (
+            {"guides": {"image": (13, 13, 13)}},
+            "bandwidth of image is a tuple; allowed: one number .where channels differ, divide",
+        ),
+        ({"guides": "image"}, "guides is a str; allowed: a mapping of names to bandwidths"),
+        ({"weight": torch.eye(3)}, "weight is a Tensor; allowed: one number .a matrix goes into crf.weights"),
+    ):
+        with pytest.raises(InputError, match=f"kernel 'k': {said}"):
+            DenseCRF(3, kernels=(Kernel(**{"name": "k", "weight": 1, "position": 1.0, **change}),))
     for name in ("", "a.b", "values"):
         with pytest.raises(InputError, match=f"a kernel is called '{name}'; allowed: a name without dots"):
             DenseCRF(3, kernels=(Kernel(name=name, weight=1, position=1.0),))
@@ -167,6 +181,18 @@ def test_learned_bandwidths_begin_at_the_settings_and_are_what_inference_uses():
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_what_a_crf_of_the_same_settings_prepared_serves_one_that_learns_bandwidths():
+    s = scene()
+    plain, learning = (DenseCRF(3, filter="exact", learn_bandwidths=learn).double() for learn in (False, True))
+    prepared = plain.prepare(image=s["image"], depth=s["depth"])
+    learning(s["logits"], prepared=prepared).square().mean().backward()
+    assert all(log_G.grad.isfinite().all() for log_G in learning.log_bandwidths.values())
+    with torch.no_grad():
+        learning.log_bandwidths["smoothness"] += 2e-6
+    with pytest.raises(InputError, match=r"bandwidths position 3 for kernel 'smoothness'; allowed: .*, position 3\.0000"):
+        learning(s["logits"], prepared=prepared)
+
+
 def test_a_step_against_the_gradient_by_the_bandwidths_lowers_the_loss():
     s = scene()
     truth = torch.randint(0, 3, (2, H, W), generator=torch.Generator().manual_seed(2))
@@ -195,6 +221,16 @@ def test_filters_without_that_derivative_say_so():
         out = crf(s["logits"], image=s["image"], depth=s["depth"])
         fixed = DenseCRF(3, filter="permutohedral").double()
         torch.testing.assert_close(out, fixed(s["logits"], image=s["image"], depth=s["depth"]), rtol=1e-6, atol=1e-6)
+
+
+def test_without_the_depth_kernel_every_parameter_has_a_gradient_without_depth():
+    s, settings = scene(), CrfSettings(num_iterations=2)
+    two = [kernel for kernel in paper_kernels(settings) if kernel.name != "depth"]
+    crf = DenseCRF(3, settings, kernels=two).double()
+    crf(s["logits"], image=s["image"]).square().mean().backward()
+    assert [name for name, parameter in crf.named_parameters() if parameter.grad is None] == []
+    same = DenseCRF(3, settings).double()
+    assert torch.equal(crf(s["logits"], image=s["image"]), same(s["logits"], image=s["image"]))
 
 
 def test_a_guide_that_no_kernel_compares_is_refused():

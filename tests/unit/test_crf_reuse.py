@@ -63,6 +63,24 @@ def test_a_crf_of_other_weights_builds_nothing_and_of_another_bandwidth_that_ker
         assert built == new, settings
 
 
+def test_guides_and_a_mask_are_kept_beside_the_image():
+    build, built = counting()
+    kernels = (Kernel(name="near", weight=1.0, position=2.0), Kernel(name="own", weight=1.0, position=2.0, guides={"g": 0.5}))
+    crf, cache = DenseCRF(4, kernels=kernels, filter=build), PreparedCache(2**30)
+    guides, mask = {"g": images((6, 7), 1)[0]["depth"][:, None]}, torch.ones(1, 6, 7, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    for given, new in (
+        ({"guides": guides}, [2, 3]),
+        ({"guides": guides}, []),
+        ({"guides": {"g": guides["g"] + 1}}, [3]),
+        ({"guides": guides, "mask": mask}, [2, 3]),
+        ({"guides": guides, "mask": mask}, []),
+    ):
+        built.clear()
+        cache.prepare(0, crf, **given)
+        assert built == new
+
+
 def test_other_values_of_what_a_kernel_compares_are_not_taken_for_those_before():
     build, built = counting()
     cache, given = PreparedCache(2**30), images((6, 7), 1)[0]

@@ -1,6 +1,8 @@
 """Memory that calls of the CRF lend each other."""
 
+import os
 import threading
+from importlib import reload
 
 import numpy as np
 import pytest
@@ -60,6 +62,12 @@ def test_what_is_kept_can_be_released():
         pass
     scratch.release()
     assert kept() == 0
+
+
+def test_it_is_imported_where_processes_cannot_fork(monkeypatch):
+    """Windows has no `os.register_at_fork`."""
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    reload(scratch)
 
 
 def test_memory_comes_back_from_a_call_that_failed():

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, general_filter, structured
+from jointseg.crf.cpu import scratch
+from jointseg.crf.filters import FILTERS, ExactFilter, Features, choose_filters, missing_for_block_sparse, structured
 from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.matrices import GridMatrices, SeparableMatrices
 from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid
 from jointseg.crf.kernels import Kernel, kernel_features, paper_kernels
 from jointseg.errors import InputError
-from tests.crf_scenes import scene
+from tests.crf_scenes import memory_of_nan, scene
 
 KERNEL_OF = {"permutohedral": 0, "bilateral_grid": 1, "separable": 2}
 NAMES = pytest.mark.parametrize("name", KERNEL_OF)
@@ -122,6 +123,21 @@ def test_a_pixel_left_out_sends_and_receives_nothing(name):
 
 
 @NAMES
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_without_a_valid_pixel_hears_nothing(name, threads, monkeypatch):
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(scratch, "_take", memory_of_nan)
+    parts = scene(2)
+    valid = torch.ones(2, 19 * 26, dtype=torch.bool)
+    valid[1] = False
+    gaussian, values = FILTERS[name](features_for(name, parts, valid=valid)), values_for(parts)
+    for filtered in (gaussian.apply(values), gaussian.apply_transposed(values)):
+        assert filtered[0].isfinite().all()
+        assert (filtered[1] == 0).all()
+    assert (gaussian.row_sums[1] == 1).all()
+
+
+@NAMES
 def test_row_sums_are_the_filter_of_ones(name):
     parts = scene(2)
     gaussian = FILTERS[name](features_for(name, parts))
@@ -135,19 +151,40 @@ def test_auto_takes_exact_for_small_images_and_what_suits_each_kernel_for_large_
     expected = {"appearance": "permutohedral", "depth": "bilateral_grid", "smoothness": "separable"}
     assert prepared.filter_names == expected
     assert "permutohedral" in repr(prepared)
-    small = DenseCRF(3).prepare(image=image[:, :, :60, :60], depth=depth[:, :60, :60])
-    assert set(small.filter_names.values()) == {"exact"}
+    for side, taken in ((33, set(expected.values())), (32, {"exact"})):
+        small = DenseCRF(3).prepare(image=image[:, :, :side, :side], depth=depth[:, :side, :side])
+        assert set(small.filter_names.values()) == taken
 
 
-def test_auto_says_so_where_no_fast_filter_runs(monkeypatch):
-    with warnings.catch_warnings(action="error"):
-        assert general_filter(torch.device("cpu"), torch.float64, num_pixels=4900) == "permutohedral"
-    slow = "takes 'exact' for 4900 pixels, which is slow: 'block_sparse' needs"
-    with pytest.warns(UserWarning, match=f"{slow} CUDA, not mps"):
-        assert general_filter(torch.device("mps"), torch.float32, num_pixels=4900) == "exact"
+def test_what_block_sparse_would_need_is_named(monkeypatch):
+    assert missing_for_block_sparse(torch.float64) == "float32, not float64"
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.warns(UserWarning, match=f"{slow} the triton package"):
-        assert general_filter(torch.device("cuda"), torch.float32, num_pixels=4900) == "exact"
+    assert missing_for_block_sparse(torch.float32) == "the triton package"
+
+
+def test_auto_takes_exact_and_says_so_for_each_image_that_leads_out_of_the_lattices_range():
+    _, image, _ = scene(3, H=33, W=33, dtype=torch.float32)
+    kernel = Kernel(name="k", weight=1.0, position=20.0, guides={"g": 1.0})
+    crf, automatic = (DenseCRF(3, kernels=(kernel,), filter=filter) for filter in ("permutohedral", "auto"))
+    within = image / 255
+    guides = {"g": within * torch.tensor([1.0, 1e6, 1.0])[:, None, None, None]}
+    slow = "takes 'exact' for 1089 pixels, which is slow: 'permutohedral' needs wider bandwidths or fewer than 5 features"
+    with pytest.warns(UserWarning, match=slow):
+        prepared = automatic.prepare(guides=guides)
+    assert prepared.filter_names == {"k": "exact and permutohedral"}
+    assert automatic(image, prepared=prepared).isfinite().all()
+    with pytest.raises(InputError, match="filter 'permutohedral': features reach"):
+        crf.prepare(guides=guides)
+    with warnings.catch_warnings(action="error"):
+        assert automatic.prepare(guides={"g": within}).filter_names == {"k": "permutohedral"}
+    with pytest.warns(UserWarning, match="'permutohedral' needs wider bandwidths or fewer than 17 features"):
+        assert automatic.prepare(guides={"g": within.repeat(1, 5, 1, 1)}).filter_names == {"k": "exact"}
+
+
+def test_auto_does_not_sum_over_all_pairs_of_what_is_infinite():
+    depth = torch.full((1, 33, 33), torch.inf)
+    with pytest.raises(InputError, match="filter 'permutohedral': features reach inf lattice steps"):
+        DenseCRF(3, check_inputs=False).prepare(image=torch.zeros(1, 3, 33, 33), depth=depth)
 
 
 def test_auto_takes_the_lattice_where_the_grid_would_be_too_large():

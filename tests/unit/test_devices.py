@@ -121,7 +121,8 @@ def where(module: nn.Module, *, simulated: bool):
         yield torch.device("cpu")
         return
     simulated_gpu.moved(module)
-    with simulated_gpu.SimulatedGpu():
+    with simulated_gpu.SimulatedGpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jointseg.crf.dense_crf.DEVICES", (simulated_gpu.NAME,))
         yield device
 
 

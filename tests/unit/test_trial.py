@@ -15,7 +15,7 @@ import torch
 
 from jointseg.boundary import BoundarySums
 from jointseg.checkpoint import digest
-from jointseg.crf import filters
+from jointseg.crf import DenseCRF
 from jointseg.errors import DeviceMemoryError, DiskError, InputError
 from jointseg.evaluation import compute_unaries, predict, refined_labels, score_labels
 from jointseg.metrics import SegmentationSums
@@ -214,7 +214,7 @@ def test_settings_that_the_crf_refuses_fail_the_trial_and_not_the_study(job):
 
 
 def test_bandwidths_that_a_filter_cannot_have_fail_the_trial(job, monkeypatch):
-    monkeypatch.setattr(filters, "EXACT_UP_TO", 0)
+    monkeypatch.setattr("pipeline.trial.build_crf", lambda config: DenseCRF(40, config.crf, filter="permutohedral"))
     line = TrialRunner(job).run(0, {"crf.theta_beta": 1e-3})
     assert line["state"] == "failed"
     assert line["error"].startswith("filter 'permutohedral': features reach ")

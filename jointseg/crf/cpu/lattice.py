@@ -235,4 +235,5 @@ def build_lattice(features_PF: NDArray[Any], valid_P: NDArray[np.bool_], *, size
             lines[axis] = chains(table, keys, key_step(F, axis))
 
     run_team(work, num_threads)
-    return Lattice(offsets_PV, weights_PV, len(merged[1]), tuple(map(Lines, lines)))
+    num_rows = max(len(merged[1]), 1)  # pixels that are not valid read and write vertex 0, also where there is no other
+    return Lattice(offsets_PV, weights_PV, num_rows, tuple(map(Lines, lines)))

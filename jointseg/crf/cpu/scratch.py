@@ -28,7 +28,8 @@ def _in_a_forked_child() -> None:
     _lock, _free = threading.Lock(), []
 
 
-os.register_at_fork(after_in_child=_in_a_forked_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_in_a_forked_child)
 
 
 @contextmanager

@@ -249,7 +249,7 @@ def any_nonzero(_typing: Any, a: Any) -> Any:
 
 @intrinsic
 def exp(_typing: Any, x: Any) -> Any:
-    """e^x for x <= 0, place by place, within a few roundings; 0 below e^-64 (float32) or e^-600.
+    """e^x for x <= 0, place by place, within a few roundings; 0 below e^-64 (float32) or e^-600, NaN where x is.
 
     Products of what is smaller would be subnormal numbers, with which processors are many times slower.
     """
@@ -270,7 +270,8 @@ def exp(_typing: Any, x: Any) -> Any:
         shift = ir.Constant(integers, [ir.Constant(bits, mantissa)] * kind.count)
         exponent = builder.shl(builder.fptosi(whole, integers), shift)
         result = builder.bitcast(builder.add(builder.bitcast(power, integers), exponent), kind)
-        return builder.select(builder.fcmp_ordered(">", value, constant(kind, lowest)), result, constant(kind, 0.0))
+        result = builder.select(builder.fcmp_ordered(">", value, constant(kind, lowest)), result, constant(kind, 0.0))
+        return builder.select(builder.fcmp_unordered("uno", value, value), value, result)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _joined(builder, [one(builder, part) for part in _parts(builder, arguments[0])])

@@ -26,7 +26,14 @@ from jointseg.crf.filters.block_sparse import BlockSparseFilter
 from jointseg.crf.filters.by_image import ByImage
 from jointseg.crf.filters.exact import ExactFilter, blend
 from jointseg.crf.filters.features import Features
-from jointseg.crf.filters.structured import StructuredFilter, bilateral_grid, grid_fits, permutohedral, separable_filter
+from jointseg.crf.filters.structured import (
+    StructuredFilter,
+    bilateral_grid,
+    grid_fits,
+    lattice_fits,
+    permutohedral,
+    separable_filter,
+)
 from jointseg.crf.filters.summed import SummedFilter
 from jointseg.errors import InputError
 from jointseg.needs import missing_for_triton
@@ -66,39 +73,48 @@ FILTERS: Mapping[str, BuildFilter] = {
     "block_sparse": BlockSparseFilter,
 }
 
-EXACT_UP_TO = 4096
+EXACT_UP_TO: Mapping[str, int] = {"cpu": 1024, "cuda": 4096}
 """Pixels of an image up to which `auto` takes the exact filter: its matrices are quick to make, and are kept."""
+DEVICES = tuple(EXACT_UP_TO)
+"""What the filters run on: they need float64, which MPS lacks."""
 
 
 def choose_filters(features: Features) -> list[str]:
     """What `auto` takes for each image: `exact` for small ones; else by the kernel.
 
     `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small; for the rest on CPUs
-    `permutohedral`, on CUDA `block_sparse` (float32, with Triton), elsewhere `exact`, with a warning: its time grows with P².
+    `permutohedral` where it has room, on CUDA `block_sparse` (float32, with Triton); else `exact`, with a warning: its time
+    grows with P².
     """
-    values_BPF = features.values_BPF
-    B, P, F = values_BPF.shape
-    if P <= EXACT_UP_TO:
+    device, (B, P, F) = features.values_BPF.device.type, features.values_BPF.shape
+    if EXACT_UP_TO[device] >= P:
         return ["exact"] * B
     if F == 2:
         return ["separable"] * B
-    fits_B = grid_fits(features)
-    general = "" if all(fits_B) else general_filter(values_BPF.device, values_BPF.dtype, num_pixels=P)
-    return ["bilateral_grid" if fits else general for fits in fits_B]
+    grid_fits_B = grid_fits(features)
+    if all(grid_fits_B):
+        return ["bilateral_grid"] * B
+    needed: str | None
+    if device == "cpu":
+        general, needed = "permutohedral", f"wider bandwidths or fewer than {F} features"
+        general_fits_B = lattice_fits(features)
+    else:
+        general, needed = "block_sparse", missing_for_block_sparse(features.values_BPF.dtype)
+        general_fits_B = [needed is None] * B
+    fits_B = zip(grid_fits_B, general_fits_B, strict=True)
+    names = ["bilateral_grid" if grid else general if other else "exact" for grid, other in fits_B]
+    if "exact" in names:
+        slow = f"filter='auto' takes 'exact' for {P} pixels, which is slow: {general!r} needs {needed}"
+        warnings.warn(slow, stacklevel=2)
+    return names
 
 
-def general_filter(device: torch.device, dtype: torch.dtype, *, num_pixels: int) -> str:
-    """What `auto` takes for features of any number on a device; warns where that is the slow exact one."""
-    if device.type == "cpu":
-        return "permutohedral"
-    needed = missing_for_triton() if device.type == "cuda" else f"CUDA, not {device.type}"
-    if needed is None and dtype != torch.float32:
-        needed = f"float32, not {str(dtype).removeprefix('torch.')}"
-    if needed is None:
-        return "block_sparse"
-    slow = f"filter='auto' takes 'exact' for {num_pixels} pixels, which is slow: 'block_sparse' needs {needed}"
-    warnings.warn(slow, stacklevel=3)
-    return "exact"
+def missing_for_block_sparse(dtype: torch.dtype) -> str | None:
+    """What there is not of what `block_sparse` needs on CUDA."""
+    missing = missing_for_triton()
+    if missing is None and dtype != torch.float32:
+        missing = f"float32, not {str(dtype).removeprefix('torch.')}"
+    return missing
 
 
 def check_filter(choice: FilterName | BuildFilter) -> None:
@@ -128,6 +144,6 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
 
 
 __all__ = [
-    "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
+    "DEVICES", "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
     "StructuredFilter", "SummedFilter", "blend", "build_filter", "check_filter", "choose_filters",
 ]  # fmt: skip

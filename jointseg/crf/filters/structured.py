@@ -122,8 +122,7 @@ def permutohedral(features: Features) -> StructuredFilter:
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
-    reach = _largest(features) @ scale_factors(F, np.float64) * (F + 1)
-    allowed = 2.0 ** (key_bits(F) - 1)
+    reach, allowed = np.max(_lattice_reach(features)), _lattice_range(F)
     if reach >= allowed:
         raise OutOfRangeError(
             f"filter 'permutohedral': features reach {reach:.3g} lattice steps; allowed: up to {allowed:.3g}; "
@@ -133,10 +132,26 @@ def permutohedral(features: Features) -> StructuredFilter:
     return StructuredFilter("permutohedral", features, build)
 
 
-def _largest(features: Features) -> NDArray[np.float64]:
-    """The largest |value| of each feature."""
+def lattice_fits(features: Features) -> list[bool]:
+    """Of each image, whether `permutohedral` takes its features; also infinite ones, which no filter does: it refuses them."""
+    F = features.values_BPF.shape[2]
+    if F > _MAX_LATTICE_FEATURES:
+        return [False] * len(features.values_BPF)
+    return [not _lattice_range(F) <= reach < math.inf for reach in _lattice_reach(features)]
+
+
+def _lattice_reach(features: Features) -> list[float]:
+    """Of each image, how many steps of the lattice its features reach from the origin."""
     low_BF, high_BF = features.ranges
-    return np.asarray(torch.stack([-low_BF, high_BF]).amax((0, 1)).cpu().double().numpy())
+    largest_BF = torch.maximum(-low_BF, high_BF).cpu().double().numpy()
+    F = largest_BF.shape[1]
+    reach_B: list[float] = (largest_BF @ scale_factors(F, np.float64) * (F + 1)).tolist()
+    return reach_B
+
+
+def _lattice_range(num_features: int) -> float:
+    """How many steps from the origin a vertex can be numbered."""
+    return float(2 ** (key_bits(num_features) - 1))
 
 
 def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> StructuredFilter | GridMatrices:
