@@ -11,7 +11,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jointseg.config import Config
 from jointseg.data import features
@@ -25,7 +27,7 @@ from pipeline.screen import Screen
 from pipeline.shares import shared_out
 from pipeline.workspace import Workspace
 
-VIEWS_A_SHARE = 64
+VIEWS_A_SHARE = 8  # features up to conv4_3 at 257 x 257: 40 MB
 
 
 def ready_features(config: Config, place: Workspace, *, store: Path, screen: Screen) -> None:
@@ -54,21 +56,28 @@ def cached_features(
     shares = [range(first, min(first + VIEWS_A_SHARE, len(listed))) for first in range(0, len(listed), VIEWS_A_SHARE)]
     done = 0
     with appearing_whole(folder, replace=True) as unfinished:
-        features.create(unfinished, network, size=size, num_views=len(listed))
+        arrays = features.create(unfinished, network, size=size, num_views=len(listed))
 
-        def take(place: int, _: None) -> None:
+        def take(place: int, found: dict[str, NDArray[np.float16]]) -> None:
             nonlocal done
-            done += len(shares[place])
+            rows = shares[place]
+            for layer, values in found.items():
+                arrays[layer][rows.start : rows.stop] = values
+            done += len(rows)
             progress(done)
 
-        shared_out(partial(_computing, config, store, views, unfinished), shares, take, config=config)
+        shared_out(partial(_computing, config, store, views), shares, take, config=config)
+        for array in arrays.values():
+            array.flush()
         (unfinished / features.DESCRIPTION).write_text(json.dumps(stamp, indent=1))
     return features.FeatureStore.open(folder)
 
 
-def _computing(config: Config, store: Path, views: Path, folder: Path, device: torch.device) -> Callable[[range], None]:
+def _computing(
+    config: Config, store: Path, views: Path, device: torch.device
+) -> Callable[[range], dict[str, NDArray[np.float16]]]:
     network, opened, listed = _frozen_network(config, device), Store.open(store), read_manifest(views)
-    return lambda rows: features.compute(network, opened, listed, config, rows=rows, folder=folder, device=device)
+    return lambda rows: features.compute(network, opened, listed[rows.start : rows.stop], config, device=device)
 
 
 def _frozen_network(config: Config, device: torch.device) -> JointNetwork:

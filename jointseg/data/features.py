@@ -36,7 +36,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open what `create` made and `compute` filled; nothing is read yet.
+        """Open what `create` made, once it is filled; nothing is read yet.
 
         Raises:
             InputError: there is none, or it is damaged.
@@ -93,35 +93,32 @@ def bytes_per_view(network: JointNetwork, size: int) -> int:
     return sum(int(np.prod(shape)) for shape in _shapes(network, size).values()) * np.dtype(KIND).itemsize
 
 
-def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) -> None:
-    """Make the empty arrays, (views, channels, h, w) each, for `compute` to fill.
+def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) -> dict[str, np.memmap[Any, Any]]:
+    """Make the empty arrays, by layer, (views, channels, h, w) each, for what `compute` returns.
+
+    One process alone is to write them: over NFS a page of a map goes back whole, with what another wrote beside it undone.
 
     Raises:
         OSError: the disk has too little room.
     """
-    for layer, shape in _shapes(network, size).items():
-        new_array(folder / f"{layer}.npy", KIND, (num_views, *shape)).flush()
+    shapes = _shapes(network, size)
+    return {layer: new_array(folder / f"{layer}.npy", KIND, (num_views, *shape)) for layer, shape in shapes.items()}
 
 
 @torch.no_grad()
 def compute(
-    network: JointNetwork,
-    store: Store,
-    views: Sequence[View],
-    config: Config,
-    *,
-    rows: range,
-    folder: Path,
-    device: torch.device,
-) -> None:
-    """Fill `rows` of the arrays in `folder`, in the precision that the network is trained in.
+    network: JointNetwork, store: Store, views: Sequence[View], config: Config, *, device: torch.device
+) -> dict[str, NDArray[np.float16]]:
+    """The features of some views, in the precision that the network is trained in.
+
+    Returns:
+        by layer, (views, channels, h, w).
 
     Raises:
         InputError: a feature is too large for half precision, or not a number.
     """
-    arrays = {layer: np.load(folder / f"{layer}.npy", mmap_mode="r+") for layer in network.frozen_outputs()}
-    for row in rows:
-        view = views[row]
+    rows: dict[str, list[NDArray[np.float16]]] = {layer: [] for layer in network.frozen_outputs()}
+    for view in views:
         image = render_view(store.frame(view.frame), view, network=config.network, depth=config.data.train_depth).image
         with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
             found = network.frozen_features(image[None].to(device))
@@ -132,9 +129,8 @@ def compute(
                     f"data.cache_features: layer {layer} on frame {view.frame} reaches {float(features.abs().max()):.3g}, "
                     "which half precision cannot hold (up to 65504); allowed for these weights: false"
                 )
-            arrays[layer][row] = half.numpy()
-    for array in arrays.values():
-        array.flush()
+            rows[layer].append(half.numpy())
+    return {layer: np.stack(own) for layer, own in rows.items()}
 
 
 @torch.no_grad()

@@ -42,9 +42,9 @@ def frozen(small):
 def kept(rooms, views, frozen, tmp_path):
     """The features of every view."""
     network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
-    features.create(tmp_path, network, size=65, num_views=len(views))
-    for rows in (range(5), range(5, len(views))):
-        features.compute(network, rooms, views, frozen, rows=rows, folder=tmp_path, device=ALONE.device)
+    arrays = features.create(tmp_path, network, size=65, num_views=len(views))
+    for layer, values in features.compute(network, rooms, views, frozen, device=ALONE.device).items():
+        arrays[layer][:] = values
     (tmp_path / features.DESCRIPTION).write_text('{"layers": ["pool1", "pool2", "pool3", "conv4_3"]}')
     return FeatureStore.open(tmp_path)
 
@@ -197,6 +197,32 @@ def test_features_are_computed_again_for_other_weights_and_where_they_are_damage
     assert [computed(4), computed(4)] == [len(views), 0]
 
 
+def test_shares_come_back_to_their_rows_and_no_task_writes_where_another_does(rooms, views, frozen, tmp_path, monkeypatch):
+    """Over NFS a page that two machines write keeps what one of them wrote."""
+    write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
+    folder = tmp_path / "features"
+
+    def written():
+        return {path.name: path.read_bytes() for path in tmp_path.rglob("*.npy")}
+
+    def shared_out(load, shares, take, *, config):
+        work = load(torch.device("cpu"))
+        for place in reversed(range(len(shares))):
+            before = written()
+            found = work(shares[place])
+            assert written() == before
+            take(place, pickle.loads(pickle.dumps(found)))
+
+    monkeypatch.setattr("pipeline.features.shared_out", shared_out)
+    monkeypatch.setattr("pipeline.features.VIEWS_A_SHARE", 5)
+    kept = cached_features(frozen, store=rooms.path, views=tmp_path / "views", folder=folder, progress=lambda _: None)
+    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
+    expected = features.compute(network, rooms, views, frozen, device=ALONE.device)
+    assert len(views) % 5
+    for row in range(len(views)):
+        assert all(np.array_equal(values, expected[layer][row]) for layer, values in kept.row(row).items())
+
+
 @pytest.mark.usefixtures("last_share_first")
 def test_a_disk_that_fills_up_before_features_are_kept_is_named_and_leaves_nothing(rooms, views, frozen, tmp_path, monkeypatch):
     def full(descriptor, offset, length):
@@ -210,13 +236,12 @@ def test_a_disk_that_fills_up_before_features_are_kept_is_named_and_leaves_nothi
     assert [path.name for path in tmp_path.iterdir()] == ["views"]
 
 
-def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen, tmp_path):
+def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen):
     network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
     with torch.no_grad():
         network.get_submodule("conv4_3").weight.mul_(1e9)
-    features.create(tmp_path, network, size=65, num_views=len(views))
     with pytest.raises(InputError, match=r"data\.cache_features: layer conv4_3 on frame \d+ reaches .* half precision"):
-        features.compute(network, rooms, views, frozen, rows=range(1), folder=tmp_path, device=ALONE.device)
+        features.compute(network, rooms, views[:1], frozen, device=ALONE.device)
 
 
 @pytest.mark.parametrize(
