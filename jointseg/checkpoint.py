@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
@@ -258,3 +258,13 @@ def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:
         return load_file(path), expected
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
+
+
+def load_network(network: nn.Module, folder: Path) -> None:
+    """Give a network the weights that it has in a finished stage's `final/`; those of the CRF stay there.
+
+    Raises:
+        InputError: as `load_final`.
+    """
+    weights, _ = load_final(folder)
+    network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jointseg.averaging import RunningMean
 from jointseg.batches import Batch, Place, ViewDataset, batches
-from jointseg.checkpoint import Checkpoint, load_checkpoint, load_final, save_checkpoint
+from jointseg.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
 from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.store import Store
@@ -96,9 +96,8 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
     model = build_model(config)
     loaded: LoadReport | None = None
     if start is not None:
-        weights, _ = load_final(start)
         # The CRF starts from this config's settings, which the search may have changed, not from the earlier stage's.
-        model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
+        load_network(model.network, start)
     else:
         loaded = load_starting_weights(model.network, config.network)
     torch.manual_seed(config.seed * 1_000_003 + place.rank)
@@ -177,8 +176,11 @@ def train(
 
     Raises:
         TrainingDivergedError: a loss is not finite; the message says which half and which step.
+        InputError: the features are of other weights than the frozen layers of `run` have.
     """
     settings, pace = run.stage.config(run.config), run.config.training
+    if features is not None:
+        features.refuse_other_weights(run.model.network)
     graphed = pace.cuda_graphs and run.stage.kernels is Kernels.NONE
     model = GraphedModel(run.model, run.config, run.stage, device=place.device) if graphed else wrap(run.model)
     weights = class_weights(store, views, run.config)

@@ -30,9 +30,10 @@ KIND = np.float16
 class FeatureStore:
     """Features of every view, open for reading. Pickles as its path, so that each process maps the files itself."""
 
-    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]], weights: str) -> None:
         self.path = path
         self._arrays = arrays
+        self._weights = weights
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -51,7 +52,7 @@ class FeatureStore:
                 arrays[layer] = np.load(file, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(f"{file}: missing or cut short: {error}; remove {path} to compute features again") from None
-        return cls(path, arrays)
+        return cls(path, arrays, described["weights"])
 
     def __reduce__(self) -> tuple[Callable[[Path], FeatureStore], tuple[Path]]:
         return type(self).open, (self.path,)
@@ -60,6 +61,14 @@ class FeatureStore:
         """The features of the view in this row of the manifest: by layer, (channels, h, w), float16."""
         return {layer: torch.from_numpy(np.array(array[row])) for layer, array in self._arrays.items()}
 
+    def refuse_other_weights(self, network: JointNetwork) -> None:
+        """Raise InputError unless the frozen layers of `network` have the weights that the features were computed with."""
+        if frozen_digest(network) != self._weights:
+            raise InputError(
+                f"{self.path}: features of other weights than the frozen layers have that are trained on: the file that "
+                "network.weights names has changed since; put back the one that this run began with, or begin in a new folder"
+            )
+
 
 def description(folder: Path) -> dict[str, Any] | None:
     """What the features in a folder depend on, as `stamp` said; None where there are none, or their description is damaged."""
@@ -67,25 +76,30 @@ def description(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "layers" in found else None
+    return found if isinstance(found, dict) and {"layers", "weights"} <= found.keys() else None
 
 
 def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: Store) -> dict[str, Any]:
     """What the features depend on: the frozen weights, how pictures are made, the views and the frames."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if name.rpartition(".")[0] in network.frozen or name == "mean_bgr":
-            weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     listed = hashlib.sha256(json.dumps([vars(view) for view in views]).encode())
     return {
         "layers": list(network.frozen_outputs()),
-        "weights": weights.hexdigest(),
+        "weights": frozen_digest(network),
         "views": listed.hexdigest(),
         "store": store.digest,
         "input_size": config.network.input_size,
         "resize": config.network.resize,
         "precision": config.training.precision,
     }
+
+
+def frozen_digest(network: JointNetwork) -> str:
+    """SHA-256 of the frozen layers' weights and of the mean that is taken off the image, in hexadecimal."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.rpartition(".")[0] in network.frozen or name == "mean_bgr":
+            weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def bytes_per_view(network: JointNetwork, size: int) -> int:
