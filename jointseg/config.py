@@ -133,7 +133,10 @@ class LossConfig(Settings):
     """The joint loss, Eq 1: L = lambda L_sem + L_depth."""
 
     lambda_semantic: float = Field(1e-6, gt=0)
-    """lambda, the weight of the summed semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+    """lambda, the weight of the semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+    lambda_unit: Literal["sum", "mean"] = "sum"
+    """What lambda weighs: `sum`, the semantic loss summed over pixels, is the paper's; `mean` is that over the input's pixels,
+    void or not, so that one lambda weighs the same at any `network.input_size`."""
     class_balance: float = Field(0.0, ge=0, le=1)
     """p: a pixel of class c weighs f_c^-p in the semantic loss, f_c the class's share of the training pixels, scaled so that
     the mean weight of a pixel is 1. 0 is the paper's: all weigh the same."""
@@ -319,6 +322,12 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def lambda_semantic(self) -> float:
+        """The lambda of Eq 1, of the summed semantic loss, at this input size."""
+        num_pixels = self.network.input_size**2
+        return self.loss.lambda_semantic / (num_pixels if self.loss.lambda_unit == "mean" else 1)
 
     @model_validator(mode="after")
     def _features_that_can_be_kept(self) -> Self:

@@ -62,7 +62,7 @@ def test_rates_in_another_unit_take_the_same_steps(small, fit, unit):
         in_sum.stage2.weight_decay,
         from_unit="sum",
         to_unit=unit,
-        lambda_semantic=in_sum.loss.lambda_semantic,
+        lambda_semantic=in_sum.lambda_semantic,
         num_pixels=in_sum.network.input_size**2,
     )
     changes = {"stage2.loss_unit": unit, "stage2.lr": rate.lr, "stage2.weight_decay": rate.weight_decay}
@@ -72,6 +72,16 @@ def test_rates_in_another_unit_take_the_same_steps(small, fit, unit):
     fit(other)
     assert any(name.startswith("network.") for name in moved(at_start, one.model.state_dict()))
     torch.testing.assert_close(one.model.state_dict(), other.model.state_dict())
+
+
+def test_lambda_of_the_mean_is_that_of_the_sum_over_the_pixels(small, fit):
+    changes = {"network.dropout": 0, "stage2.iterations": 1, "stage2.loss_unit": "joint"}
+    first = [
+        fit(fresh(with_overrides(small, {**changes, "loss.lambda_semantic": value, "loss.lambda_unit": unit}), "stage2"))[0]
+        for value, unit in ((0.5, "mean"), (0.5 / small.network.input_size**2, "sum"))
+    ]
+    losses = [{name: value for name, value in report.metrics.items() if name.startswith("loss/")} for report in first]
+    assert losses[0] == losses[1]
 
 
 # Which parts a stage trains
