@@ -96,8 +96,8 @@ class DataConfig(Settings):
     """Largest crop, as a share of the frame's side. The paper does not say."""
     views: Literal["offline", "online"] = "offline"
     """`offline` is the paper's: crops, frame and mirror listed once, shuffled once, walked round and round. `online`: each
-    visit of a frame cuts, mirrors and colours it anew, in a new order each round; `num_crops` and `crop_scale_max` have no
-    part in it: crops go up to the whole frame."""
+    visit of a frame cuts, mirrors and colours it anew, in a new order each round, and in each stage otherwise than in those
+    before; `num_crops` and `crop_scale_max` have no part in it: crops go up to the whole frame."""
     color_jitter: float = Field(0.0, ge=0, lt=1)
     """Online views' brightness, contrast and saturation are each multiplied by 1 - this .. 1 + this."""
     cache_features: bool = False

@@ -185,7 +185,7 @@ def train(
     model = GraphedModel(run.model, run.config, run.stage, device=place.device) if graphed else wrap(run.model)
     weights = class_weights(store, views, run.config)
     weights = None if weights is None else weights.to(place.device)
-    dataset = ViewDataset(store, views, run.config, features)
+    dataset = ViewDataset(store, views, run.config, features, stages_before=run.stage.num_before)
     fed = batches(dataset, settings, place, first_step=run.step, loader_workers=pace.loader_workers)
     losses: list[Tensor] = []
     window = time.perf_counter()

@@ -130,6 +130,15 @@ def test_a_stage_starts_from_the_earlier_ones_network_and_its_own_configs_crf(sm
     assert run.step == 0
 
 
+def test_each_stage_sees_views_of_its_own_where_they_are_drawn_at_each_visit(small, fit):
+    seen = []
+    for stage in ("stage1", "stage2", "stage3"):
+        run = fresh(with_overrides(small, {"data.views": "online"}), stage)
+        run.model.network.register_forward_pre_hook(lambda _, given: seen.append(given[0][:1]))
+        fit(run)
+    assert len({image.numpy().tobytes() for image in seen}) >= 4 + 4 + 2
+
+
 def test_stage_3_learns_through_crf_train_iterations_whatever_inference_takes(small, fit):
     def first_loss(*, training, inference):
         changes = {"crf_train_iterations": training, "crf.num_iterations": inference, "stage3.iterations": 1}
