@@ -140,7 +140,7 @@ def _seal(description: dict[str, Any]) -> str:
 
 
 def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
-    """Read a checkpoint back, for going on with the same stage under the same config, operational settings aside.
+    """Read a checkpoint back, for going on with the same stage under the same config, operational settings and `search` aside.
 
     Raises:
         DamagedCheckpointError, InputError: as `check_checkpoint`.
@@ -175,7 +175,8 @@ def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, A
         there = Config(**description["config"])
     except InputError as error:
         raise InputError(f"{folder / DESCRIPTION}: {error}") from None
-    refuse_other_config(there, config, place=folder)
+    # No setting of the search reaches a training, and a study that trains goes on with more trials.
+    refuse_other_config(there.model_copy(update={"search": config.search}), config, place=folder)
     return description
 
 
