@@ -166,7 +166,8 @@ class StageConfig(Settings):
     schedule: Literal["constant", "cosine"] = "constant"
     """`constant` is the paper's; `cosine` falls from the rate to 0."""
     warmup: int = Field(0, ge=0)
-    """Steps over which the rate first rises from 0, linearly."""
+    """Steps over which the rate first rises from 0, linearly; half of `iterations` where it is more than that, so that a stage
+    that is cut short, such as a trial of `search.finetune_iterations`, gets to its rate."""
     momentum: float = Field(0.99, ge=0, lt=1)
     """Momentum of `sgd`; the first beta of `adamw`."""
     weight_decay: float = Field(5e-4, ge=0)
