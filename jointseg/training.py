@@ -227,7 +227,7 @@ def class_weights(store: Store, views: Sequence[View], config: Config) -> Tensor
         return None
     counts = np.zeros(NUM_CLASSES, np.int64)
     for number in dict.fromkeys(view.frame for view in views):
-        counts += np.bincount(store.frame(number).labels.ravel(), minlength=256)[:NUM_CLASSES]
+        counts += np.bincount(store.labels(number).ravel(), minlength=256)[:NUM_CLASSES]
     if not counts.sum():
         raise InputError("loss.class_balance: no frame that is trained on has a labelled pixel; allowed there: 0")
     return balancing_weights(torch.from_numpy(counts), power=config.loss.class_balance)

@@ -6,6 +6,7 @@ process (tests/integration).
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import sysconfig
@@ -203,6 +204,9 @@ def test_class_weights_are_of_the_frames_trained_on(rooms, views, small):
     counts = np.bincount(rooms.frame(rooms.train[0]).labels.ravel(), minlength=256)[:40]
     expected = balancing_weights(torch.from_numpy(counts), power=0.5)
     assert torch.equal(class_weights(rooms, of_one, config), expected)
+    rooms_without_pictures = copy.copy(rooms)
+    rooms_without_pictures._arrays = {"labels": rooms._arrays["labels"]}
+    assert torch.equal(class_weights(rooms_without_pictures, of_one, config), expected)
     assert not torch.equal(class_weights(rooms, views, config), expected)
 
 
