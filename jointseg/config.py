@@ -325,8 +325,8 @@ class Config(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
-    def lambda_semantic(self) -> float:
-        """The lambda of Eq 1, of the summed semantic loss, at this input size."""
+    def lambda_of_sum(self) -> float:
+        """The lambda of Eq 1, which weighs the summed semantic loss, whatever the unit that it is given in."""
         num_pixels = self.network.input_size**2
         return self.loss.lambda_semantic / (num_pixels if self.loss.lambda_unit == "mean" else 1)
 

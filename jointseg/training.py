@@ -256,7 +256,7 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run, weights: Tensor | None) -
         batch.labels,
         depth=output.depth,
         target_depth=batch.depth,
-        lambda_semantic=config.lambda_semantic,
+        lambda_semantic=config.lambda_of_sum,
         invariance=config.loss.depth_invariance,
         class_weights=weights,
         unit=stage.config(config).loss_unit,

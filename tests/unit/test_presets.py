@@ -93,15 +93,15 @@ def test_the_papers_rates_in_the_other_units(stage, joint, mean):
 @pytest.mark.parametrize("size", [65, 257, 513])
 def test_the_depth_loss_weighs_the_same_at_any_input_size(name, at_its_own_size, of_the_mean, size):
     """Beside the mean semantic loss, that is, but for the paper's, whose lambda is of the sum."""
-    assert PRESETS[name]().lambda_semantic == at_its_own_size
-    elsewhere = with_overrides(PRESETS[name](), {"network.input_size": size}).lambda_semantic
+    assert PRESETS[name]().lambda_of_sum == at_its_own_size
+    elsewhere = with_overrides(PRESETS[name](), {"network.input_size": size}).lambda_of_sum
     assert elsewhere == (1e-6 if of_the_mean is None else of_the_mean / size**2)
 
 
 def test_a_config_written_before_lambda_had_a_unit_means_what_it_did():
     tree = small().model_dump(mode="json")
     tree["loss"] = {"lambda_semantic": 1 / 257**2, "class_balance": 0.3, "depth_invariance": 0.5}
-    assert Config(**tree).lambda_semantic == small().lambda_semantic
+    assert Config(**tree).lambda_of_sum == small().lambda_of_sum
 
 
 def test_the_paper_trains_on_4770_views_of_795_frames():

@@ -62,7 +62,7 @@ def test_rates_in_another_unit_take_the_same_steps(small, fit, unit):
         in_sum.stage2.weight_decay,
         from_unit="sum",
         to_unit=unit,
-        lambda_semantic=in_sum.lambda_semantic,
+        lambda_semantic=in_sum.lambda_of_sum,
         num_pixels=in_sum.network.input_size**2,
     )
     changes = {"stage2.loss_unit": unit, "stage2.lr": rate.lr, "stage2.weight_decay": rate.weight_decay}
