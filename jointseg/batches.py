@@ -63,20 +63,29 @@ class ViewDataset(Dataset[tuple[Sample, Mapping[str, Tensor] | None]]):
     """The pictures that are trained on, by the number of the visit: how many came before, over all workers.
 
     Offline views recur in the order they are listed in; online ones are drawn from the frames that the list names, in whatever
-    order and however often it names them.
+    order and however often it names them, others in each stage (`stages_before`).
     """
 
-    def __init__(self, store: Store, views: Sequence[View], config: Config, features: FeatureStore | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        views: Sequence[View],
+        config: Config,
+        features: FeatureStore | None = None,
+        *,
+        stages_before: int = 0,
+    ) -> None:
         self.store = store
         self.views = views
         self.numbers = tuple(sorted({view.frame for view in views}))
         self.config = config
         self.features = features
+        self.stages_before = stages_before
 
     def __getitem__(self, visit: int) -> tuple[Sample, Mapping[str, Tensor] | None]:
         data, network = self.config.data, self.config.network
         if data.views == "online":
-            view, colour = view_of_visit(self.numbers, visit, data)
+            view, colour = view_of_visit(self.numbers, visit, data, stages_before=self.stages_before)
             recolour = partial(coloured, colour=colour) if data.color_jitter else None
             frame = self.store.frame(view.frame)
             return render_view(frame, view, network=network, depth=data.train_depth, recolour=recolour), None

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
@@ -140,7 +140,7 @@ def _seal(description: dict[str, Any]) -> str:
 
 
 def load_checkpoint(folder: Path, *, config: Config, stage: str) -> Checkpoint:
-    """Read a checkpoint back, for going on with the same stage under the same config, operational settings aside.
+    """Read a checkpoint back, for going on with the same stage under the same config, operational settings and `search` aside.
 
     Raises:
         DamagedCheckpointError, InputError: as `check_checkpoint`.
@@ -175,7 +175,8 @@ def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, A
         there = Config(**description["config"])
     except InputError as error:
         raise InputError(f"{folder / DESCRIPTION}: {error}") from None
-    refuse_other_config(there, config, place=folder)
+    # No setting of the search reaches a training, and a study that trains goes on with more trials.
+    refuse_other_config(there.model_copy(update={"search": config.search}), config, place=folder)
     return description
 
 
@@ -258,3 +259,13 @@ def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:
         return load_file(path), expected
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
+
+
+def load_network(network: nn.Module, folder: Path) -> None:
+    """Give a network the weights that it has in a finished stage's `final/`; those of the CRF stay there.
+
+    Raises:
+        InputError: as `load_final`.
+    """
+    weights, _ = load_final(folder)
+    network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})

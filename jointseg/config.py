@@ -96,8 +96,8 @@ class DataConfig(Settings):
     """Largest crop, as a share of the frame's side. The paper does not say."""
     views: Literal["offline", "online"] = "offline"
     """`offline` is the paper's: crops, frame and mirror listed once, shuffled once, walked round and round. `online`: each
-    visit of a frame cuts, mirrors and colours it anew, in a new order each round; `num_crops` and `crop_scale_max` have no
-    part in it: crops go up to the whole frame."""
+    visit of a frame cuts, mirrors and colours it anew, in a new order each round, and in each stage otherwise than in those
+    before; `num_crops` and `crop_scale_max` have no part in it: crops go up to the whole frame."""
     color_jitter: float = Field(0.0, ge=0, lt=1)
     """Online views' brightness, contrast and saturation are each multiplied by 1 - this .. 1 + this."""
     cache_features: bool = False
@@ -133,7 +133,10 @@ class LossConfig(Settings):
     """The joint loss, Eq 1: L = lambda L_sem + L_depth."""
 
     lambda_semantic: float = Field(1e-6, gt=0)
-    """lambda, the weight of the summed semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+    """lambda, the weight of the semantic loss beside the depth loss (paper, 4.1: 1e-6)."""
+    lambda_unit: Literal["sum", "mean"] = "sum"
+    """What lambda weighs: `sum`, the semantic loss summed over pixels, is the paper's; `mean` is that over the input's pixels,
+    void or not, so that one lambda weighs the same at any `network.input_size`."""
     class_balance: float = Field(0.0, ge=0, le=1)
     """p: a pixel of class c weighs f_c^-p in the semantic loss, f_c the class's share of the training pixels, scaled so that
     the mean weight of a pixel is 1. 0 is the paper's: all weigh the same."""
@@ -163,11 +166,12 @@ class StageConfig(Settings):
     schedule: Literal["constant", "cosine"] = "constant"
     """`constant` is the paper's; `cosine` falls from the rate to 0."""
     warmup: int = Field(0, ge=0)
-    """Steps over which the rate first rises from 0, linearly."""
+    """Steps over which the rate first rises from 0, linearly; half of `iterations` where it is more than that, so that a stage
+    that is cut short, such as a trial of `search.finetune_iterations`, gets to its rate."""
     momentum: float = Field(0.99, ge=0, lt=1)
     """Momentum of `sgd`; the first beta of `adamw`."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Weight decay, in the same unit as the rate; biases have none."""
+    """Weight decay, of `sgd` in the same unit as the rate; biases have none."""
     bias_lr_multiplier: float = Field(2.0, gt=0)
     """Rate of biases over that of weights (DeepLab)."""
     head_lr_multiplier: float = Field(10.0, gt=0)
@@ -319,6 +323,12 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def lambda_of_sum(self) -> float:
+        """The lambda of Eq 1, which weighs the summed semantic loss, whatever the unit that it is given in."""
+        num_pixels = self.network.input_size**2
+        return self.loss.lambda_semantic / (num_pixels if self.loss.lambda_unit == "mean" else 1)
 
     @model_validator(mode="after")
     def _features_that_can_be_kept(self) -> Self:

@@ -76,9 +76,9 @@ def _group_of(name: str, starting_names: Mapping[str, str]) -> str:
 
 def set_rate(optimizer: torch.optim.Optimizer, settings: StageConfig, *, step: int) -> None:
     """Set every group's rate for `step` (0-based): a function of the step alone, so a resumed run needs no state."""
-    rising = min(1.0, (step + 1) / (settings.warmup + 1))
-    left = max(1, settings.iterations - settings.warmup)
-    done = max(0, step - settings.warmup) / left
+    warmup = min(settings.warmup, settings.iterations // 2)
+    rising = min(1.0, (step + 1) / (warmup + 1))
+    done = max(0, step - warmup) / (settings.iterations - warmup)
     factor = rising * (1.0 if settings.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done)))
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -31,16 +31,15 @@ def demo() -> Config:
     The depth loss weighs five times the mean semantic loss, and half of it holds the overall scale of depth, which Eq 4
     leaves free: in so few steps the depth would not get past a constant.
     """
-    size = 65
     stage = StageConfig(
         iterations=250, batch_size=8, optimizer="adamw", loss_unit="mean", lr=1e-3, crf_lr=1e-2, schedule="cosine",
         momentum=0.9, weight_decay=1e-4, bias_lr_multiplier=1.0, head_lr_multiplier=1.0,
     )  # fmt: skip
     return Config(
         preset="demo",
-        network=NetworkConfig(width=0.25, input_size=size, dropout=0.1),
+        network=NetworkConfig(width=0.25, input_size=65, dropout=0.1),
         data=DataConfig(rooms_train=56, rooms_test=16, validation_frames=10),
-        loss=LossConfig(lambda_semantic=0.2 / size**2, depth_invariance=0.5),
+        loss=LossConfig(lambda_semantic=0.2, lambda_unit="mean", depth_invariance=0.5),
         stage1=stage,
         stage2=stage.model_copy(update={"iterations": 150}),
         stage3=stage.model_copy(update={"iterations": 16, "batch_size": 2, "lr": 1e-4}),
@@ -57,7 +56,6 @@ def modern() -> Config:
 
     For starting weights from ImageNet; without a line of COCO or VOC. The depth loss weighs as much as the semantic one.
     """
-    size = 513
     stage = StageConfig(
         iterations=6000, batch_size=16, optimizer="adamw", loss_unit="mean", lr=2e-4, crf_lr=1e-3, schedule="cosine",
         warmup=200, momentum=0.9, weight_decay=1e-2, bias_lr_multiplier=1.0, head_lr_multiplier=1.0, trunk_lr_multiplier=0.3,
@@ -65,9 +63,9 @@ def modern() -> Config:
     )  # fmt: skip
     return Config(
         preset="modern",
-        network=NetworkConfig(input_size=size, unit_features=True),
+        network=NetworkConfig(input_size=513, unit_features=True),
         data=DataConfig(views="online", color_jitter=0.3),
-        loss=LossConfig(lambda_semantic=1 / size**2, depth_invariance=0.5, class_balance=0.3),
+        loss=LossConfig(lambda_semantic=1, lambda_unit="mean", depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
         stage2=stage.model_copy(update={"iterations": 2000}),
         stage3=stage.model_copy(update={"iterations": 300, "batch_size": 4, "accumulate": 2, "lr": 2e-5, "warmup": 20}),
@@ -90,16 +88,15 @@ def small() -> Config:
 
     Needs `network.weights`.
     """
-    size = 257
     stage = StageConfig(
         iterations=900, batch_size=4, optimizer="adamw", loss_unit="mean", lr=5e-4, crf_lr=3e-3, schedule="cosine", warmup=50,
         momentum=0.9, weight_decay=1e-2, bias_lr_multiplier=1.0, head_lr_multiplier=1.0, trunk_lr_multiplier=0.2, ema=0.98,
     )  # fmt: skip
     return Config(
         preset="small",
-        network=NetworkConfig(input_size=size, resize="stretch", dropout=0.25, unit_features=True, frozen_until="conv4_3"),
+        network=NetworkConfig(input_size=257, resize="stretch", dropout=0.25, unit_features=True, frozen_until="conv4_3"),
         data=DataConfig(num_crops=1, crop_scale_min=0.6, cache_features=True),
-        loss=LossConfig(lambda_semantic=1 / size**2, depth_invariance=0.5, class_balance=0.3),
+        loss=LossConfig(lambda_semantic=1, lambda_unit="mean", depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
         stage2=stage.model_copy(update={"iterations": 500}),
         stage3=stage.model_copy(update={"iterations": 60, "batch_size": 2, "lr": 3e-5, "warmup": 10}),

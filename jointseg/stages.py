@@ -38,6 +38,11 @@ class Stage:
         stage: StageConfig = getattr(config, self.settings)
         return stage
 
+    @property
+    def num_before(self) -> int:
+        """How many trainings its starting weights have been through."""
+        return 0 if self.starts_from is None else 1 + STAGES[self.starts_from].num_before
+
 
 STAGES = {
     stage.name: stage

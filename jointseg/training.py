@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jointseg.averaging import RunningMean
 from jointseg.batches import Batch, Place, ViewDataset, batches
-from jointseg.checkpoint import Checkpoint, load_checkpoint, load_final, save_checkpoint
+from jointseg.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
 from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.store import Store
@@ -96,9 +96,8 @@ def begin(config: Config, stage: Stage, *, place: Place, start: Path | None) -> 
     model = build_model(config)
     loaded: LoadReport | None = None
     if start is not None:
-        weights, _ = load_final(start)
         # The CRF starts from this config's settings, which the search may have changed, not from the earlier stage's.
-        model.network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})
+        load_network(model.network, start)
     else:
         loaded = load_starting_weights(model.network, config.network)
     torch.manual_seed(config.seed * 1_000_003 + place.rank)
@@ -177,13 +176,16 @@ def train(
 
     Raises:
         TrainingDivergedError: a loss is not finite; the message says which half and which step.
+        InputError: the features are of other weights than the frozen layers of `run` have.
     """
     settings, pace = run.stage.config(run.config), run.config.training
+    if features is not None:
+        features.refuse_other_weights(run.model.network)
     graphed = pace.cuda_graphs and run.stage.kernels is Kernels.NONE
     model = GraphedModel(run.model, run.config, run.stage, device=place.device) if graphed else wrap(run.model)
     weights = class_weights(store, views, run.config)
     weights = None if weights is None else weights.to(place.device)
-    dataset = ViewDataset(store, views, run.config, features)
+    dataset = ViewDataset(store, views, run.config, features, stages_before=run.stage.num_before)
     fed = batches(dataset, settings, place, first_step=run.step, loader_workers=pace.loader_workers)
     losses: list[Tensor] = []
     window = time.perf_counter()
@@ -225,7 +227,7 @@ def class_weights(store: Store, views: Sequence[View], config: Config) -> Tensor
         return None
     counts = np.zeros(NUM_CLASSES, np.int64)
     for number in dict.fromkeys(view.frame for view in views):
-        counts += np.bincount(store.frame(number).labels.ravel(), minlength=256)[:NUM_CLASSES]
+        counts += np.bincount(store.labels(number).ravel(), minlength=256)[:NUM_CLASSES]
     if not counts.sum():
         raise InputError("loss.class_balance: no frame that is trained on has a labelled pixel; allowed there: 0")
     return balancing_weights(torch.from_numpy(counts), power=config.loss.class_balance)
@@ -254,7 +256,7 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run, weights: Tensor | None) -
         batch.labels,
         depth=output.depth,
         target_depth=batch.depth,
-        lambda_semantic=config.loss.lambda_semantic,
+        lambda_semantic=config.lambda_of_sum,
         invariance=config.loss.depth_invariance,
         class_weights=weights,
         unit=stage.config(config).loss_unit,

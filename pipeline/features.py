@@ -11,8 +11,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from jointseg.checkpoint import load_network
 from jointseg.config import Config
 from jointseg.data import features
 from jointseg.data.manifest import read_manifest
@@ -20,30 +23,40 @@ from jointseg.data.store import Store, check_space
 from jointseg.errors import InputError
 from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
+from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline.screen import Screen
 from pipeline.shares import shared_out
 from pipeline.workspace import Workspace
 
-VIEWS_A_SHARE = 64
+VIEWS_A_SHARE = 8  # features up to conv4_3 at 257 x 257: 40 MB
 
 
 def ready_features(config: Config, place: Workspace, *, store: Path, screen: Screen) -> None:
     """Have a run's features there, and those of this config, where `data.cache_features` asks for them."""
     if config.data.cache_features:
         with screen.bar("features", len(read_manifest(place.views))) as progress:
-            cached_features(config, store=store, views=place.views, folder=place.features, progress=progress)
+            stage1 = place.final(STAGES["stage1"])
+            cached_features(config, stage1, store=store, views=place.views, folder=place.features, progress=progress)
 
 
 def cached_features(
-    config: Config, *, store: Path, views: Path, folder: Path, progress: Callable[[int], None]
+    config: Config, stage1: Path, *, store: Path, views: Path, folder: Path, progress: Callable[[int], None]
 ) -> features.FeatureStore:
     """The features in `folder`, computed first where they are not those of these weights, views and frames, or damaged.
+
+    Args:
+        config: the whole config.
+        stage1: the `final/` of stage 1, whether it is there yet or not.
+        store: the prepared frames.
+        views: the manifest of the views.
+        folder: where the features are kept.
+        progress: told how many views are done.
 
     Raises:
         InputError: the disk has too little room, or half precision cannot hold them.
     """
-    network = _frozen_network(config, torch.device("cpu"))
+    network = _frozen_network(config, stage1, torch.device("cpu"))
     listed = read_manifest(views)
     stamp = features.stamp(network, config, listed, Store.open(store))
     if features.description(folder) == stamp:
@@ -54,27 +67,40 @@ def cached_features(
     shares = [range(first, min(first + VIEWS_A_SHARE, len(listed))) for first in range(0, len(listed), VIEWS_A_SHARE)]
     done = 0
     with appearing_whole(folder, replace=True) as unfinished:
-        features.create(unfinished, network, size=size, num_views=len(listed))
+        arrays = features.create(unfinished, network, size=size, num_views=len(listed))
 
-        def take(place: int, _: None) -> None:
+        def take(place: int, found: dict[str, NDArray[np.float16]]) -> None:
             nonlocal done
-            done += len(shares[place])
+            rows = shares[place]
+            for layer, values in found.items():
+                arrays[layer][rows.start : rows.stop] = values
+            done += len(rows)
             progress(done)
 
-        shared_out(partial(_computing, config, store, views, unfinished), shares, take, config=config)
+        shared_out(partial(_computing, config, stage1, store, views), shares, take, config=config)
+        for array in arrays.values():
+            array.flush()
         (unfinished / features.DESCRIPTION).write_text(json.dumps(stamp, indent=1))
     return features.FeatureStore.open(folder)
 
 
-def _computing(config: Config, store: Path, views: Path, folder: Path, device: torch.device) -> Callable[[range], None]:
-    network, opened, listed = _frozen_network(config, device), Store.open(store), read_manifest(views)
-    return lambda rows: features.compute(network, opened, listed, config, rows=rows, folder=folder, device=device)
+def _computing(
+    config: Config, stage1: Path, store: Path, views: Path, device: torch.device
+) -> Callable[[range], dict[str, NDArray[np.float16]]]:
+    network, opened, listed = _frozen_network(config, stage1, device), Store.open(store), read_manifest(views)
+    return lambda rows: features.compute(network, opened, listed[rows.start : rows.stop], config, device=device)
 
 
-def _frozen_network(config: Config, device: torch.device) -> JointNetwork:
-    """The network as stage 1 begins with it."""
+def _frozen_network(config: Config, stage1: Path, device: torch.device) -> JointNetwork:
+    """The network as stage 1 left it, or as it will begin with it: the frozen layers are the same.
+
+    What `network.weights` names may be gone, or another file, once stage 1 has ended.
+    """
     network = build_network(config.network, seed=config.seed)
-    load_starting_weights(network, config.network)
+    if stage1.is_dir():
+        load_network(network, stage1)
+    else:
+        load_starting_weights(network, config.network)
     network.to(device).eval()
     if config.training.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Online views: a new crop, mirror and colour for each visit of a frame, as a function of the seed and the visit alone.
+"""Online views: a new crop, mirror and colour for each visit of a frame, a function of seed, stage and visit alone.
 
 Not here: the offline views of the paper and how any view is rendered (views.py).
 """
@@ -29,7 +29,7 @@ class Colour:
     saturation: float
 
 
-def view_of_visit(numbers: Sequence[int], visit: int, config: DataConfig) -> tuple[View, Colour]:
+def view_of_visit(numbers: Sequence[int], visit: int, config: DataConfig, *, stages_before: int = 0) -> tuple[View, Colour]:
     """The view and the colours of the `visit`-th picture that is trained on, from 0.
 
     A round visits every frame once, in an order of its own. The crop's side is uniform between `crop_scale_min` and the whole
@@ -39,18 +39,19 @@ def view_of_visit(numbers: Sequence[int], visit: int, config: DataConfig) -> tup
         numbers: the frames that are trained on.
         visit: how many pictures came before, over all workers.
         config: views_seed, crop_scale_min, color_jitter.
+        stages_before: how many stages came before this one, which sees other views than they did.
     """
     turn, place = divmod(visit, len(numbers))
-    number = numbers[_order(len(numbers), turn, config.views_seed)[place]]
-    random = np.random.default_rng([config.views_seed, visit])
+    number = numbers[_order(len(numbers), turn, config.views_seed, stages_before)[place]]
+    random = np.random.default_rng([config.views_seed, visit, 0, stages_before])  # no order has 0 for its length
     view = random_crop(number, random, FRAME_SIZE, scale=(config.crop_scale_min, 1.0))
     brightness, contrast, saturation = random.uniform(1 - config.color_jitter, 1 + config.color_jitter, 3).tolist()
     return replace(view, mirror=bool(random.integers(2))), Colour(brightness, contrast, saturation)
 
 
 @lru_cache(maxsize=2)
-def _order(length: int, turn: int, seed: int) -> NDArray[np.intp]:
-    return np.random.default_rng([seed, turn, length]).permutation(length)
+def _order(length: int, turn: int, seed: int, stages_before: int) -> NDArray[np.intp]:
+    return np.random.default_rng([seed, turn, length, stages_before]).permutation(length)
 
 
 def coloured(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:

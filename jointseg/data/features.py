@@ -30,13 +30,14 @@ KIND = np.float16
 class FeatureStore:
     """Features of every view, open for reading. Pickles as its path, so that each process maps the files itself."""
 
-    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]], weights: str) -> None:
         self.path = path
         self._arrays = arrays
+        self._weights = weights
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open what `create` made and `compute` filled; nothing is read yet.
+        """Open what `create` made, once it is filled; nothing is read yet.
 
         Raises:
             InputError: there is none, or it is damaged.
@@ -51,7 +52,7 @@ class FeatureStore:
                 arrays[layer] = np.load(file, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(f"{file}: missing or cut short: {error}; remove {path} to compute features again") from None
-        return cls(path, arrays)
+        return cls(path, arrays, described["weights"])
 
     def __reduce__(self) -> tuple[Callable[[Path], FeatureStore], tuple[Path]]:
         return type(self).open, (self.path,)
@@ -60,6 +61,14 @@ class FeatureStore:
         """The features of the view in this row of the manifest: by layer, (channels, h, w), float16."""
         return {layer: torch.from_numpy(np.array(array[row])) for layer, array in self._arrays.items()}
 
+    def refuse_other_weights(self, network: JointNetwork) -> None:
+        """Raise InputError unless the frozen layers of `network` have the weights that the features were computed with."""
+        if frozen_digest(network) != self._weights:
+            raise InputError(
+                f"{self.path}: features of other weights than the frozen layers have that are trained on: the file that "
+                "network.weights names has changed since; put back the one that this run began with, or begin in a new folder"
+            )
+
 
 def description(folder: Path) -> dict[str, Any] | None:
     """What the features in a folder depend on, as `stamp` said; None where there are none, or their description is damaged."""
@@ -67,19 +76,15 @@ def description(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "layers" in found else None
+    return found if isinstance(found, dict) and {"layers", "weights"} <= found.keys() else None
 
 
 def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: Store) -> dict[str, Any]:
     """What the features depend on: the frozen weights, how pictures are made, the views and the frames."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if name.rpartition(".")[0] in network.frozen or name == "mean_bgr":
-            weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     listed = hashlib.sha256(json.dumps([vars(view) for view in views]).encode())
     return {
         "layers": list(network.frozen_outputs()),
-        "weights": weights.hexdigest(),
+        "weights": frozen_digest(network),
         "views": listed.hexdigest(),
         "store": store.digest,
         "input_size": config.network.input_size,
@@ -88,40 +93,46 @@ def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: S
     }
 
 
+def frozen_digest(network: JointNetwork) -> str:
+    """SHA-256 of the frozen layers' weights and of the mean that is taken off the image, in hexadecimal."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.rpartition(".")[0] in network.frozen or name == "mean_bgr":
+            weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()
+
+
 def bytes_per_view(network: JointNetwork, size: int) -> int:
     """Bytes that the features of one view take."""
     return sum(int(np.prod(shape)) for shape in _shapes(network, size).values()) * np.dtype(KIND).itemsize
 
 
-def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) -> None:
-    """Make the empty arrays, (views, channels, h, w) each, for `compute` to fill.
+def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) -> dict[str, np.memmap[Any, Any]]:
+    """Make the empty arrays, by layer, (views, channels, h, w) each, for what `compute` returns.
+
+    One process alone is to write them: over NFS a page of a map goes back whole, with what another wrote beside it undone.
 
     Raises:
         OSError: the disk has too little room.
     """
-    for layer, shape in _shapes(network, size).items():
-        new_array(folder / f"{layer}.npy", KIND, (num_views, *shape)).flush()
+    shapes = _shapes(network, size)
+    return {layer: new_array(folder / f"{layer}.npy", KIND, (num_views, *shape)) for layer, shape in shapes.items()}
 
 
 @torch.no_grad()
 def compute(
-    network: JointNetwork,
-    store: Store,
-    views: Sequence[View],
-    config: Config,
-    *,
-    rows: range,
-    folder: Path,
-    device: torch.device,
-) -> None:
-    """Fill `rows` of the arrays in `folder`, in the precision that the network is trained in.
+    network: JointNetwork, store: Store, views: Sequence[View], config: Config, *, device: torch.device
+) -> dict[str, NDArray[np.float16]]:
+    """The features of some views, in the precision that the network is trained in.
+
+    Returns:
+        by layer, (views, channels, h, w).
 
     Raises:
         InputError: a feature is too large for half precision, or not a number.
     """
-    arrays = {layer: np.load(folder / f"{layer}.npy", mmap_mode="r+") for layer in network.frozen_outputs()}
-    for row in rows:
-        view = views[row]
+    rows: dict[str, list[NDArray[np.float16]]] = {layer: [] for layer in network.frozen_outputs()}
+    for view in views:
         image = render_view(store.frame(view.frame), view, network=config.network, depth=config.data.train_depth).image
         with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
             found = network.frozen_features(image[None].to(device))
@@ -132,9 +143,8 @@ def compute(
                     f"data.cache_features: layer {layer} on frame {view.frame} reaches {float(features.abs().max()):.3g}, "
                     "which half precision cannot hold (up to 65504); allowed for these weights: false"
                 )
-            arrays[layer][row] = half.numpy()
-    for array in arrays.values():
-        array.flush()
+            rows[layer].append(half.numpy())
+    return {layer: np.stack(own) for layer, own in rows.items()}
 
 
 @torch.no_grad()

@@ -101,9 +101,21 @@ class Store:
         Raises:
             InputError: there is no such frame.
         """
+        row = self._row(number)
+        return Frame(number=number, **{name: np.array(array[row]) for name, array in self._arrays.items()})
+
+    def labels(self, number: int) -> NDArray[np.uint8]:
+        """The labels of a frame alone, (480, 640), 0..39 or VOID, copied from disk.
+
+        Raises:
+            InputError: there is no such frame.
+        """
+        return np.array(self._arrays["labels"][self._row(number)])
+
+    def _row(self, number: int) -> int:
         if not 1 <= number <= self.num_frames:
             raise InputError(f"{self.path}: no frame {number}; allowed: 1..{self.num_frames}")
-        return Frame(number=number, **{name: np.array(array[number - 1]) for name, array in self._arrays.items()})
+        return number - 1
 
     def verify(self, *, progress: Progress | None = None) -> None:
         """Read every frame again and compare with the digest.

@@ -44,6 +44,14 @@ def test_another_seed_has_other_crops_and_colours_of_the_same_frame():
     assert not {colour for _, colour in one} & {colour for _, colour in other}
 
 
+def test_a_stage_sees_other_views_than_those_before_it_in_another_order():
+    numbers, data = range(1, 41), DataConfig(views="online", color_jitter=0.3)
+    stages = [[view_of_visit(numbers, visit, data, stages_before=before) for visit in range(40)] for before in range(3)]
+    assert len({view for drawn in stages for view, _ in drawn}) == 120
+    assert len({colour for drawn in stages for _, colour in drawn}) == 120
+    assert len({tuple(view.frame for view, _ in drawn) for drawn in stages}) == 3
+
+
 def test_online_views_fill_their_ranges():
     data = DataConfig(views="online", color_jitter=0.3, crop_scale_min=0.5, crop_scale_max=0.9)
     drawn = [view_of_visit((1, 2, 3), visit, data) for visit in range(60)]

@@ -139,6 +139,13 @@ def test_a_run_goes_on_under_settings_that_change_no_number(folder):
     assert message == f"{folder}: was made with another config: training.log_every is 10 there and 7 here"
 
 
+def test_a_training_goes_on_whatever_the_search_asks_for_by_now_and_a_runs_folder_does_not(folder):
+    other = with_overrides(UNUSUAL, {"search.trials": 64, "search.seed": 1, "search.finetune_iterations": 7})
+    assert load_checkpoint(folder, config=other, stage="stage2").step == 30
+    with pytest.raises(InputError, match=r"search\.trials is 40 there and 64 here"):
+        refuse_other_config(UNUSUAL, other, place=Path())
+
+
 def test_another_stage_is_refused(folder):
     assert refusal(folder, stage="stage3") == f"{folder}: is a checkpoint of 'stage2'; needed: 'stage3'"
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from jointseg.batches import Place, ViewDataset
+from jointseg.checkpoint import save_final
 from jointseg.config import Config, NetworkConfig
 from jointseg.data import features
 from jointseg.data.features import FeatureStore
@@ -24,6 +27,7 @@ from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import begin, resume, train
 from pipeline.features import cached_features
+from tests.starting_weights import torchvision_vgg16
 
 ALONE = Place()
 
@@ -42,14 +46,14 @@ def frozen(small):
 def kept(rooms, views, frozen, tmp_path):
     """The features of every view."""
     network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
-    features.create(tmp_path, network, size=65, num_views=len(views))
-    for rows in (range(5), range(5, len(views))):
-        features.compute(network, rooms, views, frozen, rows=rows, folder=tmp_path, device=ALONE.device)
-    (tmp_path / features.DESCRIPTION).write_text('{"layers": ["pool1", "pool2", "pool3", "conv4_3"]}')
+    arrays = features.create(tmp_path, network, size=65, num_views=len(views))
+    for layer, values in features.compute(network, rooms, views, frozen, device=ALONE.device).items():
+        arrays[layer][:] = values
+    (tmp_path / features.DESCRIPTION).write_text(json.dumps(features.stamp(network, frozen, views, rooms)))
     return FeatureStore.open(tmp_path)
 
 
-def fit(run, rooms, views, **options):
+def train_on(run, rooms, views, **options):
     reports = []
     train(run, rooms, views, place=ALONE, report=reports.append, **options)
     return [report.metrics["loss/total"] for report in reports]
@@ -114,7 +118,7 @@ def test_recomputing_changes_no_gradient():
 def test_frozen_layers_keep_their_weights_to_the_bit_and_all_others_learn(rooms, views, frozen, stage):
     run = begin(frozen, STAGES[stage], place=ALONE, start=None)
     before = {name: weight.clone() for name, weight in run.model.network.state_dict().items()}
-    fit(run, rooms, views)
+    train_on(run, rooms, views)
     kept = {name for name, weight in run.model.network.state_dict().items() if torch.equal(weight, before[name])}
     trunk = {f"{name}.{leaf}" for name in layers_up_to(VARIANTS["vgg16_msc"], "conv4_3") for leaf in ("weight", "bias")}
     others = {name for name in before if "depth" in name} if stage == "stage1" else set()
@@ -123,7 +127,7 @@ def test_frozen_layers_keep_their_weights_to_the_bit_and_all_others_learn(rooms,
 
 def test_training_on_kept_features_is_training_on_images_up_to_half_precision(rooms, views, frozen, kept):
     on_images, on_features = (begin(frozen, STAGES["stage2"], place=ALONE, start=None) for _ in range(2))
-    losses = fit(on_images, rooms, views), fit(on_features, rooms, views, features=kept)
+    losses = train_on(on_images, rooms, views), train_on(on_features, rooms, views, features=kept)
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
     assert losses[1] != losses[0], "the features were not used"
 
@@ -139,7 +143,7 @@ def test_a_run_on_kept_features_goes_on_bit_for_bit(rooms, views, frozen, kept, 
 
     train(left_alone, rooms, views, place=ALONE, report=report, features=kept)
     resumed = resume(frozen, STAGES["stage1"], tmp_path / "checkpoint", place=ALONE)
-    fit(resumed, rooms, views, features=kept)
+    train_on(resumed, rooms, views, features=kept)
     weights = left_alone.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
@@ -188,13 +192,78 @@ def test_features_are_computed_again_for_other_weights_and_where_they_are_damage
     def computed(seed):
         done.clear()
         config = with_overrides(small, {"network.frozen_until": "pool1", "seed": seed})
-        cached_features(config, store=rooms.path, views=tmp_path / "views", folder=folder, progress=done.append)
+        no_final = tmp_path / "stage1" / "final"
+        cached_features(config, no_final, store=rooms.path, views=tmp_path / "views", folder=folder, progress=done.append)
         return done[-1] if done else 0
 
     assert [computed(seed) for seed in (3, 3, 4)] == [len(views), 0, len(views)]
     assert all(own.any() for own in np.load(folder / "pool1.npy"))
     (folder / "pool1.npy").write_bytes(b"")
     assert [computed(4), computed(4)] == [len(views), 0]
+
+
+@pytest.mark.usefixtures("last_share_first")
+def test_once_stage_1_has_ended_features_are_those_of_its_trunk_whatever_became_of_the_starting_weights(
+    rooms, views, frozen, fit, tmp_path
+):
+    file, final = tmp_path / "vgg16.pth", tmp_path / "final"
+    torch.save(torchvision_vgg16(frozen.network.width), file)
+    config = with_overrides(frozen, {"network.weights": str(file), "network.unit_features": True, "stage1.ema": 0.9})
+    write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
+    done = []
+
+    def computed():
+        done.clear()
+        options = {"store": rooms.path, "views": tmp_path / "views", "folder": tmp_path / "features"}
+        cached_features(config, final, **options, progress=done.append)
+        return bool(done)
+
+    assert [computed(), computed()] == [True, False]
+    fit(begin(config, STAGES["stage1"], place=ALONE, start=None), save_to=tmp_path)
+    save_final(final, tmp_path / "4")
+    torch.save(torchvision_vgg16(frozen.network.width, seed=1), file)
+    assert not computed()
+    file.unlink()
+    assert not computed()
+    shutil.rmtree(tmp_path / "features")
+    assert computed()
+    stage2 = begin(config, STAGES["stage2"], place=ALONE, start=final)
+    train_on(stage2, rooms, views, features=FeatureStore.open(tmp_path / "features"))
+    assert stage2.step == 4
+
+
+def test_features_of_another_trunk_than_the_models_are_not_trained_on(rooms, views, frozen, kept):
+    other = begin(with_overrides(frozen, {"seed": 1}), STAGES["stage1"], place=ALONE, start=None)
+    with pytest.raises(InputError, match=rf"^{kept.path}: features of other weights than the frozen layers have"):
+        train_on(other, rooms, views, features=kept)
+    assert other.step == 0
+
+
+def test_shares_come_back_to_their_rows_and_no_task_writes_where_another_does(rooms, views, frozen, tmp_path, monkeypatch):
+    """Over NFS a page that two machines write keeps what one of them wrote."""
+    write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
+    folder = tmp_path / "features"
+
+    def written():
+        return {path.name: path.read_bytes() for path in tmp_path.rglob("*.npy")}
+
+    def shared_out(load, shares, take, *, config):
+        work = load(torch.device("cpu"))
+        for place in reversed(range(len(shares))):
+            before = written()
+            found = work(shares[place])
+            assert written() == before
+            take(place, pickle.loads(pickle.dumps(found)))
+
+    monkeypatch.setattr("pipeline.features.shared_out", shared_out)
+    monkeypatch.setattr("pipeline.features.VIEWS_A_SHARE", 5)
+    options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None}
+    kept = cached_features(frozen, tmp_path / "final", **options)
+    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
+    expected = features.compute(network, rooms, views, frozen, device=ALONE.device)
+    assert len(views) % 5
+    for row in range(len(views)):
+        assert all(np.array_equal(values, expected[layer][row]) for layer, values in kept.row(row).items())
 
 
 @pytest.mark.usefixtures("last_share_first")
@@ -205,18 +274,18 @@ def test_a_disk_that_fills_up_before_features_are_kept_is_named_and_leaves_nothi
     monkeypatch.setattr(os, "posix_fallocate", full)
     write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
     folder = tmp_path / "features"
+    options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None}
     with pytest.raises(DiskError, match=rf"^{folder}: cannot be written: No space left on device$"):
-        cached_features(frozen, store=rooms.path, views=tmp_path / "views", folder=folder, progress=lambda _: None)
+        cached_features(frozen, tmp_path / "final", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["views"]
 
 
-def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen, tmp_path):
+def test_features_that_half_precision_cannot_hold_are_refused(rooms, views, frozen):
     network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
     with torch.no_grad():
         network.get_submodule("conv4_3").weight.mul_(1e9)
-    features.create(tmp_path, network, size=65, num_views=len(views))
     with pytest.raises(InputError, match=r"data\.cache_features: layer conv4_3 on frame \d+ reaches .* half precision"):
-        features.compute(network, rooms, views, frozen, rows=range(1), folder=tmp_path, device=ALONE.device)
+        features.compute(network, rooms, views[:1], frozen, device=ALONE.device)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ process (tests/integration).
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import sysconfig
@@ -23,7 +24,7 @@ from jointseg.errors import InputError
 from jointseg.losses import balancing_weights, semantic_loss
 from jointseg.model import build_model
 from jointseg.network.network import build_network
-from jointseg.optimizer import build_optimizer, set_rate
+from jointseg.optimizer import build_optimizer, rates, set_rate
 from jointseg.settings import with_overrides
 from jointseg.stages import ONE_STAGE, STAGES
 from jointseg.training import begin, class_weights, resume, train, validate
@@ -83,13 +84,24 @@ def test_accumulating_goes_on_bit_for_bit(rooms, views, small, tmp_path):
 def test_the_rate_rises_through_the_warm_up_and_falls_to_nothing_after(small):
     settings = StageConfig(iterations=10, warmup=4, schedule="cosine", lr=1.0, optimizer="adamw", momentum=0.9)
     optimizer = build_optimizer(build_model(small), settings)
-    rates = []
+    found = []
     for step in range(10):
         set_rate(optimizer, settings, step=step)
-        rates.append(next(group["lr"] for group in optimizer.param_groups if group["name"] == "network"))
-    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[4] == 1.0
-    assert rates[4:] == pytest.approx([(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
+        found.append(rates(optimizer)["lr/network"])
+    assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert found[4] == 1.0
+    assert found[4:] == pytest.approx([(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
+
+
+@pytest.mark.parametrize(("iterations", "expected"), [(1, [1]), (2, [0.5, 1]), (5, [1 / 3, 2 / 3, 1, 1, 1])])
+def test_a_stage_shorter_than_its_warm_up_gets_to_its_rate(small, iterations, expected):
+    settings = StageConfig(iterations=iterations, warmup=50, lr=1.0)
+    optimizer = build_optimizer(build_model(small), settings)
+    found = []
+    for step in range(iterations):
+        set_rate(optimizer, settings, step=step)
+        found.append(rates(optimizer)["lr/network"])
+    assert found == pytest.approx(expected)
 
 
 def test_the_trunks_convolutions_have_a_rate_of_their_own(small):
@@ -192,6 +204,9 @@ def test_class_weights_are_of_the_frames_trained_on(rooms, views, small):
     counts = np.bincount(rooms.frame(rooms.train[0]).labels.ravel(), minlength=256)[:40]
     expected = balancing_weights(torch.from_numpy(counts), power=0.5)
     assert torch.equal(class_weights(rooms, of_one, config), expected)
+    rooms_without_pictures = copy.copy(rooms)
+    rooms_without_pictures._arrays = {"labels": rooms._arrays["labels"]}
+    assert torch.equal(class_weights(rooms_without_pictures, of_one, config), expected)
     assert not torch.equal(class_weights(rooms, views, config), expected)
 
 

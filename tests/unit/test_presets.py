@@ -4,8 +4,8 @@ import pytest
 
 from jointseg.config import Config, StageConfig
 from jointseg.data.views import draw_validation, make_views
-from jointseg.presets import PRESETS, demo, paper
-from jointseg.settings import differences, flatten
+from jointseg.presets import PRESETS, demo, paper, small
+from jointseg.settings import differences, flatten, with_overrides
 from jointseg.units import convert_rate
 
 PAPER = {
@@ -16,6 +16,7 @@ PAPER = {
     "network.depth_bin": 0.14,
     # 4.1: the loss and the three trainings
     "loss.lambda_semantic": 1e-6,
+    "loss.lambda_unit": "sum",
     "loss.depth_invariance": 1.0,
     "stage1.iterations": 160_000,
     "stage2.iterations": 10_000,
@@ -83,6 +84,24 @@ def test_the_papers_rates_in_the_other_units(stage, joint, mean):
     assert converted["joint"].lr == pytest.approx(joint)
     assert converted["mean"].lr == pytest.approx(mean, rel=1e-3)
     assert converted["mean"].weight_decay == pytest.approx(1.90e-9, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_its_own_size", "of_the_mean"),
+    [("demo", 0.2 / 65**2, 0.2), ("small", 1 / 257**2, 1), ("modern", 1 / 513**2, 1), ("paper", 1e-6, None)],
+)
+@pytest.mark.parametrize("size", [65, 257, 513])
+def test_the_depth_loss_weighs_the_same_at_any_input_size(name, at_its_own_size, of_the_mean, size):
+    """Beside the mean semantic loss, that is, but for the paper's, whose lambda is of the sum."""
+    assert PRESETS[name]().lambda_of_sum == at_its_own_size
+    elsewhere = with_overrides(PRESETS[name](), {"network.input_size": size}).lambda_of_sum
+    assert elsewhere == (1e-6 if of_the_mean is None else of_the_mean / size**2)
+
+
+def test_a_config_written_before_lambda_had_a_unit_means_what_it_did():
+    tree = small().model_dump(mode="json")
+    tree["loss"] = {"lambda_semantic": 1 / 257**2, "class_balance": 0.3, "depth_invariance": 0.5}
+    assert Config(**tree).lambda_of_sum == small().lambda_of_sum
 
 
 def test_the_paper_trains_on_4770_views_of_795_frames():

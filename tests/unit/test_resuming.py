@@ -38,6 +38,15 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(small, fit, tmp
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+def test_a_stage_that_is_gone_on_with_sees_the_online_views_it_would_have_seen(small, fit, tmp_path):
+    config = with_overrides(small, {"data.views": "online"})
+    left_alone = fresh(config, "stage2")
+    fit(left_alone, save_to=tmp_path)
+    resumed = resume(config, STAGES["stage2"], tmp_path / "2", place=ALONE)
+    fit(resumed)
+    assert moved(left_alone.model.state_dict(), resumed.model.state_dict()) == set()
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_checkpoint_of_an_optimiser_fused_on_a_gpu_goes_on_here_as_its_own(small, fit, tmp_path, optimizer):
     config = with_overrides(small, {"stage1.optimizer": optimizer})

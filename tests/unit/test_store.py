@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -65,6 +66,18 @@ def test_arrays_are_plain_npy_files_in_nyus_order(prepared: Store) -> None:
 def test_a_frame_is_its_own_copy(prepared: Store) -> None:
     prepared.frame(1).labels[:] = 7
     prepared.verify()
+
+
+def test_labels_are_read_alone(prepared: Store) -> None:
+    only = copy.copy(prepared)
+    only._arrays = {"labels": prepared._arrays["labels"]}
+    for number in range(1, 7):
+        own = only.labels(number)
+        np.testing.assert_array_equal(own, prepared.frame(number).labels)
+        own[:] = 7
+    prepared.verify()
+    with pytest.raises(InputError, match=r"no frame 7; allowed: 1\.\.6"):
+        only.labels(7)
 
 
 def test_the_digest_depends_on_contents_and_splits_alone(small_nyu: Path, prepared: Store, tmp_path: Path) -> None:

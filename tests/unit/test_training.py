@@ -62,7 +62,7 @@ def test_rates_in_another_unit_take_the_same_steps(small, fit, unit):
         in_sum.stage2.weight_decay,
         from_unit="sum",
         to_unit=unit,
-        lambda_semantic=in_sum.loss.lambda_semantic,
+        lambda_semantic=in_sum.lambda_of_sum,
         num_pixels=in_sum.network.input_size**2,
     )
     changes = {"stage2.loss_unit": unit, "stage2.lr": rate.lr, "stage2.weight_decay": rate.weight_decay}
@@ -72,6 +72,16 @@ def test_rates_in_another_unit_take_the_same_steps(small, fit, unit):
     fit(other)
     assert any(name.startswith("network.") for name in moved(at_start, one.model.state_dict()))
     torch.testing.assert_close(one.model.state_dict(), other.model.state_dict())
+
+
+def test_lambda_of_the_mean_is_that_of_the_sum_over_the_pixels(small, fit):
+    changes = {"network.dropout": 0, "stage2.iterations": 1, "stage2.loss_unit": "joint"}
+    first = [
+        fit(fresh(with_overrides(small, {**changes, "loss.lambda_semantic": value, "loss.lambda_unit": unit}), "stage2"))[0]
+        for value, unit in ((0.5, "mean"), (0.5 / small.network.input_size**2, "sum"))
+    ]
+    losses = [{name: value for name, value in report.metrics.items() if name.startswith("loss/")} for report in first]
+    assert losses[0] == losses[1]
 
 
 # Which parts a stage trains
@@ -118,6 +128,15 @@ def test_a_stage_starts_from_the_earlier_ones_network_and_its_own_configs_crf(sm
     assert torch.equal(run.model.crf.weights["appearance"], 1.5 * torch.eye(40))
     assert run.model.crf.settings.theta_beta == 9
     assert run.step == 0
+
+
+def test_each_stage_sees_views_of_its_own_where_they_are_drawn_at_each_visit(small, fit):
+    seen = []
+    for stage in ("stage1", "stage2", "stage3"):
+        run = fresh(with_overrides(small, {"data.views": "online"}), stage)
+        run.model.network.register_forward_pre_hook(lambda _, given: seen.append(given[0][:1]))
+        fit(run)
+    assert len({image.numpy().tobytes() for image in seen}) >= 4 + 4 + 2
 
 
 def test_stage_3_learns_through_crf_train_iterations_whatever_inference_takes(small, fit):
