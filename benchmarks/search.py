@@ -64,27 +64,24 @@ def made_up(args: argparse.Namespace, folder: Path) -> TrialJob:
 
 
 def naive(job: TrialJob) -> list[Row]:
-    """Seconds a frame; by turns, three times each."""
+    """Seconds a frame, by turns, three times each: from scratch on four frames, trials on all."""
     torch.set_num_threads(1)
     model, store = build_model(job.config).eval(), Store.open(job.store)
-    places = range(min(4, len(job.cache.frames)))
-    few = TrialJob(
-        job.config, job.store, UnaryCache(job.cache.folder, job.cache.frames[:4]), job.folds[:4], job.folder, job.out
-    )
-    runner = TrialRunner(few)
+    few, places = range(min(4, len(job.cache.frames))), range(len(job.cache.frames))
+    runner = TrialRunner(job)
     runner.run(0, {})
     times: dict[str, list[float]] = {"from scratch": [], "trial, new bandwidths": [], "trial, new weights": [], "CRF alone": []}
     for turn in range(3):
         names = ("theta_alpha", "theta_beta", "theta_gamma", "theta_zeta", "theta_tau")
         moved = {f"crf.{name}": getattr(job.config.crf, name) * (1.1 + turn / 10) for name in names}
         started = time.perf_counter()
-        for place in places:
+        for place in few:
             config = with_overrides(job.config, {**moved, "crf.w_depth": 1.0 + turn})
             unaries = compute_unaries(model, store.frame(job.cache.frames[place]), config, device=torch.device("cpu"))
             refined_labels(unaries, build_crf(config).eval(), size=runner.labels[place].shape)
-        times["from scratch"].append(time.perf_counter() - started)
-        times["trial, new bandwidths"].append(runner.run(1, moved)["seconds"])
-        times["trial, new weights"].append(runner.run(2, {**moved, "crf.w_depth": 2.0 + turn})["seconds"])
+        times["from scratch"].append((time.perf_counter() - started) / len(few))
+        times["trial, new bandwidths"].append(runner.run(1, moved)["seconds"] / len(places))
+        times["trial, new weights"].append(runner.run(2, {**moved, "crf.w_depth": 2.0 + turn})["seconds"] / len(places))
         crf = build_crf(with_overrides(job.config, {**moved, "crf.w_depth": 3.0 + turn})).eval()
         inputs = [row_of(runner.arrays, place) for place in places]
         ready = [
@@ -95,8 +92,8 @@ def naive(job: TrialJob) -> list[Row]:
         with torch.no_grad():
             for own, prepared in zip(inputs, ready, strict=True):
                 crf(own.logits[None], prepared=prepared)
-        times["CRF alone"].append(time.perf_counter() - started)
-    medians = {name: statistics.median(own) / len(places) for name, own in times.items()}
+        times["CRF alone"].append((time.perf_counter() - started) / len(places))
+    medians = {name: statistics.median(own) for name, own in times.items()}
     base = medians["from scratch"]
     return [{"part": "naive", "what": name, "s/frame": own, "ratio": base / own} for name, own in medians.items()]
 
