@@ -64,13 +64,17 @@ def train_stage(
         start = place.final(STAGES[stage.starts_from])
         load_final(start)
     features = place.features if config.data.cache_features else None
+
+    def not_logged(error: Exception) -> None:
+        say(f"not logged yet, training goes on: {' '.join(str(error).split())}")
+
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start, features)
     checkpoints, earlier_notes = CheckpointFolder(folder), len(read_lines(job.notes))
     with (
         following(lambda: read_lines(job.notes)[earlier_notes:], lambda note: say(note["said"])),
-        following(lambda: read_log(job.log), tell, trouble=lambda error: say(f"not logged yet, training goes on: {error}")),
+        following(lambda: read_log(job.log), tell, trouble=not_logged),
         _interrupts_as_ever(),
     ):
         _fit(job, place, checkpoints, say)
