@@ -297,6 +297,9 @@ class EvaluationConfig(Settings):
     """Depth scored against: filled in, or the sensor's valid pixels alone."""
     num_figures: int = Field(6, ge=0)
     """Test frames drawn as in the paper's Fig 2."""
+    processes_per_gpu: Count = 2
+    """Processes that share a GPU where work goes frame by frame: evaluation, unaries, features. One alone leaves the GPU idle
+    while it scores. Each takes a CPU, and at 513 x 513 some 3 GB of the GPU's memory."""
 
 
 class Config(Settings):
@@ -344,6 +347,6 @@ class Config(Settings):
 
 OPERATIONAL = frozenset(
     {f"training.{name}" for name in ("async_checkpoints", "loader_workers", "max_failures", "keep_checkpoints")}
-    | {"search.concurrent", "search.filter_cache", "search.node_folder"}
+    | {"search.concurrent", "search.filter_cache", "search.node_folder", "evaluation.processes_per_gpu"}
 )
 """Paths of the settings that change no number a run comes to: a run may go on under others."""

@@ -55,30 +55,32 @@ def modern() -> Config:
     16 images a step in bfloat16, online views, classes balanced a little, the running mean of the weights.
 
     For starting weights from ImageNet; without a line of COCO or VOC. The depth loss weighs as much as the semantic one.
+    Trials of the search run on the GPU, four at a time.
     """
     stage = StageConfig(
-        iterations=6000, batch_size=16, optimizer="adamw", loss_unit="mean", lr=2e-4, crf_lr=1e-3, schedule="cosine",
-        warmup=200, momentum=0.9, weight_decay=1e-2, bias_lr_multiplier=1.0, head_lr_multiplier=1.0, trunk_lr_multiplier=0.3,
-        ema=0.998,
+        iterations=2200, batch_size=16, optimizer="adamw", loss_unit="mean", lr=4e-4, crf_lr=1e-3, schedule="cosine",
+        warmup=100, momentum=0.9, weight_decay=1e-2, bias_lr_multiplier=1.0, head_lr_multiplier=1.0, trunk_lr_multiplier=0.25,
+        ema=0.995,
     )  # fmt: skip
     return Config(
         preset="modern",
-        network=NetworkConfig(input_size=513, unit_features=True),
-        data=DataConfig(views="online", color_jitter=0.3),
+        network=NetworkConfig(input_size=513, dropout=0.25, unit_features=True),
+        data=DataConfig(views="online", crop_scale_min=0.6, color_jitter=0.3),
         loss=LossConfig(lambda_semantic=1, lambda_unit="mean", depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
-        stage2=stage.model_copy(update={"iterations": 2000}),
-        stage3=stage.model_copy(update={"iterations": 300, "batch_size": 4, "accumulate": 2, "lr": 2e-5, "warmup": 20}),
-        one_stage=stage.model_copy(update={"iterations": 8000}),
+        stage2=stage.model_copy(update={"iterations": 1200}),
+        stage3=stage.model_copy(update={"iterations": 60, "batch_size": 8, "lr": 2e-5, "warmup": 10, "ema": 0.98}),
+        one_stage=stage.model_copy(update={"iterations": 3400}),
         training=TrainingConfig(
             cpus_per_worker=4,
             loader_workers=12,
             log_every=50,
             checkpoint_every=1000,
-            validate_every=1000,
+            validate_every=1100,
             precision="bfloat16",
             channels_last=True,
         ),
+        search=SearchConfig(trials=20, startup_trials=6, gpus_per_trial=0.25),
     )
 
 

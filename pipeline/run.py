@@ -221,6 +221,8 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         _check_sources(config)
     with connected(verbose=verbose):
         require_resources(config)
+        if "search" in due:
+            search.require_room(config)
         with place.locked():
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
             tracker = Tracker.open(place.out)

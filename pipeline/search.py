@@ -147,7 +147,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     if there is not None:
         take_over(there, study, place, screen)
         return
-    _require_room(config)
+    require_room(config)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     name = study.folder.name
     with tracker.run(f"search {name}", parent=parent, key=f"search/{name}") as run:
@@ -258,8 +258,12 @@ def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:
     )
 
 
-def _require_room(config: Config) -> None:
-    """Raise InputError where no node can run a trial: Ray itself would wait for ever."""
+def require_room(config: Config) -> None:
+    """See that some node can run a trial.
+
+    Raises:
+        InputError: none can. Ray itself would wait for ever.
+    """
     settings = config.search
     if settings.fidelity == "finetune":
         require_resources(config)

@@ -1,6 +1,7 @@
-"""Work on many frames, shared out over Ray: a task a CPU, or GPU, that loads what it needs once and yields share after share.
+"""Work on many frames, shared out over Ray: tasks that load what they need once and yield share after share.
 
-A task that takes a GPU gets a process of its own from Ray, whose start takes longer than a few frames: so there is one a GPU.
+There is one a CPU, or a few a GPU: a task that takes part of a GPU gets a process of its own from Ray, whose start takes longer
+than a few frames.
 
 Not here: what is done with a share.
 """
@@ -35,7 +36,8 @@ def shared_out(
     *,
     config: Config,
 ) -> None:
-    """Have every share worked on, by all CPUs (GPUs, where `config` uses them) there are; needs Ray.
+    """Have every share worked on, by all CPUs (GPUs, where `config` uses them, `evaluation.processes_per_gpu` each) there are;
+    needs Ray.
 
     A process that is lost is started again once.
 
@@ -49,9 +51,10 @@ def shared_out(
         InputError: `load` or the work stopped on a mistake of the user's.
     """
     gpu = uses_gpu(config)
-    count = max(1, min(len(shares), int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))))
+    count, each = tasks_at_once(config.evaluation.processes_per_gpu if gpu else 0)
+    count = max(1, min(len(shares), count))
     # By itself Ray would place them where this process is, which may have no CPU.
-    options = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": 1, "scheduling_strategy": "DEFAULT"}
+    options = {**each, "max_retries": 1, "scheduling_strategy": "DEFAULT"}
     task = ray.remote(num_returns="streaming", **options)(_results)
     dealt = [{place: shares[place] for place in range(first, len(shares), count)} for first in range(count)]
     waiting = [task.remote(load, own, "cuda" if gpu else "cpu") for own in dealt]
@@ -61,6 +64,18 @@ def shared_out(
         if following is not None:
             take(*result_of(following))
             waiting.append(ready)
+
+
+def tasks_at_once(per_gpu: int) -> tuple[int, dict[str, float]]:
+    """How many tasks the cluster runs at once, and what Ray is asked of for each: a CPU, and of a GPU its part.
+
+    Args:
+        per_gpu: tasks that share a GPU; 0: they need none.
+    """
+    there = ray.cluster_resources()
+    cpus = there.get("CPU", 1)
+    count = min(cpus, per_gpu * there.get("GPU", 0)) if per_gpu else cpus
+    return max(1, int(count)), {"num_cpus": 1, "num_gpus": 1 / per_gpu if per_gpu else 0}
 
 
 def _results(

@@ -141,10 +141,10 @@ def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said)
     monkeypatch.setattr(search.ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
     config = with_overrides(demo(), {f"search.{name}": value for name, value in wanted.items()})
     if said is None:
-        search._require_room(config)
+        search.require_room(config)
     else:
         with pytest.raises(InputError, match=said):
-            search._require_room(config)
+            search.require_room(config)
 
 
 def test_a_finished_study_is_the_one_that_stage_3_starts_from_until_it_has(place, capsys):
