@@ -81,6 +81,7 @@ def modern() -> Config:
             channels_last=True,
         ),
         search=SearchConfig(trials=20, startup_trials=6, gpus_per_trial=0.25),
+        evaluation=EvaluationConfig(processes_per_gpu=4),
     )
 
 
