@@ -10,10 +10,10 @@ from jointseg.config import (
     EvaluationConfig,
     LossConfig,
     NetworkConfig,
-    SearchConfig,
     StageConfig,
     TrainingConfig,
 )
+from jointseg.search_config import SearchConfig
 
 
 def paper() -> Config:

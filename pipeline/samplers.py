@@ -17,8 +17,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from jointseg.config import SearchConfig
 from jointseg.errors import InputError
+from jointseg.search_config import SearchConfig
 from pipeline.log_lines import Line
 from pipeline.spaces import Point, Space, grid
 from pipeline.trial_record import FAILED, FINISHED, STOPPED
