@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +26,8 @@ from jointseg.config import Config
 from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
 from jointseg.data.store import Store
 from jointseg.errors import InputError
-from jointseg.evaluation import compute_unaries, labels_at_full_size, refined_labels, score_labels
-from jointseg.metrics import SegmentationSums
+from jointseg.evaluation import Prediction, compute_unaries, depth_at_full_size, labels_at_full_size, refined_labels, score
+from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
@@ -50,6 +52,15 @@ PATHS = {
 """In the config, of what a record of scores has from it."""
 Jobs = Mapping[str, Config | None]
 """Configs by name; None: without a CRF."""
+
+
+class Counted(NamedTuple):
+    """What came of some frames."""
+
+    confusion_NCC: dict[str, NDArray[np.int64]]
+    """Of each settings, a matrix a frame."""
+    depth: DepthSums
+    """Of stage 2, whose depth no CRF changes."""
 
 
 class Score(NamedTuple):
@@ -114,12 +125,13 @@ def score_settings(
         tracker = Tracker.open(place.out)
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             with screen.bar(f"score {split}", len(frames)) as progress:
-                confusion_NCC = _confusions(config, place, jobs, frames, progress=progress)
+                confusion_NCC, depth_sums = _counted(config, place, jobs, frames, progress=progress)
             scores = _scores(confusion_NCC, config)
-            _log(tracker, run, {**asked, "frames": len(frames)}, scores)
-            described = {name: {**score._asdict(), "gain": score.gain._asdict()} for name, score in scores.items()}
+            depth = depth_metrics(depth_sums, pooling=config.evaluation.depth_pooling)
+            _log(tracker, run, {**asked, "frames": len(frames)}, scores, depth)
+            described = {name: {**own._asdict(), "gain": own.gain._asdict()} for name, own in scores.items()}
             matrices = _write_matrices(confusion_NCC, frames, path.with_suffix(""))
-            record = {**asked, "settings": settings, "scores": described, "confusions": matrices}
+            record = {**asked, "settings": settings, "scores": described, "depth": depth, "confusions": matrices}
             record |= {"device": "cuda" if uses_gpu(config) else "cpu", "provenance": provenance(config, place.out)}
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
@@ -134,7 +146,7 @@ def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, 
         record = json.loads(path.read_text(encoding="utf-8"))
         kept = {json.dumps(own): record["scores"][name] for name, own in record["settings"].items()}
         found = {name: kept[json.dumps(own)] for name, own in settings.items()}
-        scores = {name: Score(**{**score, "gain": Interval(**score["gain"])}) for name, score in found.items()}
+        scores = {name: Score(**{**own, "gain": Interval(**own["gain"])}) for name, own in found.items()}
         commit, device = record["provenance"]["commit"], record.get("device", "cpu")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); remove it to score again") from None
@@ -165,7 +177,7 @@ def _write_matrices(confusion_NCC: Mapping[str, NDArray[np.int64]], frames: Sequ
     return files
 
 
-def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score]) -> None:
+def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score], depth: Mapping[str, float]) -> None:
     """To MLflow, whose names of metrics have no apostrophes: files are `settings_1` and on, which tags name.
 
     No parameters, which do not change: the same settings may lie elsewhere when an interrupted score begins again.
@@ -174,8 +186,9 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
     short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
     tracker.log_params(run, {PATHS.get(name, name): value for name, value in asked.items()})
     tracker.tag(run, {short[name]: name for name in given})
-    for name, score in scores.items():
-        values = {**score._asdict(), **{f"gain/{of}": value for of, value in score.gain._asdict().items()}}
+    tracker.log_metrics(run, {f"depth/{metric}": value for metric, value in depth.items() if not math.isnan(value)})
+    for name, own in scores.items():
+        values = {**own._asdict(), **{f"gain/{of}": value for of, value in own.gain._asdict().items()}}
         tracker.log_metrics(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
 
 
@@ -191,37 +204,44 @@ def score_table(scores: Mapping[str, Score], *, split: str) -> Table:
     return table
 
 
-def _confusions(
+def _counted(
     config: Config, place: Workspace, jobs: Jobs, frames: tuple[int, ...], *, progress: Callable[[int], None]
-) -> dict[str, NDArray[np.int64]]:
-    """Of each of `jobs`, the confusion matrix of each frame."""
+) -> Counted:
+    """Of each of `jobs`, the confusion matrix of each frame; of each frame, stage 2's depth."""
     shares = shares_of(frames)
-    found: dict[int, dict[str, NDArray[np.int64]]] = {}
+    found: dict[int, Counted] = {}
 
-    def take(part: int, counted: dict[str, NDArray[np.int64]]) -> None:
+    def take(part: int, counted: Counted) -> None:
         found[part] = counted
         progress(sum(len(shares[done]) for done in found))
 
     shared_out(partial(_counting, config, place.store, place.final(STAGES["stage2"]), jobs), shares, take, config=config)
-    return {name: np.concatenate([found[part][name] for part in range(len(shares))]) for name in jobs}
+    parts = [found[part] for part in range(len(shares))]
+    confusion_NCC = {name: np.concatenate([part.confusion_NCC[name] for part in parts]) for name in jobs}
+    return Counted(confusion_NCC, reduce(add, [part.depth for part in parts]))
 
 
 def _counting(
     config: Config, store: Path, start: Path, jobs: Jobs, device: torch.device
-) -> Callable[[tuple[int, ...]], dict[str, NDArray[np.int64]]]:
+) -> Callable[[tuple[int, ...]], Counted]:
     model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
     crfs = {name: None if own is None else build_crf(own).eval().to(device) for name, own in jobs.items()}
 
     @torch.no_grad()
-    def count(frames: tuple[int, ...]) -> dict[str, NDArray[np.int64]]:
+    def count(frames: tuple[int, ...]) -> Counted:
         counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
+        depths = []
         for number in frames:
             frame = opened.frame(number)
             unaries = compute_unaries(model, frame, config, device=device).to(device)
             size = (frame.labels.shape[0], frame.labels.shape[1])
+            depth = depth_at_full_size(unaries.depth, size)
             for name, crf in crfs.items():
                 labels = labels_at_full_size(unaries.logits, size) if crf is None else refined_labels(unaries, crf, size=size)
-                counted[name].append(score_labels(labels, frame.labels, config.evaluation).confusion)
-        return {name: np.stack(own) for name, own in counted.items()}
+                sums = score(frame, Prediction(labels, depth), config.evaluation)
+                counted[name].append(sums.segmentation.confusion)
+            assert sums.depth is not None
+            depths.append(sums.depth)
+        return Counted({name: np.stack(own) for name, own in counted.items()}, reduce(add, depths))
 
     return count

@@ -13,11 +13,12 @@ import torch
 from jointseg.cross_validation import Interval
 from jointseg.errors import InputError
 from jointseg.evaluation import compute_unaries, labels_at_full_size, score_labels
+from jointseg.metrics import DepthSums
 from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import score
-from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Score, _read, _scores, score_settings, score_table
+from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Counted, Score, _read, _scores, score_settings, score_table
 from pipeline.spaces import papers_values
 from pipeline.terminal import Terminal
 from pipeline.trial_record import read_confusions
@@ -112,11 +113,12 @@ def scored(place, small, tmp_path, monkeypatch):
     def run(split="validation", config=small):
         counted, tracker = [], Noting()
 
-        def confusions(config, place, jobs, frames, *, progress):
+        def counts(config, place, jobs, frames, *, progress):
             counted.append((jobs, frames))
-            return {name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}
+            depth = DepthSums.from_depth(np.full((1, 2, 2), 3.0), np.full((1, 2, 2), 2.0))
+            return Counted({name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}, depth)
 
-        monkeypatch.setattr(score, "_confusions", confusions)
+        monkeypatch.setattr(score, "_counted", counts)
         monkeypatch.setattr(score.Tracker, "open", lambda out: tracker)
         files = [tmp_path / "best.json"]
         return counted, tracker, score_settings(config, place, files, split=split, screen=Terminal(), verbose=False)
@@ -136,6 +138,7 @@ def test_settings_are_scored_beside_the_papers_with_and_without_depth_and_none(s
     assert tracker.metrics["no_crf/gain/high"] < tracker.metrics["paper/gain/difference"] == 0
     assert tracker.metrics["paper_no_depth/gain/difference"] > 0
     assert tracker.metrics["settings_1/mean_iou"] == found[file].mean_iou
+    assert tracker.metrics["depth/rmse"] == 1.0
     assert tracker.tags["settings_1"] == file
     assert tracker.artifacts == ["scores.json", "confusions"]
     paths = set(flatten(small))
