@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,9 +26,9 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from jointseg.crf.filters import block_sparse_kernels as kernels
-from jointseg.crf.filters import kd_tree, matrix_kernels
+from jointseg.crf.filters import exponents, kd_tree, matrix_kernels
 from jointseg.crf.filters.tile_pairs import cut_into_items
-from jointseg.crf.filters.tiles import Tiles, with_squares
+from jointseg.crf.filters.tiles import Tiles
 from jointseg.network import upsample_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -88,9 +89,11 @@ def filter_kernels(capability: int) -> list[Any]:
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
     rows = compiled(lambda: kd_tree.kd_order(torch.rand(12 * 64, 5), 64, 1))
     tiles = tiles_of(64)
-    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), slice(0, 12), sure=0.1))
+    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), sure=0.1))
     of_half = tiles_of(kernels.tile_size("float16", torch.device("cuda")))
-    ways = (("float16", with_squares(of_half), (1, 40, 150)), ("float16", of_half, (40,)), ("tf32x3", tiles, (40,)))
+    rows += compiled(lambda: exponents.factors(of_half, torch.rand(1, 5)))
+    of_factors = replace(of_half, compared_GRT=torch.zeros(12, 2 * 32, of_half.pixels_GT.shape[1], dtype=torch.float16))
+    ways = (("float16", of_factors, (1, 40, 150)), ("float16", of_half, (40,)), ("tf32x3", tiles, (40,)))
     pairs = cut_into_items(torch.arange(12).repeat_interleave(12), torch.arange(12).repeat(12), 12, 4)
     for precision, given, channels in ways:
         v_BCP = torch.rand(1, 150, given.num_pixels)

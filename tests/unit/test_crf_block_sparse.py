@@ -198,7 +198,7 @@ def test_distances_are_expanded_where_features_are_small_enough():
     for reach, expanded in ((74.0, True), (77.0, False)):
         features = features_of(torch.linspace(-reach, reach, 500)[None, :, None] + 1000)
         block, values = BlockSparseFilter(features), draw(1, 2, 500, seed=15)
-        assert block._tiles.compared_GRT.shape[1] == (2 if expanded else 1)
+        assert block._tiles.compared_GRT.shape[1] == (32 if expanded else 1)
         error = (block.apply(values).double() - values.double() @ plain_matrix(features)).abs()
         assert (error <= (1e-3 + ROUNDING[1e-3]) * plain_matrix(features).sum(-1)).all()
     assert BlockSparseFilter(features_of(torch.zeros(1, 70, 2)), tolerance=1e-4)._tiles.compared_GRT.shape[1] == 2

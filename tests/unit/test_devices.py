@@ -151,6 +151,8 @@ def kernels_handed_what_tensors_hold():
     with pytest.MonkeyPatch.context() as patch:
         tree = import_module("jointseg.crf.filters.kd_tree")
         patch.setattr(tree, "kd_order", handed(tree.kd_order))
+        distances = import_module("jointseg.crf.filters.exponents")
+        patch.setattr(distances, "factors", handed(distances.factors))
         for name in ("apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
             patch.setattr(kernels, name, handed(getattr(kernels, name)))
         yield

@@ -1,11 +1,10 @@
 """The Triton kernels of the block-sparse filter, and their launches: each works on tiles of pixels that are near each other.
 
-Not here: which pixels make a tile (kd_tree.py), which pairs of tiles count (tile_pairs.py). It needs triton: import it when
-needed.
+Not here: how far two tiles' pixels are apart (exponents.py), which pixels make a tile (kd_tree.py), which pairs of tiles count
+(tile_pairs.py). It needs triton: import it when needed.
 
-Features are in units of sqrt(2 ln 2) bandwidths, so that a weight is 2^-|f - g|^2. Distances are float32: sums of squared
-differences, or, where features are small enough for it and the tolerance allows, -|f|^2 - |g|^2 + 2 f.g, in three fifths of the
-operations. Only weights times values goes through the tensor cores. No kernel adds atomically: a sum has one order.
+Only exponents (exponents.py) and weights times values go through the tensor cores. No kernel adds atomically: a sum
+has one order.
 """
 
 # B images, C channels, P pixels, G tiles of T pixels (of all images), F kernel features, E pairs of tiles, I work items
@@ -18,45 +17,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from jointseg.crf.filters.exponents import exponents, factor_of
 from jointseg.crf.filters.tile_pairs import TilePairs
 from jointseg.crf.filters.tiles import SHIFT, Tiles
 
 MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
 """Channels that one launch carries, by precision: what the registers of one program hold. In tf32x3 twice as many on Hopper,
 whose tensor cores read one operand from shared memory."""
+APPLY_STAGES = {"float16": 2, "tf32x3": 3}
+"""Tiles of values that a program loads ahead, and one."""
+SHARES_STAGES, SHARES_WARPS = 2, 4
 
 
 @triton.jit
-def _exponents(mine, theirs, F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr, SHIFT: tl.constexpr):
-    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, by pointers (T,) to their first feature, and
-    SHIFT more than that.
-    """
-    if EXPANDED:  # features are sqrt(2) as large, and behind them stands half of SHIFT less their square
-        exponent = tl.load(mine + F * T)[:, None] + tl.load(theirs + F * T)[None, :]
-        for f in tl.static_range(F):
-            exponent = tl.fma(tl.load(mine + f * T)[:, None], tl.load(theirs + f * T)[None, :], exponent)
-    else:
-        exponent = tl.full((T, T), SHIFT, tl.float32)
-        for f in tl.static_range(F):
-            difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
-            exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
-    return exponent
-
-
-@triton.jit
-def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
+def _near_tiles(low, high, limits, out, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
     """0 where a pair of tiles weighs at most both its limits, 1 where more, 2 where more than SURE, by the boxes' distance."""
     row = tl.program_id(0)
     col = tl.program_id(1) * N + tl.arange(0, N)
     inside = col < G
     exponent = tl.zeros((N,), tl.float32)
     for f in tl.static_range(F):
-        below = tl.load(low + (first + row) * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
-        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + (first + row) * F + f)
+        below = tl.load(low + row * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
+        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + row * F + f)
         gap = tl.maximum(tl.maximum(below, above), 0.0)
         exponent = tl.fma(gap, gap * -1.0, exponent)
     weight = tl.exp2(exponent)
-    limit = tl.minimum(tl.load(limits + first + row), tl.load(limits + col, mask=inside, other=1.0))
+    limit = tl.minimum(tl.load(limits + row), tl.load(limits + col, mask=inside, other=1.0))
     level = (weight > limit).to(tl.int8) + (weight > SURE).to(tl.int8)
     tl.store(out + row.to(tl.int64) * G + col, level, mask=inside)
 
@@ -98,7 +84,7 @@ def _gather(
 @triton.jit
 def _apply(
     features, values, columns, items, out, partials, C,
-    F: tl.constexpr, T: tl.constexpr, BLOCK_C: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr, SHIFT: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, HALF: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """One work item: the sum over its columns' tiles of weights times values, (T, C); 2^SHIFT times as large."""
     item = items + tl.program_id(0) * 4
@@ -110,13 +96,12 @@ def _apply(
     c = tl.arange(0, BLOCK_C)
     place = c[:, None] * T + t[None, :]
     inside = c[:, None] < C
-    per_tile: tl.constexpr = (F + EXPANDED) * T
-    mine = features + row * per_tile + t
+    mine = factor_of(features, row, F, T, K)
     sums = tl.zeros((T, BLOCK_C), tl.float32)
     for e in range(first, stop):
         col = tl.load(columns + e).to(tl.int64)
         value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
-        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED, SHIFT))
+        weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
         if HALF:
             sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
         else:
@@ -162,24 +147,23 @@ def _scatter(
 
 @triton.jit
 def _shares(
-    features, scales, columns, items, out,
-    F: tl.constexpr, T: tl.constexpr, EXPANDED: tl.constexpr, HALF: tl.constexpr, SHIFT: tl.constexpr, UNSHIFT: tl.constexpr,
+    features, scales, columns, items, out, num_pairs,
+    F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr, UNSHIFT: tl.constexpr,
 ):  # fmt: skip
-    """For each pair of tiles the most that a pixel of the one hears from the other, times that pixel's scale."""
+    """For each pair of tiles the most that a pixel of the first hears from the second, times that pixel's scale; behind them
+    all, what one of the second hears from the first, by the same weights.
+    """
     item = items + tl.program_id(0) * 4
     row = tl.load(item).to(tl.int64)
     t = tl.arange(0, T)
-    per_tile: tl.constexpr = (F + EXPANDED) * T
-    mine = features + row * per_tile + t
-    scale = tl.load(scales + row * T + t)
+    mine = factor_of(features, row, F, T, K)
+    own = tl.load(scales + row * T + t) * UNSHIFT
     for e in range(tl.load(item + 1), tl.load(item + 2)):
         col = tl.load(columns + e).to(tl.int64)
-        weights = tl.exp2(_exponents(mine, features + col * per_tile + t, F, T, EXPANDED, SHIFT))
-        if HALF:  # row sums, 16 times over
-            mass = tl.dot(weights.to(tl.float16), tl.full((T, 16), 1.0, tl.float16)) * UNSHIFT
-        else:
-            mass = tl.dot(weights, tl.full((T, 16), 1.0, tl.float32), input_precision="tf32x3")
-        tl.store(out + e, tl.max(tl.max(mass * scale[:, None], 1), 0))
+        weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
+        other = tl.load(scales + col * T + t) * UNSHIFT
+        tl.store(out + e, tl.max(tl.sum(weights, 1) * own, 0))
+        tl.store(out + num_pairs + e, tl.max(tl.sum(weights, 0) * other, 0))
 
 
 @triton.jit
@@ -202,7 +186,7 @@ def _moments(
         col = tl.load(columns + e).to(tl.int64)
         v = tl.load(right + col * C * T + place, mask=inside, other=0.0)
         theirs = features + col * F * T + t
-        product = tl.exp2(_exponents(mine, theirs, F, T, False, 0.0)) * tl.dot(y, v, input_precision=PRECISION)
+        product = tl.exp2(exponents(mine, features, col, F, T, 0, 0.0)) * tl.dot(y, v, input_precision=PRECISION)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             moment = tl.sum(product * difference * difference, 1)
@@ -246,7 +230,7 @@ def apply_pairs(
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
                 **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half, SHIFT=SHIFT if half else 0.0,
-                num_warps=4, num_stages=2 if half else 3, enable_fp_fusion=True,
+                num_warps=4, num_stages=APPLY_STAGES[precision], enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
                 sums_GCT, partials_SCT, pairs.slots_G, peaks_BC, tiles.pixels_GT, factors, target_BCP,
@@ -270,16 +254,19 @@ def _peaks(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:
 
 
 def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precision: str) -> Tensor:
-    """(E,): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale."""
-    out_E, half = scales_GT.new_empty(len(pairs.columns_E)), precision == "float16"
-    if len(out_E):
-        with torch.cuda.device_of(out_E):
+    """(2, E): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale; of the
+    tile that hears, then of the one that is heard.
+    """
+    num_pairs, shape, shift = len(pairs.columns_E), _shape_of(tiles), SHIFT if precision == "float16" else 0.0
+    out_2E = scales_GT.new_empty(2, num_pairs)
+    if num_pairs:
+        with torch.cuda.device_of(out_2E):
             _shares[(len(pairs.items_I4),)](
-                tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_E,
-                **_shape_of(tiles), HALF=half, SHIFT=SHIFT if half else 0.0, UNSHIFT=2.0**-SHIFT,
-                num_warps=4, num_stages=1, enable_fp_fusion=True,
+                tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_2E, num_pairs,
+                **shape, SHIFT=shift, UNSHIFT=2.0**-shift, num_warps=SHARES_WARPS if shape["K"] else max(4, shape["T"] // 16),
+                num_stages=SHARES_STAGES, enable_fp_fusion=True,
             )  # fmt: skip
-    return out_E
+    return out_2E
 
 
 def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tensor, *, precision: str) -> Tensor:
@@ -302,18 +289,17 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
     return out_IF
 
 
-def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *, sure: float) -> Tensor:
-    """(R, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
+def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, *, sure: float) -> Tensor:
+    """(G, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
     1 where it can weigh more than one of them, 2 where it can weigh more than that and than `sure`.
     """
     G, F = low_GF.shape
-    first, stop, _ = rows.indices(G)
-    level_RG = torch.empty(stop - first, G, dtype=torch.int8, device=low_GF.device)
-    with torch.cuda.device_of(level_RG):
-        _near_tiles[(stop - first, triton.cdiv(G, 512))](
-            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
+    level_GG = torch.empty(G, G, dtype=torch.int8, device=low_GF.device)
+    with torch.cuda.device_of(level_GG):
+        _near_tiles[(G, triton.cdiv(G, 512))](
+            low_GF, high_GF, limits_G, level_GG, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
         )
-    return level_RG
+    return level_GG
 
 
 def _in_tile_order(tiles: Tiles, values_BCP: Tensor, peaks_BC: Tensor | None, *, half: bool) -> Tensor:
@@ -330,9 +316,9 @@ def _in_tile_order(tiles: Tiles, values_BCP: Tensor, peaks_BC: Tensor | None, *,
     return out_GCT
 
 
-def _shape_of(tiles: Tiles) -> dict[str, int | bool]:
+def _shape_of(tiles: Tiles) -> dict[str, int]:
     _, F, T = tiles.features_GFT.shape
-    return {"F": F, "T": T, "EXPANDED": tiles.compared_GRT.shape[1] > F}
+    return {"F": F, "T": T, "K": tiles.compared_GRT.shape[1] // 2 if tiles.compared_GRT.dtype == torch.float16 else 0}
 
 
 def _channels_at_once(precision: str, device: torch.device) -> int:

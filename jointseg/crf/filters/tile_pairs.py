@@ -3,7 +3,7 @@
 Not here: the tiles (tiles.py), the kernels that weigh and sum (block_sparse_kernels.py).
 """
 
-# B images, P pixels, G tiles of T pixels (of all images), E pairs of tiles, D doubtful ones, I work items
+# B images, P pixels, G tiles of T pixels (of all images), N of one image, E pairs of tiles, D doubtful ones, I work items
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ _UNMEASURED = 1 / 16
 """The part of the tolerance that may be lost by pairs that are skipped unmeasured, for the distance of their boxes."""
 _FIXED_POINT = 36
 """Shares are added up as integers, of 2^-36: whatever the order, such a sum is the same, and so is what is kept."""
-_MAX_PAIRS_AT_ONCE = 2**26
-"""Boxes compared in one go: a byte each."""
 _MAX_SLOTS = 2**13
 """Partial sums per application, about; each is T C floats."""
 
@@ -50,57 +48,48 @@ def choose_pairs(tiles: Tiles, tolerance: float, *, precision: str, pairs_per_it
     skipped at that weight, would cost its rows 1/16 of the tolerance; row sums over the sure pairs bound what is left from
     below. Then each tile skips the lightest of the pairs that were measured, as many as the rest of the tolerance pays for.
     """
-    G, T = tiles.pixels_GT.shape
-    rows_E, columns_E, _ = _near_pairs(tiles, torch.full_like(tiles.low_GF[:, 0], _SURE))
+    (G, T), B = tiles.pixels_GT.shape, tiles.num_images
+    rows_E, columns_E = _pairs_where(_levels(tiles, torch.full_like(tiles.low_GF[:, 0], _SURE)) == 2)
     sums_BP = row_sums_over(tiles, cut_into_items(rows_E, columns_E, G, pairs_per_item), precision)
     sums_GT = tiles.in_tile_order(sums_BP, filling=torch.inf)
-    rows_E, columns_E, sure_E = _near_pairs(tiles, sums_GT.amin(1) * (tolerance * _UNMEASURED * tiles.num_images / (G * T)))
-    doubtful_D = (~sure_E).nonzero().squeeze(1)
-    rows_D, columns_D = rows_E[doubtful_D], columns_E[doubtful_D]
+    levels_BNN = _levels(tiles, sums_GT.amin(1) * (tolerance * _UNMEASURED * B / (G * T)))
+    rows_D, columns_D = _pairs_where(levels_BNN.triu() == 1)
     doubtful = cut_into_items(rows_D, columns_D, G, pairs_per_item)
-    shares_D = kernels().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
-    sure_E[doubtful_D] = _both_ways(_heaviest(shares_D, rows_D, tolerance * (1 - _UNMEASURED)), columns_D)
-    kept = sure_E.nonzero().squeeze(1)
-    return rows_E[kept], columns_E[kept]
+    shares_2D = kernels().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
+    of_either_2D = torch.stack([rows_D, columns_D])
+    keep_2D = _heaviest(shares_2D.flatten(), of_either_2D.flatten(), tolerance * (1 - _UNMEASURED)).view_as(shares_2D)
+    # Where either tile keeps a pair, both do.
+    kept_D = keep_2D.any(0).to(levels_BNN.dtype) * 2
+    levels_GN, (low_D, high_D) = levels_BNN.view(G, -1), of_either_2D % (G // B)
+    levels_GN[rows_D, high_D] = kept_D
+    levels_GN[columns_D, low_D] = kept_D
+    return _pairs_where(levels_BNN == 2)
 
 
-def _near_pairs(tiles: Tiles, limits_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(E,) three times: the pairs of one image that can weigh more than a limit of either tile, and which are sure."""
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    num_tiles = len(limits_G) // tiles.num_images
-    rows_at_once = max(_MAX_PAIRS_AT_ONCE // num_tiles, 1)
-    for first in range(0, len(limits_G), num_tiles):
-        own = slice(first, first + num_tiles)
-        for start in range(0, num_tiles, rows_at_once):
-            level_RG = kernels().near_tiles(
-                tiles.low_GF[own], tiles.high_GF[own], limits_G[own], slice(start, start + rows_at_once), sure=_SURE
-            )
-            row_E, column_E = level_RG.nonzero(as_tuple=True)
-            sure_E = level_RG[row_E, column_E] == 2
-            found.append((row_E + (start + first), column_E + first, sure_E) if start + first else (row_E, column_E, sure_E))
-    if len(found) == 1:
-        return found[0]
-    rows, columns, sure = zip(*found, strict=True)
-    return torch.cat(rows), torch.cat(columns), torch.cat(sure)
+def _levels(tiles: Tiles, limits_G: Tensor) -> Tensor:
+    """(B, N, N), int8, of each image's N tiles: `near_tiles`. It takes less memory than the pairs do that are found in it."""
+    images = (each.view(tiles.num_images, -1, *each.shape[1:]) for each in (tiles.low_GF, tiles.high_GF, limits_G))
+    return torch.stack([kernels().near_tiles(*image, sure=_SURE) for image in zip(*images, strict=True)])
+
+
+def _pairs_where(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """(E,), (E,): the pairs of tiles, by their numbers in all images. Waits for the device."""
+    row_E, column_E = chosen_BNN.flatten(0, 1).nonzero(as_tuple=True)
+    N = chosen_BNN.shape[1]
+    return row_E, column_E if len(chosen_BNN) == 1 else column_E + row_E // N * N
 
 
 def _heaviest(shares_E: Tensor, rows_E: Tensor, budget: float) -> Tensor:
-    """(E,), bool: all of a row's pairs but the lightest, as many as together stay within the budget. Rows are in order."""
-    keep_E = torch.ones_like(rows_E, dtype=torch.bool)
-    if len(rows_E):
-        unit = 2**_FIXED_POINT
-        share_E = (shares_E.double() * unit).ceil().clamp(max=unit).long()
-        key_E, order_E = (rows_E * (2 * unit) + share_E).sort(stable=True)  # by row, then by share
-        share_E = key_E % (2 * unit)
-        before_E = share_E.cumsum(0) - share_E
-        total_E = before_E - before_E[torch.searchsorted(rows_E, rows_E)] + share_E
-        keep_E[order_E] = total_E > int(budget * unit)
+    """(E,), bool: all of a row's pairs but the lightest, as many as together stay within the budget."""
+    unit = 2**_FIXED_POINT
+    share_E = (shares_E.double() * unit).ceil().clamp(max=unit).long()
+    key_E, order_E = (rows_E * (2 * unit) + share_E).sort(stable=True)  # by row, then by share
+    share_E = key_E % (2 * unit)
+    total_E = share_E.cumsum(0)
+    first_E = torch.searchsorted(key_E, key_E - share_E)
+    keep_E = torch.empty_like(rows_E, dtype=torch.bool)
+    keep_E[order_E] = total_E - (total_E - share_E)[first_E] > int(budget * unit)
     return keep_E
-
-
-def _both_ways(keep_E: Tensor, columns_E: Tensor) -> Tensor:
-    """Keep a pair where either tile does. All pairs are there both ways: ordered by column, they are their transposes."""
-    return keep_E | keep_E[columns_E.sort(stable=True).indices]
 
 
 def cut_into_items(rows_E: Tensor, columns_E: Tensor, num_tiles: int, pairs_per_item: int) -> TilePairs:

@@ -1,6 +1,6 @@
 """Pixels in tiles that are compact in feature space, as the block-sparse filter takes them.
 
-Not here: the tree that sorts them (kd_tree.py), which pairs of tiles count (tile_pairs.py).
+Not here: the tree that sorts them (kd_tree.py), which pairs of tiles count (tile_pairs.py), distances (exponents.py).
 """
 
 # B images, P pixels, G tiles of T pixels (of all images), F kernel features, S = G T
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jointseg.crf.filters.features import Features
 
-_EXPANDED_UP_TO = 4096.0
-"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g, in F + 2 roundings of up to 2^-12 each:
-weights are off by 1e-3 at most with five features, row sums by less."""
+EXPANDED_UP_TO = 4096.0
+"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g: tensor cores cut what they add to 2^-13
+of such a sum's largest term or less, so weights are off by about 1e-3 at most, row sums by less."""
 SHIFT = 14.0
 """Weights in float16 are 2^14 times as large, so that those from 2^-38 on are numbers there, not from 2^-24."""
 _FAR = 1e18
@@ -38,7 +38,7 @@ class Tiles:
     """The tile's box; low is +inf and high -inf where it has no pixel."""
     high_GF: Tensor
     compared_GRT: Tensor
-    """What distances are computed from: `features_GFT`, or the expanded form of it (`with_squares`)."""
+    """What distances are computed from: `features_GFT`, or the factors of a product, in float16 (`with_squares`)."""
     num_images: int
     num_pixels: int
     """P, of one image."""
@@ -74,18 +74,13 @@ def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
 
 
 def with_squares(tiles: Tiles) -> Tiles:
-    """Tiles whose `compared_GRT` is sqrt(2) f, from the middle of the image's features, and behind it SHIFT/2 - |f|^2: the
-    exponent SHIFT - |f - g|^2 is then a product and two terms. As they were where features reach too far for that in float32.
+    """Tiles whose `compared_GRT` are the factors of a product that is SHIFT - |f - g|^2, the exponent: tensor cores make it. As
+    they were where features reach too far for that.
     """
-    B, (G, F, _) = tiles.num_images, tiles.features_GFT.shape
-    low_BF, high_BF = tiles.low_GF.view(B, -1, F).amin(1), tiles.high_GF.view(B, -1, F).amax(1)
-    middle_GF = ((low_BF + high_BF) / 2).repeat_interleave(G // B, 0)
-    none_G1T = (tiles.pixels_GT < 0)[:, None]
-    centred_GFT = (math.sqrt(2) * (tiles.features_GFT - middle_GF[:, :, None])).masked_fill(none_G1T, 0.0)
-    halves_G1T = -0.5 * centred_GFT.square().sum(1, keepdim=True)
-    if not bool(halves_G1T.amin() >= -_EXPANDED_UP_TO):
-        return tiles
-    return replace(tiles, compared_GRT=torch.cat([centred_GFT, (halves_G1T + SHIFT / 2).masked_fill(none_G1T, -_FAR)], 1))
+    low_BF, high_BF = (box_GF.view(tiles.num_images, -1, box_GF.shape[1]) for box_GF in (tiles.low_GF, tiles.high_GF))
+    middle_BF = (low_BF.amin(1) + high_BF.amax(1)) / 2
+    compared_GRT, far_G = import_module("jointseg.crf.filters.exponents").factors(tiles, middle_BF)
+    return tiles if far_G.any() else replace(tiles, compared_GRT=compared_GRT)
 
 
 def _valid_pixels_first(features: Features, tile_size: int) -> Tensor:
