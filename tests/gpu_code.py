@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from jointseg.crf import mean_field_kernels
 from jointseg.crf.filters import block_sparse_kernels as kernels
 from jointseg.crf.filters import exponents, kd_tree, matrix_kernels
 from jointseg.crf.filters.tile_pairs import cut_into_items
@@ -106,9 +107,9 @@ def filter_kernels(capability: int) -> list[Any]:
 
 
 def matrix_rows() -> list[Any]:
-    """The blur and the grid's reading, of 40 classes: alone, and added to a sum."""
-    rows, taps = [], torch.rand(9)
-    values_BCHW, grid_GC = torch.rand(1, 40, 60, 70), torch.rand(500, 40)
+    """A step's softmax, and the blur and the grid's reading alone and added to a sum, of 40 classes."""
+    taps, values_BCHW, grid_GC = torch.rand(9), torch.rand(1, 40, 60, 70), torch.rand(500, 40)
+    rows = compiled(lambda: mean_field_kernels.softmax_of_difference(*torch.rand(2, 1, 40, 4200)))
     corners_PV, weights_PV = torch.zeros(4200, 8, dtype=torch.int64), torch.rand(4200, 8)
     for factors_P, added in ((None, False), (torch.rand(4200), True)):
         of_image = None if factors_P is None else factors_P[None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jointseg.crf.filters import GaussianFilter, SummedFilter, blend
+from jointseg.needs import missing_for_triton
+
+_MAX_CLASSES = 512
 
 
 def pairwise_matrices(weights_KCC: Tensor, compatibility_CC: Tensor, *, form: Literal["crfrnn", "hadamard"]) -> Tensor:
@@ -40,58 +44,89 @@ def mean_field(
     `log_bandwidths`: of each kernel, the logarithm of the bandwidth of each of its F features, to differentiate by; the filters
     must have been built for their values, and have `bandwidth_gradient`.
     """
+    matrices: Sequence[Tensor | None] = list(matrices_KCC)
     if num_iterations > 1 and log_bandwidths is None:
-        filters, matrices_KCC = merge_terms(filters, matrices_KCC)
+        filters, matrices = merge_terms(filters, matrices_KCC)
     messages = [partial(message, gaussian=gaussian) for gaussian in filters]
     if log_bandwidths is not None:
         pairs = zip(filters, log_bandwidths, strict=True)
         messages = [partial(message_by_bandwidths, gaussian=gaussian, log_bandwidths_F=log_F) for gaussian, log_F in pairs]
-    logits_BCP = unary_logits_BCP
-    for _ in range(num_iterations):
-        logits_BCP = mean_field_step(logits_BCP.softmax(1), unary_logits_BCP, messages, matrices_KCC=matrices_KCC)
-    return logits_BCP
+    if num_iterations == 0:
+        return unary_logits_BCP
+    q_BCP = unary_logits_BCP.softmax(1)
+    for _ in range(num_iterations - 1):
+        q_BCP = softmax_of_difference(*mean_field_step(q_BCP, unary_logits_BCP, messages, matrices=matrices))
+    left_BCP, last_BCP = mean_field_step(q_BCP, unary_logits_BCP, messages, matrices=matrices)
+    return left_BCP - last_BCP
 
 
 def mean_field_step(
-    q_BCP: Tensor, unary_logits_BCP: Tensor, messages: Sequence[Callable[[Tensor], Tensor]], *, matrices_KCC: Tensor
-) -> Tensor:
-    """One parallel update: U - sum_k A_k message_k. Returns logits; softmax over C gives the next q.
+    q_BCP: Tensor,
+    unary_logits_BCP: Tensor,
+    messages: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    matrices: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """One parallel update: U - sum_k A_k message_k. Returns two whose difference is the logits; softmax over C gives the
+    next q.
 
     A_k mixes classes and a filter mixes pixels, so A_k message_k(q) = message_k(A_k q). Mixing first, autograd has
     only q to keep: the messages are in no derivative.
     """
-    logits_BCP = unary_logits_BCP
-    for message_of, matrix_CC in zip(messages, matrices_KCC, strict=True):
-        mixed_BCP = product(matrix_CC.expand(len(q_BCP), -1, -1), q_BCP)
-        logits_BCP = logits_BCP - message_of(mixed_BCP)
-    return logits_BCP
+    left_BCP, last_BCP = unary_logits_BCP, None
+    for message_of, matrix_CC in zip(messages, matrices, strict=True):
+        mixed_BCP = q_BCP if matrix_CC is None else product(matrix_CC.expand(len(q_BCP), -1, -1), q_BCP)
+        left_BCP = left_BCP if last_BCP is None else left_BCP - last_BCP
+        last_BCP = message_of(mixed_BCP)
+    assert last_BCP is not None
+    return left_BCP, last_BCP
 
 
-def merge_terms(filters: Sequence[GaussianFilter], matrices_KCC: Tensor) -> tuple[Sequence[GaussianFilter], Tensor]:
+def softmax_of_difference(left_BCP: Tensor, right_BCP: Tensor) -> Tensor:
+    """(left - right).softmax(1), on CUDA in one pass where nothing is recorded."""
+    if _takes_kernels(left_BCP, right_BCP):
+        q_BCP: Tensor = import_module("jointseg.crf.mean_field_kernels").softmax_of_difference(left_BCP, right_BCP)
+        return q_BCP
+    return (left_BCP - right_BCP).softmax(1)
+
+
+def _takes_kernels(*values: Tensor) -> bool:
+    recorded = torch.is_grad_enabled() and any(each.requires_grad for each in values)
+    plain = all(each.is_cuda and each.dtype == torch.float32 and each.is_contiguous() for each in values)
+    return plain and not recorded and values[0].shape[1] <= _MAX_CLASSES and missing_for_triton() is None
+
+
+def merge_terms(
+    filters: Sequence[GaussianFilter], matrices_KCC: Tensor
+) -> tuple[Sequence[GaussianFilter], Sequence[Tensor | None]]:
     """One term in place of K where every A_k is a multiple s_k of one A, as it is until weights are learned.
 
     Then sum_k A_k message_k(q) = A (sum_k s_k message_k)(q), which a filter may be able to do at once, and classes are mixed
-    once. It is left as it is where weights are being learned: looking at A_k waits for a GPU.
+    once; on a GPU not at all where A is a multiple of I: it is given as None, and the multiple as one of s_k. It is left as it
+    is where weights are being learned: looking at A_k waits for a GPU.
     """
     learning = torch.is_grad_enabled() and matrices_KCC.requires_grad
     if learning or len(filters) < 2:
-        return filters, matrices_KCC
+        return filters, list(matrices_KCC)
     on_cpu_KCC = matrices_KCC.detach().cpu()
     peaks_K = on_cpu_KCC.flatten(1).abs().amax(1)
     reference = int(peaks_K.argmax())
     if not peaks_K.any():
-        return filters[:1], matrices_KCC[:1]
+        return filters[:1], [matrices_KCC[0]]
     reference_CC = on_cpu_KCC[reference]
     at = int(reference_CC.abs().argmax())
     scales_K = on_cpu_KCC.flatten(1)[:, at] / reference_CC.flatten()[at]
     rounding_K = 4 * torch.finfo(matrices_KCC.dtype).eps * peaks_K
     misfit_KCC = (on_cpu_KCC - scales_K[:, None, None] * reference_CC).abs()
     if not bool((misfit_KCC.flatten(1).amax(1) <= rounding_K).all()):
-        return filters, matrices_KCC
+        return filters, list(matrices_KCC)
     blended: GaussianFilter | None = blend(filters, scales_K.tolist())
     if blended is None and matrices_KCC.device.type != "cpu":
+        factor = reference_CC[0, 0]
+        if torch.equal(reference_CC, factor * torch.eye(len(reference_CC), dtype=reference_CC.dtype)):
+            return [SummedFilter(filters, (factor * scales_K).tolist())], [None]
         blended = SummedFilter(filters, scales_K.tolist())
-    return (filters, matrices_KCC) if blended is None else ([blended], matrices_KCC[reference : reference + 1])
+    return (filters, list(matrices_KCC)) if blended is None else ([blended], [matrices_KCC[reference]])
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -190,8 +190,16 @@ def test_classes_are_mixed_once_where_matrices_are_multiples(monkeypatch):
     logits, guides = scene()
     crf = DenseCRF(C, CrfSettings(num_iterations=3, theta_alpha=8, w_depth=0.6), filter=on_gpu).to(DEVICE).requires_grad_(False)
     merged = crf(logits, **guides)
-    monkeypatch.setattr(mean_field, "merge_terms", lambda filters, matrices_KCC: (filters, matrices_KCC))
+    monkeypatch.setattr(mean_field, "merge_terms", lambda filters, matrices_KCC: (filters, list(matrices_KCC)))
     torch.testing.assert_close(merged, crf(logits, **guides), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("C", [2, 40, 150])
+def test_a_softmax_of_a_difference_in_one_pass_is_that_of_the_difference(monkeypatch, C):
+    left, right = 20 * torch.randn(2, 2, C, 77, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    plain = (left - right).softmax(1)
+    monkeypatch.setattr(mean_field, "_takes_kernels", lambda *values: True)
+    torch.testing.assert_close(mean_field.softmax_of_difference(left, right), plain, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kernels", [False, True])
