@@ -82,7 +82,7 @@ def test_what_does_not_learn_has_no_gradient_and_changes_no_others(still):
 @pytest.mark.usefixtures("on_cpu")
 def test_a_layer_used_twice_has_the_sum_of_both_gradients():
     conv, x = layer({"padding": 1})
-    other = x.detach().flip(0)
+    other = x.detach().flip(3)
     once = [torch.autograd.grad(conv(each).square().sum(), conv.weight)[0] for each in (x, other)]
     both = torch.autograd.grad(conv(x).square().sum() + conv(other).square().sum(), conv.weight)[0]
     torch.testing.assert_close(both, once[0] + once[1])

@@ -27,7 +27,7 @@ whose tensor cores read one operand from shared memory."""
 APPLY_STAGES = {"float16": 2, "tf32x3": 3}
 """Tiles of values that a program loads ahead, and one."""
 SHARES_STAGES = 2
-APPLY_WARPS = SHARES_WARPS = 4
+APPLY_WARPS, SHARES_WARPS = 8, 4
 
 
 @triton.jit
