@@ -145,3 +145,14 @@ def told_to_disk(monkeypatch):
 def _one_thread() -> None:
     """Small tensors, and tests that run beside each other: more threads only get in each other's way."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    """Writes a file with a space; returns how it is named."""
+
+    def write(text, function="space"):
+        (tmp_path / "mine.py").write_text(text)
+        return f"{tmp_path / 'mine.py'}:{function}"
+
+    return write
