@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.errors import InputError
@@ -83,7 +85,7 @@ def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: floa
 
 def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen) -> dict[str, Any]:
     # The nodes' own disks were those of the cluster it was found on.
-    record, config = evidence.record, with_overrides(evidence.config, {"search.node_folder": None})
+    record, config = evidence.record, with_overrides(_for_here(evidence.config, screen), {"search.node_folder": None})
     start, frames = find_checkpoint(evidence), tuple(record["frames"])
     cache = unaries.UnaryCache(scratch / "unaries", frames)
     folds = tuple(own["fold"] for own in record["by_frame"])
@@ -100,6 +102,15 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen)
     if line["error"] is not None:
         raise InputError(f"{evidence.name}: the trial fails here: {line['error']}")
     return trial_record(line, config, scratch, identity={})
+
+
+def _for_here(config: Config, screen: Screen) -> Config:
+    """The config without the GPUs that it asks for, where this machine has none."""
+    asked = {"search.gpus_per_trial": 0, "training.device": "auto"} if not torch.cuda.is_available() else {}
+    changed = with_overrides(config, asked)
+    if changed != config:
+        screen.say("it is of a GPU and this machine has none: CPUs compute it, with filters of their own; see --tolerance")
+    return changed
 
 
 def compare_trials(record: Mapping[str, Any], again: Mapping[str, Any], *, tolerance: float) -> Comparison:
@@ -127,7 +138,7 @@ def compare_trials(record: Mapping[str, Any], again: Mapping[str, Any], *, toler
 
 
 def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Screen) -> Comparison:
-    place, config, record = evidence.place, evidence.config, evidence.record
+    place, config, record = evidence.place, _for_here(evidence.config, screen), evidence.record
     if place is None or not all(place.final(stage).is_dir() for stage in STAGES.values()):
         raise InputError(f"{evidence.name}: its run's folder, with the stages' weights, is not found; give it as --out")
     for name, wanted in record.get("checkpoints", {}).items():

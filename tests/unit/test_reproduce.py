@@ -287,6 +287,17 @@ def test_a_trial_that_does_not_come_out_again_is_told_by_number_and_commit(again
     assert f"it was scored at commit another; this is {own_commit()}" in said
 
 
+def test_what_a_gpu_scored_is_computed_where_there_is_none(again, rooms, small, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = with_overrides(small, {"search.gpus_per_trial": 0.5, "training.device": "cuda"})
+    record, place = trial_of(given, rooms, tmp_path, {"settings": {"crf.w_depth": 4.0}})
+    equal, said = again(record, place)
+    assert not equal, "the scores were made up"
+    assert "it is of a GPU and this machine has none" in said
+    assert "differs: mean IoU" in said
+    assert "of a GPU" not in again({**record, "config": flatten(small)}, place)[1]
+
+
 # MLflow
 
 
