@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import cache
 from importlib.util import find_spec
 
 
@@ -18,3 +19,9 @@ def missing_for_triton() -> str | None:
     if not interpreted and not os.environ.get("CC") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         return "a C compiler for Triton (cc, gcc or clang)"
     return None
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton runs here; looked up once."""
+    return missing_for_triton() is None

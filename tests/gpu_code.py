@@ -90,7 +90,7 @@ def filter_kernels(capability: int) -> list[Any]:
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
     rows = compiled(lambda: kd_tree.kd_order(torch.rand(12 * 64, 5), 64, 1))
     tiles = tiles_of(64)
-    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), sure=0.1))
+    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), slice(3, None), sure=0.1))
     of_half = tiles_of(kernels.tile_size("float16", torch.device("cuda")))
     rows += compiled(lambda: exponents.factors(of_half, torch.rand(1, 5)))
     of_factors = replace(of_half, compared_GRT=torch.zeros(12, 2 * 32, of_half.pixels_GT.shape[1], dtype=torch.float16))

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jointseg.crf.filters import GaussianFilter, SummedFilter, blend
-from jointseg.needs import missing_for_triton
+from jointseg.needs import has_triton
 
 _MAX_CLASSES = 512
+"""That one kernel takes: of more, a program would read too few neighbouring pixels."""
 
 
 def pairwise_matrices(weights_KCC: Tensor, compatibility_CC: Tensor, *, form: Literal["crfrnn", "hadamard"]) -> Tensor:
@@ -44,6 +45,9 @@ def mean_field(
     `log_bandwidths`: of each kernel, the logarithm of the bandwidth of each of its F features, to differentiate by; the filters
     must have been built for their values, and have `bandwidth_gradient`.
     """
+    if num_iterations == 0 or not filters:
+        return unary_logits_BCP
+    unary_logits_BCP = unary_logits_BCP.contiguous()
     matrices: Sequence[Tensor | None] = list(matrices_KCC)
     if num_iterations > 1 and log_bandwidths is None:
         filters, matrices = merge_terms(filters, matrices_KCC)
@@ -51,8 +55,6 @@ def mean_field(
     if log_bandwidths is not None:
         pairs = zip(filters, log_bandwidths, strict=True)
         messages = [partial(message_by_bandwidths, gaussian=gaussian, log_bandwidths_F=log_F) for gaussian, log_F in pairs]
-    if num_iterations == 0:
-        return unary_logits_BCP
     q_BCP = unary_logits_BCP.softmax(1)
     for _ in range(num_iterations - 1):
         q_BCP = softmax_of_difference(*mean_field_step(q_BCP, unary_logits_BCP, messages, matrices=matrices))
@@ -93,7 +95,7 @@ def softmax_of_difference(left_BCP: Tensor, right_BCP: Tensor) -> Tensor:
 def _takes_kernels(*values: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and any(each.requires_grad for each in values)
     plain = all(each.is_cuda and each.dtype == torch.float32 and each.is_contiguous() for each in values)
-    return plain and not recorded and values[0].shape[1] <= _MAX_CLASSES and missing_for_triton() is None
+    return plain and not recorded and values[0].shape[1] <= _MAX_CLASSES and has_triton()
 
 
 def merge_terms(
@@ -102,8 +104,8 @@ def merge_terms(
     """One term in place of K where every A_k is a multiple s_k of one A, as it is until weights are learned.
 
     Then sum_k A_k message_k(q) = A (sum_k s_k message_k)(q), which a filter may be able to do at once, and classes are mixed
-    once; on a GPU not at all where A is a multiple of I: it is given as None, and the multiple as one of s_k. It is left as it
-    is where weights are being learned: looking at A_k waits for a GPU.
+    once; on a GPU not at all where A is a multiple of I: it is given as None, and every s_k is multiplied by that multiple. It
+    is left as it is where weights are being learned: looking at A_k waits for a GPU.
     """
     learning = torch.is_grad_enabled() and matrices_KCC.requires_grad
     if learning or len(filters) < 2:

@@ -11,7 +11,6 @@ says no (network.py).
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jointseg.needs import missing_for_triton
+from jointseg.needs import has_triton
 
 FACTORS = (2, 4, 8)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +32,7 @@ def is_one_kernel(small: Tensor, factor: int, score: Tensor | None) -> bool:
         and factor in FACTORS
         and all(x is None or x.dtype in DTYPES for x in (small, score))
         and not torch.compiler.is_compiling()
-        and _has_triton()
+        and has_triton()
     )
 
 
@@ -89,8 +88,3 @@ def _dense(x: Tensor) -> Tensor:
 
 def _kernels() -> ModuleType:
     return import_module("jointseg.network.upsample_kernels")  # triton is not there everywhere
-
-
-@cache
-def _has_triton() -> bool:
-    return missing_for_triton() is None

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointseg.crf.filters import block_sparse
+from jointseg.crf.filters import block_sparse, tile_pairs
 from jointseg.crf.filters.block_sparse import BlockSparseFilter
 from jointseg.crf.filters.features import Features
-from jointseg.crf.filters.tile_pairs import cut_into_items, kernels
+from jointseg.crf.filters.tile_pairs import choose_pairs, cut_into_items, kernels
 from jointseg.crf.filters.tiles import sort_into_tiles
 from jointseg.errors import InputError
 
@@ -202,6 +202,24 @@ def test_distances_are_expanded_where_features_are_small_enough():
         error = (block.apply(values).double() - values.double() @ plain_matrix(features)).abs()
         assert (error <= (1e-3 + ROUNDING[1e-3]) * plain_matrix(features).sum(-1)).all()
     assert BlockSparseFilter(features_of(torch.zeros(1, 70, 2)), tolerance=1e-4)._tiles.compared_GRT.shape[1] == 2
+    assert BlockSparseFilter(features_of(torch.zeros(1, 70, 17)))._tiles.compared_GRT.shape[1] == 17, "too many features"
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10**6])
+def test_pairs_are_the_same_however_many_boxes_are_compared_at_once(monkeypatch, at_once):
+    """Those of two images, each hearing its own tiles alone, and all of them both ways."""
+    reach = torch.tensor([6.0, 40.0])[:, None, None]
+    features = features_of(torch.rand(2, 300, 2, generator=torch.Generator().manual_seed(4)) * reach)
+    tiles = sort_into_tiles(features, 16)
+    found = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
+    monkeypatch.setattr(tile_pairs, "_MAX_LEVELS_AT_ONCE", at_once)
+    again = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
+    assert [each.tolist() for each in again] == [each.tolist() for each in found]
+    pairs = set(zip(*(each.tolist() for each in found), strict=True))
+    num_tiles = len(tiles.pixels_GT) // 2
+    assert pairs == {(column, row) for row, column in pairs}
+    assert all(row // num_tiles == column // num_tiles for row, column in pairs)
+    assert 2 * num_tiles < len(pairs) < 2 * num_tiles**2
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-6, 7.0, 1e6, 1e30])

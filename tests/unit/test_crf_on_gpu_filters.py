@@ -4,6 +4,7 @@ Not here: the filters alone.
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,25 @@ def test_a_softmax_of_a_difference_in_one_pass_is_that_of_the_difference(monkeyp
     plain = (left - right).softmax(1)
     monkeypatch.setattr(mean_field, "_takes_kernels", lambda *values: True)
     torch.testing.assert_close(mean_field.softmax_of_difference(left, right), plain, rtol=1e-5, atol=1e-7)
+
+
+def test_one_kernel_takes_what_it_can_and_nothing_that_is_recorded(monkeypatch):
+    monkeypatch.setattr(mean_field, "has_triton", lambda: True)
+    fits = {"is_cuda": True, "dtype": torch.float32, "is_contiguous": lambda: True, "requires_grad": False, "shape": (1, 40, 9)}
+    others = (
+        {"is_cuda": False}, {"dtype": torch.float64}, {"is_contiguous": lambda: False}, {"requires_grad": True},
+        {"shape": (1, 513, 9)},
+    )  # fmt: skip
+    assert mean_field._takes_kernels(SimpleNamespace(**fits), SimpleNamespace(**fits))
+    for other in others:
+        assert not mean_field._takes_kernels(SimpleNamespace(**fits | other), SimpleNamespace(**fits)), other
+    with torch.no_grad():
+        assert mean_field._takes_kernels(SimpleNamespace(**fits | {"requires_grad": True}), SimpleNamespace(**fits))
+
+
+def test_without_a_kernel_logits_stay_as_they_are():
+    logits = torch.randn(1, 3, 8)
+    assert mean_field.mean_field(logits, [], matrices_KCC=torch.zeros(0, 3, 3), num_iterations=2) is logits
 
 
 @pytest.mark.parametrize("kernels", [False, True])

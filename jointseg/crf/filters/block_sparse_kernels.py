@@ -3,8 +3,8 @@
 Not here: how far two tiles' pixels are apart (exponents.py), which pixels make a tile (kd_tree.py), which pairs of tiles count
 (tile_pairs.py). It needs triton: import it when needed.
 
-Only exponents (exponents.py) and weights times values go through the tensor cores. No kernel adds atomically: a sum
-has one order.
+Weights times values go through the tensor cores, and so do exponents (exponents.py) where they are products. No kernel adds
+atomically: a sum has one order.
 """
 
 # B images, C channels, P pixels, G tiles of T pixels (of all images), F kernel features, E pairs of tiles, I work items
@@ -22,28 +22,28 @@ from jointseg.crf.filters.tile_pairs import TilePairs
 from jointseg.crf.filters.tiles import SHIFT, Tiles
 
 MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
-"""Channels that one launch carries, by precision: what the registers of one program hold. In tf32x3 twice as many on Hopper,
-whose tensor cores read one operand from shared memory."""
+"""Channels that one launch carries, by precision. In tf32x3 twice as many on Hopper, whose tensor cores read one operand from
+shared memory."""
 APPLY_STAGES = {"float16": 2, "tf32x3": 3}
-"""Tiles of values that a program loads ahead, and one."""
+"""Tiles that a program loads ahead, and one."""
 SHARES_STAGES = 2
 APPLY_WARPS, SHARES_WARPS = 8, 4
 
 
 @triton.jit
-def _near_tiles(low, high, limits, out, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
+def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
     """0 where a pair of tiles weighs at most both its limits, 1 where more, 2 where more than SURE, by the boxes' distance."""
     row = tl.program_id(0)
     col = tl.program_id(1) * N + tl.arange(0, N)
     inside = col < G
     exponent = tl.zeros((N,), tl.float32)
     for f in tl.static_range(F):
-        below = tl.load(low + row * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
-        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + row * F + f)
+        below = tl.load(low + (first + row) * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
+        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + (first + row) * F + f)
         gap = tl.maximum(tl.maximum(below, above), 0.0)
         exponent = tl.fma(gap, gap * -1.0, exponent)
     weight = tl.exp2(exponent)
-    limit = tl.minimum(tl.load(limits + row), tl.load(limits + col, mask=inside, other=1.0))
+    limit = tl.minimum(tl.load(limits + first + row), tl.load(limits + col, mask=inside, other=1.0))
     level = (weight > limit).to(tl.int8) + (weight > SURE).to(tl.int8)
     tl.store(out + row.to(tl.int64) * G + col, level, mask=inside)
 
@@ -146,7 +146,7 @@ def _scatter(
     tl.store(target, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _shares(
     features, scales, columns, items, out, num_pairs,
     F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr, UNSHIFT: tl.constexpr,
@@ -290,17 +290,18 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
     return out_IF
 
 
-def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, *, sure: float) -> Tensor:
-    """(G, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
+def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *, sure: float) -> Tensor:
+    """(R, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
     1 where it can weigh more than one of them, 2 where it can weigh more than that and than `sure`.
     """
     G, F = low_GF.shape
-    level_GG = torch.empty(G, G, dtype=torch.int8, device=low_GF.device)
-    with torch.cuda.device_of(level_GG):
-        _near_tiles[(G, triton.cdiv(G, 512))](
-            low_GF, high_GF, limits_G, level_GG, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
+    first, stop, _ = rows.indices(G)
+    level_RG = torch.empty(stop - first, G, dtype=torch.int8, device=low_GF.device)
+    with torch.cuda.device_of(level_RG):
+        _near_tiles[(stop - first, triton.cdiv(G, 512))](
+            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
         )
-    return level_GG
+    return level_RG
 
 
 def _in_tile_order(tiles: Tiles, values_BCP: Tensor, peaks_BC: Tensor | None, *, half: bool) -> Tensor:
@@ -327,7 +328,7 @@ def _channels_at_once(precision: str, device: torch.device) -> int:
 
 
 def tile_size(precision: str, device: torch.device) -> int:
-    """Pixels of a tile: where the registers are enough for it, twice as many hear what is loaded once. 128 elsewhere spills."""
+    """Pixels of a tile: on Hopper twice as many hear what is loaded once. Elsewhere 128 was not measured."""
     return 128 if precision == "float16" and is_hopper(device) else 64
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from jointseg.crf.cpu.grid import blur_taps, num_points
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.summed import add_scaled
-from jointseg.needs import missing_for_triton
+from jointseg.needs import has_triton
 
 _REACH = 6.0
 """Bandwidths after which a Gaussian over positions is taken for 0: it is 1.5e-8."""
@@ -191,7 +191,7 @@ def _gaussian(length: int, sigma: float, dtype: torch.dtype, device: torch.devic
 
 
 def _takes_kernels(values: Tensor) -> bool:
-    return values.device.type == "cuda" and values.dtype == torch.float32 and missing_for_triton() is None
+    return values.device.type == "cuda" and values.dtype == torch.float32 and has_triton()
 
 
 def _kernels() -> ModuleType:

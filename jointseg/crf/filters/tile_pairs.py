@@ -3,7 +3,7 @@
 Not here: the tiles (tiles.py), the kernels that weigh and sum (block_sparse_kernels.py).
 """
 
-# B images, P pixels, G tiles of T pixels (of all images), N of one image, E pairs of tiles, D doubtful ones, I work items
+# B images, P pixels, G tiles of T pixels (of all images), E pairs of tiles, D doubtful ones, I work items
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _UNMEASURED = 1 / 16
 """The part of the tolerance that may be lost by pairs that are skipped unmeasured, for the distance of their boxes."""
 _FIXED_POINT = 36
 """Shares are added up as integers, of 2^-36: whatever the order, such a sum is the same, and so is what is kept."""
+_MAX_LEVELS_AT_ONCE = 2**27
+"""Boxes compared in one go: a byte each, and another while pairs are picked out."""
 _MAX_SLOTS = 2**13
 """Partial sums per application, about; each is T C floats."""
 
@@ -47,36 +49,40 @@ def choose_pairs(tiles: Tiles, tolerance: float, *, precision: str, pairs_per_it
     Unmeasured, a pair is skipped where its boxes allow no weight above a limit of each that, were every pixel of the image
     skipped at that weight, would cost its rows 1/16 of the tolerance; row sums over the sure pairs bound what is left from
     below. Then each tile skips the lightest of the pairs that were measured, as many as the rest of the tolerance pays for.
+    Such a limit is at most 1/16 of the tolerance, and that at most 1/10: pairs that are sure are above it.
     """
-    (G, T), B = tiles.pixels_GT.shape, tiles.num_images
-    rows_E, columns_E = _pairs_where(_levels(tiles, torch.full_like(tiles.low_GF[:, 0], _SURE)) == 2)
-    sums_BP = row_sums_over(tiles, cut_into_items(rows_E, columns_E, G, pairs_per_item), precision)
+    G, T = tiles.pixels_GT.shape
+    sure_2E = _pairs_at(tiles, torch.full_like(tiles.low_GF[:, 0], _SURE), level=2)
+    sums_BP = row_sums_over(tiles, cut_into_items(sure_2E[0], sure_2E[1], G, pairs_per_item), precision)
     sums_GT = tiles.in_tile_order(sums_BP, filling=torch.inf)
-    levels_BNN = _levels(tiles, sums_GT.amin(1) * (tolerance * _UNMEASURED * B / (G * T)))
-    rows_D, columns_D = _pairs_where(levels_BNN.triu() == 1)
-    doubtful = cut_into_items(rows_D, columns_D, G, pairs_per_item)
+    limits_G = sums_GT.amin(1) * (tolerance * _UNMEASURED * tiles.num_images / (G * T))
+    doubtful_2D = _pairs_at(tiles, limits_G, level=1)
+    doubtful = cut_into_items(doubtful_2D[0], doubtful_2D[1], G, pairs_per_item)
     shares_2D = kernels().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
-    of_either_2D = torch.stack([rows_D, columns_D])
-    keep_2D = _heaviest(shares_2D.flatten(), of_either_2D.flatten(), tolerance * (1 - _UNMEASURED)).view_as(shares_2D)
-    # Where either tile keeps a pair, both do.
-    kept_D = keep_2D.any(0).to(levels_BNN.dtype) * 2
-    levels_GN, (low_D, high_D) = levels_BNN.view(G, -1), of_either_2D % (G // B)
-    levels_GN[rows_D, high_D] = kept_D
-    levels_GN[columns_D, low_D] = kept_D
-    return _pairs_where(levels_BNN == 2)
+    keep_2D = _heaviest(shares_2D.flatten(), doubtful_2D.flatten(), tolerance * (1 - _UNMEASURED)).view_as(shares_2D)
+    kept_2D = doubtful_2D[:, keep_2D.any(0)]  # where either tile keeps a pair, both do
+    rows_E, columns_E = torch.cat([sure_2E, kept_2D, kept_2D.flip(0)], 1)
+    key_E = (rows_E * G + columns_E).sort().values
+    return key_E // G, key_E % G
 
 
-def _levels(tiles: Tiles, limits_G: Tensor) -> Tensor:
-    """(B, N, N), int8, of each image's N tiles: `near_tiles`. It takes less memory than the pairs do that are found in it."""
-    images = (each.view(tiles.num_images, -1, *each.shape[1:]) for each in (tiles.low_GF, tiles.high_GF, limits_G))
-    return torch.stack([kernels().near_tiles(*image, sure=_SURE) for image in zip(*images, strict=True)])
-
-
-def _pairs_where(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """(E,), (E,): the pairs of tiles, by their numbers in all images. Waits for the device."""
-    row_E, column_E = chosen_BNN.flatten(0, 1).nonzero(as_tuple=True)
-    N = chosen_BNN.shape[1]
-    return row_E, column_E if len(chosen_BNN) == 1 else column_E + row_E // N * N
+def _pairs_at(tiles: Tiles, limits_G: Tensor, *, level: int) -> Tensor:
+    """(2, E): the pairs of one image's tiles that `near_tiles` gives this level, by the first; of level 1 each pair once, the
+    lower number first. Waits for the device.
+    """
+    found: list[Tensor] = []
+    num_tiles = len(limits_G) // tiles.num_images
+    rows_at_once = max(_MAX_LEVELS_AT_ONCE // num_tiles, 1)
+    for first in range(0, len(limits_G), num_tiles):
+        own = slice(first, first + num_tiles)
+        for start in range(0, num_tiles, rows_at_once):
+            level_RG = kernels().near_tiles(
+                tiles.low_GF[own], tiles.high_GF[own], limits_G[own], slice(start, start + rows_at_once), sure=_SURE
+            )
+            chosen_RG = level_RG == level
+            pair_E2 = (chosen_RG.triu_(start) if level == 1 else chosen_RG).nonzero()
+            found.append(pair_E2.T + pair_E2.new_tensor([[first + start], [first]]) if first + start else pair_E2.T)
+    return torch.cat(found, 1)
 
 
 def _heaviest(shares_E: Tensor, rows_E: Tensor, budget: float) -> Tensor:

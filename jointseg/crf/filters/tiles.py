@@ -17,8 +17,10 @@ from torch import Tensor
 from jointseg.crf.filters.features import Features
 
 EXPANDED_UP_TO = 4096.0
-"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g: tensor cores cut what they add to 2^-13
-of such a sum's largest term or less, so weights are off by about 1e-3 at most, row sums by less."""
+"""The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g. Tensor cores cut what they add to about
+2^-24 of such a sum's largest term, here up to 2^13, at each step: a weight is off by some 1e-3 at most, row sums by less."""
+_EXPANDED_FEATURES = 16
+"""The most features that this is done with: factors of more take a program's memory, and add up more roundings."""
 SHIFT = 14.0
 """Weights in float16 are 2^14 times as large, so that those from 2^-38 on are numbers there, not from 2^-24."""
 _FAR = 1e18
@@ -75,8 +77,10 @@ def sort_into_tiles(features: Features, tile_size: int) -> Tiles:
 
 def with_squares(tiles: Tiles) -> Tiles:
     """Tiles whose `compared_GRT` are the factors of a product that is SHIFT - |f - g|^2, the exponent: tensor cores make it. As
-    they were where features reach too far for that.
+    they were where an image's features reach too far for that, or are too many.
     """
+    if tiles.features_GFT.shape[1] > _EXPANDED_FEATURES:
+        return tiles
     low_BF, high_BF = (box_GF.view(tiles.num_images, -1, box_GF.shape[1]) for box_GF in (tiles.low_GF, tiles.high_GF))
     middle_BF = (low_BF.amin(1) + high_BF.amax(1)) / 2
     compared_GRT, far_G = import_module("jointseg.crf.filters.exponents").factors(tiles, middle_BF)
