@@ -51,7 +51,7 @@ SHOWN = {"mean_iou": 100.0, "mean_accuracy": 100.0, "pixel_accuracy": 100.0, "de
 
 def scores(config: Config, args: argparse.Namespace, store: Store) -> dict[str, float]:
     """Metrics of the validation frames after the stage, and the seconds that both took."""
-    stage, place, found = TRAININGS[args.stage], Place(), dict[str, float]()
+    stage, place, found = TRAININGS[args.stage], Place(device=device(config)), dict[str, float]()
     pace = {"log_every": args.steps, "checkpoint_every": 10 * args.steps, "validate_every": 10 * args.steps}
     changes = {f"{args.stage}.iterations": args.steps, **{f"training.{name}": value for name, value in pace.items()}}
     config = with_overrides(config, changes)
@@ -66,6 +66,11 @@ def scores(config: Config, args: argparse.Namespace, store: Store) -> dict[str, 
     run = begin(config, stage, place=place, start=None)
     train(run, store, views, place=place, report=keep, validation=validation)
     return {"seconds": time.perf_counter() - started, **found}
+
+
+def device(config: Config) -> torch.device:
+    """Where a row is trained, in one process."""
+    return torch.device("cuda" if config.training.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
@@ -88,15 +93,18 @@ def compare() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     base = {"data.cache_features": False, **dict(parse_override(text) for text in args.overrides)}
-    ways = [(f"the preset, seed {seed}", {"seed": seed}) for seed in args.seeds]
+    ways = [(f"the preset, seed {seed}", {"seed": seed, "data.views_seed": seed}) for seed in args.seeds]
     for choice in args.choices:
         text = choice.format(stage=args.stage)
-        ways.append((text, {"seed": args.seeds[0], **dict([parse_override(text)])}))
+        ways.append((text, {**ways[0][1], **dict([parse_override(text)])}))
     every = [(name, with_overrides(PRESETS[args.preset](), {**base, **changes})) for name, changes in ways]
     configs = [(name, config) for place, (name, config) in enumerate(every) if not place or config != every[0][1]]
     for _, config in configs:
         check_pretrained(config.network)
-    machine = f"{cpu_model()}, {os.cpu_count()} cores"
+        if config.training.num_workers != 1:
+            raise InputError(f"training.num_workers: {config.training.num_workers} is not possible here; allowed: 1")
+    on_gpu = device(every[0][1]).type == "cuda"
+    machine = torch.cuda.get_device_name() if on_gpu else f"{cpu_model()}, {os.cpu_count()} cores"
     print(f"{machine}, torch {torch.__version__}, {args.steps} steps")
     given = {name: str(value) for name, value in vars(args).items()} | {"machine": machine, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []

@@ -238,11 +238,10 @@ def main() -> None:
     frames: list[Frame | None] = [tuple(frame) for frame in arguments.frame or []] or [None]
     machine = f"{processor(arguments.device)}, {arguments.threads} threads"
     print(f"{machine}; {versions()}; {NUM_ITERATIONS} iterations, three kernels, float32\n")
-    print(f"{'size':>9} {'C':>4}  {'run':<28}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}{'mean |dq|':>12}{'labels':>9}")
+    print(f"{'size':>9} {'C':>4}  {'run':<28}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}")
     rows = []
     processes = multiprocessing.get_context("spawn")
     for C in arguments.classes:
-        error = errors(frames, C, arguments.device) if arguments.errors else {}
         for size in arguments.sizes:
             H, W = map(int, size.split("x"))
             medians = measure(candidates(scene((H, W), C, frames[0], arguments.device)), arguments.repeats, arguments.device)
@@ -251,11 +250,13 @@ def main() -> None:
                     how = {"name": name, "threads": arguments.threads, "device": arguments.device}
                     peak = alone.apply(peak_rise, ((H, W), C, frames[0]), how)
                 ratio = medians.get("pydensecrf2", float("nan")) / median if name in SAME_WORK else float("nan")
-                dq, labels = error.get(name, (float("nan"), float("nan")))
                 row = {"size": size, "classes": C, "run": name, "ms": median, "peer_over_this": ratio, "peak_mib": peak}
-                rows.append({**row, "mean_dq": dq, "labels_differ": labels, "machine": machine})
-                columns = f"{median:>9.1f}{ratio:>11.2f}{peak:>10.0f}{dq:>12.2e}{labels:>9.2%}"
-                print(f"{size:>9} {C:>4}  {name:<28}{columns}", flush=True)
+                rows.append({**row, "machine": machine})
+                print(f"{size:>9} {C:>4}  {name:<28}{median:>9.1f}{ratio:>11.2f}{peak:>10.0f}", flush=True)
+        for name, (dq, labels) in errors(frames, C, arguments.device).items() if arguments.errors else ():
+            middle = f"{CROP}x{CROP} of {REFERENCE_SIZE}"
+            rows.append({"size": middle, "classes": C, "run": name, "mean_dq": dq, "labels_differ": labels, "machine": machine})
+            print(f"{middle}, {C}  {name:<26}mean |dq| {dq:.2e}, labels {labels:.2%}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

@@ -39,7 +39,7 @@ def time_plots(sizes: Path, classes: Path, out: Path) -> None:
         (right, json.loads(classes.read_text()), lambda row: row["classes"], "classes"),
     ):
         for run in RUNS:
-            points = sorted((value(row), row["ms"]) for row in rows if row["run"] == run)
+            points = sorted((value(row), row["ms"]) for row in rows if row["run"] == run and "ms" in row)
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=run)
         axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")

@@ -2,7 +2,7 @@
 
 Not here: what is learned (docs/results.md), the CRF alone (crf.py).
 
-    python benchmarks/training.py [--parts loader ray tuned paper memory] [--preset demo] [--set PATH=VALUE]...
+    python benchmarks/training.py [--parts loader ray tuned paper memory] [--preset NAME] [--set PATH=VALUE]...
                                   [--store DIR] [--steps 30] [--windows 3] [--json FILE]
 
 - loader: images a second that the loader cuts, beside those that stage 2 trains on.
@@ -57,13 +57,14 @@ def timed(config: Config, stage: str, args: argparse.Namespace) -> Config:
     return with_overrides(config, {f"{stage}.iterations": steps, **{f"training.{name}": value for name, value in pace.items()}})
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(config: Config) -> torch.device:
+    """Where plain torch trains: where a Ray Train worker does."""
+    return torch.device("cuda" if config.training.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def plain(config: Config, stage: str, store: Store, args: argparse.Namespace) -> list[float]:
     """Images a second of each window of `stage`, in plain torch; the first, which warms up, is left out."""
-    config, place = timed(config, stage, args), Place(device=device())
+    config, place = timed(config, stage, args), Place(device=device(config))
     torch.set_num_threads(config.training.cpus_per_worker)
     run = begin(config, STAGES[stage], place=place, start=None)
     rates: list[float] = []
@@ -99,7 +100,7 @@ def loader(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
     steps = with_overrides(config, {"stage2.iterations": -(-(ready + LOADED) // passes)}).stage2
     dataset = ViewDataset(store, make_views(store.train, config.data), config)
     for _ in range(2):
-        fed = batches(dataset, steps, Place(device=device()), first_step=0, loader_workers=workers)
+        fed = batches(dataset, steps, Place(device=device(config)), first_step=0, loader_workers=workers)
         for _ in range(ready):
             next(fed)
         start, count = time.perf_counter(), 0
@@ -149,7 +150,7 @@ def paper(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
 
 def seconds_to_validate(config: Config, store: Store, *, frames: int = 4) -> float:
     """Seconds a frame, stage 2."""
-    place = Place(device=device())
+    place = Place(device=device(config))
     run, numbers = begin(config, STAGES["stage2"], place=place, start=None), store.train[:frames]
     validate(run, store, numbers[:1], place=place)
     start = time.perf_counter()
@@ -214,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ["loader", "ray", "tuned", "paper", "memory"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=["loader", "ray"])
-    parser.add_argument("--preset", choices=PRESETS, default="demo")
+    parser.add_argument("--preset", choices=PRESETS, help="paper for --parts paper alone, else demo")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--steps", type=int, default=30)
@@ -222,7 +223,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     changes = {"data.cache_features": False, **dict(parse_override(text) for text in args.overrides)}
-    config = with_overrides(PRESETS[args.preset](), changes)
+    config = with_overrides(PRESETS[args.preset or ("paper" if args.parts == ["paper"] else "demo")](), changes)
+    if config.training.num_workers != 1:
+        parser.error(
+            f"training.num_workers is {config.training.num_workers}; allowed here: 1, beside one process of plain torch"
+        )
+    print(f"preset {config.preset}, {config.network.input_size} x {config.network.input_size}; ", end="")
     print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if args.store is None:
@@ -237,7 +243,7 @@ def main() -> None:
                 numbers = {name: f"{value:.3g}" for name, value in row.items() if isinstance(value, float)}
                 print(f"{row['part']:<8}{row['what']:<40}" + "  ".join(f"{n} {v}" for n, v in numbers.items()), flush=True)
     if args.json is not None:
-        args.json.write_text(json.dumps({"machine": machine(), "preset": args.preset, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps({"machine": machine(), "preset": config.preset, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
