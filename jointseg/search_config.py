@@ -38,7 +38,7 @@ class SearchConfig(Settings):
     """End a trial after a fold if, on the frames seen, it lies behind the best of the trials told so far by more than
     resampling frames explains. The sampler is told that it was pruned, and at which score. For `inference`, one objective."""
     concurrent: int = Field(0, ge=0)
-    """Trials at once, at most; 0: as many as there are CPUs for."""
+    """Trials at once, at most; 0: as many as there are CPUs, and GPUs where they ask for some, for."""
     cpus_per_trial: Count = 1
     """CPUs asked of Ray for each trial, and the threads it uses."""
     gpus_per_trial: float = Field(0.0, ge=0, le=1)

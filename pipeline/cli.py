@@ -139,11 +139,13 @@ def score(
     split: Annotated[
         str, typer.Option("--split", help="test, for reporting; or validation, which searches choose by.")
     ] = "validation",
+    overrides: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Score CRF settings without training them, next to the paper's and to no CRF, from the stage-2 weights in --out."""
     place, screen = _workspace(out), Terminal()
-    config = _config(place, None, None, None)
+    config = _config(place, None, None, overrides)
+    place.refuse_other_config(config)
     from pipeline.score import score_settings, score_table
 
     with _interruptible(place, screen, then="the same command begins again"):

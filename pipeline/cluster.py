@@ -135,7 +135,8 @@ def result_of(task: ray.ObjectRef) -> Any:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         if isinstance(error.cause, torch.OutOfMemoryError):
-            raise DeviceMemoryError(f"{str(error.cause).split('. ')[0]}; it is shared with other work, or too small") from None
+            why = "lower evaluation.processes_per_gpu, or other work shares it, or it is too small"
+            raise DeviceMemoryError(f"{str(error.cause).split('. ')[0]}; {why}") from None
         raise
     except RayError as error:
         said = " ".join(str(error).split())

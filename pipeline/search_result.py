@@ -184,7 +184,11 @@ def load_settings(path: Path, config: Config) -> Config:
         InputError: the file is not a search's result.
     """
     try:
-        return with_overrides(config, dict(json.loads(path.read_text(encoding="utf-8"))["settings"]))
+        settings = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        others = [name for name in settings if not name.startswith("crf.")]
+        if others or not settings:
+            raise InputError(f"{others[0]} is not a setting of the CRF" if others else "its `settings` are none")
+        return with_overrides(config, settings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except OSError as error:

@@ -160,10 +160,13 @@ def check_space(path: Path, *, needed: int) -> None:
     """See that the disk on which `path` is to be made has `needed` bytes free.
 
     Raises:
-        InputError: it has not; the message holds both sizes.
+        InputError: it has not, and the message holds both sizes; or a folder on the way may not be searched.
     """
-    existing = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
-    free = shutil.disk_usage(existing).free
+    try:
+        existing = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made: {error.strerror}") from None
     if free < needed:
         raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
 
@@ -219,8 +222,10 @@ def _read_index(path: Path) -> _Index:
         problem = f"scene_types: {len(index.scene_types)} for {index.report.num_frames} frames"
         raise InputError(f"{path}: damaged: {problem}; prepare the store again")
     everyone, num_frames = index.train + index.test, index.report.num_frames
-    if sorted(everyone) != list(range(1, num_frames + 1)):
-        raise InputError(f"{path}: damaged: train and test are not frames 1..{num_frames}, each once; prepare the store again")
+    if len(set(everyone)) < len(everyone) or not 1 <= min(everyone) <= max(everyone) <= num_frames:
+        raise InputError(
+            f"{path}: damaged: train and test are not of frames 1..{num_frames}, none twice; prepare the store again"
+        )
     return index
 
 

@@ -25,7 +25,7 @@ from jointseg.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from jointseg.config import Config
+from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
 from jointseg.settings import differences, with_overrides
 from tests.checkpoints import UNUSUAL, a_checkpoint
@@ -132,8 +132,9 @@ def test_a_run_goes_on_under_settings_that_change_no_number(folder):
     training = {"max_failures": 3, "loader_workers": 2, "keep_checkpoints": 1, "async_checkpoints": False}
     search = {"concurrent": 3, "filter_cache": 0, "node_folder": "/elsewhere"}
     changes = {f"training.{name}": value for name, value in training.items()}
-    other = with_overrides(UNUSUAL, changes | {f"search.{name}": value for name, value in search.items()})
-    assert len(differences(UNUSUAL, other)) == 7
+    changes |= {f"search.{name}": value for name, value in search.items()}
+    other = with_overrides(UNUSUAL, changes | {"evaluation.processes_per_gpu": 5})
+    assert set(differences(UNUSUAL, other)) == OPERATIONAL
     assert load_checkpoint(folder, config=other, stage="stage2").config == other
     message = refusal(folder, config=with_overrides(other, {"training.log_every": 7}))
     assert message == f"{folder}: was made with another config: training.log_every is 10 there and 7 here"

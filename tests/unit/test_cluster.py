@@ -132,7 +132,7 @@ def test_what_starts_apart_hears_no_signal_to_our_group(init, monkeypatch):
         (
             RayTaskError("f", "Traceback", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")),
             DeviceMemoryError,
-            "CUDA out of memory; it is shared with other work, or too small",
+            "CUDA out of memory; lower evaluation.processes_per_gpu, or other work shares it, or it is too small",
         ),
         (WorkerCrashedError(), LostWorkerError, "lost a process of Ray: "),
     ],

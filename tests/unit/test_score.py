@@ -12,8 +12,8 @@ import torch
 
 from jointseg.cross_validation import Interval
 from jointseg.errors import InputError
-from jointseg.evaluation import compute_unaries, labels_at_full_size, score_labels
-from jointseg.metrics import DepthSums
+from jointseg.evaluation import compute_unaries, depth_at_full_size, labels_at_full_size, score_labels
+from jointseg.metrics import DepthSums, depth_metrics
 from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
@@ -190,6 +190,12 @@ def test_each_frames_matrix_stands_under_its_number(place, small, rooms, monkeyp
     expected = [score_labels(own, frame.labels, small.evaluation) for own, frame in zip(labels, frames, strict=True)]
     assert [row["frame"] for row in rows] == list(rooms.train[:2])
     assert (confusion_NCC == np.stack([own.confusion for own in expected])).all()
+    depths = [compute_unaries(model, frame, small, device=torch.device("cpu")).depth for frame in frames]
+    first, second = (
+        DepthSums.from_depth(depth_at_full_size(own), frame.filled_depth) for own, frame in zip(depths, frames, strict=True)
+    )
+    (record,) = (place.search / "scores").glob("*.json")
+    assert json.loads(record.read_text())["depth"] == pytest.approx(depth_metrics(first + second), rel=1e-12)
 
 
 def test_scores_are_pooled_and_a_gain_is_over_the_papers_settings():

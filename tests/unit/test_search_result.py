@@ -208,7 +208,8 @@ def test_stage_3_takes_the_settings_that_were_found_and_keeps_the_rest(tmp_path)
 @pytest.mark.parametrize(
     "text",
     [b"", b"{", b"[]", b"{}", b'{"settings": 4}', b'{"settings": [4]}', b"\xff\xfe", b'{"settings": {"crf.theta_beta": -1}}',
-     b'{"settings": {"crf.theta_bta": 1}}', None],
+     b'{"settings": {"crf.theta_bta": 1}}', b'{"settings": {}}', b'{"settings": []}',
+     b'{"settings": {"crf.theta_beta": 9, "crf_reference_size": 65}}', b'{"settings": {"evaluation.crop": "eigen"}}', None],
 )  # fmt: skip
 def test_what_is_no_result_of_a_search_is_refused_by_file(tmp_path, text):
     path = tmp_path / "crf_settings.json"

@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from jointseg.data.frame import Frame
 from jointseg.data.nyu import NyuFolder, check
@@ -91,6 +92,14 @@ def test_the_digest_depends_on_contents_and_splits_alone(small_nyu: Path, prepar
     with h5py.File(swapped / "splits.mat", "w") as mat:
         mat["trainNdxs"], mat["testNdxs"] = [1, 2, 4], [3, 5, 6]
     assert prepare(swapped, tmp_path / "third").digest != prepared.digest
+
+
+def test_frames_that_no_split_names_are_left_where_they_are(small_nyu: Path, tmp_path: Path) -> None:
+    some = shutil.copytree(small_nyu, tmp_path / "some")
+    savemat(some / "splits.mat", {"trainNdxs": np.c_[[1.0, 4.0]], "testNdxs": np.c_[[3.0]]})
+    prepare(some, tmp_path / "store").verify()
+    store = Store.open(tmp_path / "store")
+    assert (store.train, store.test, store.num_frames) == ((1, 4), (3,), 6)
 
 
 def test_a_changed_byte_is_found(store: Path) -> None:
@@ -175,6 +184,11 @@ def test_too_small_a_disk_is_said_with_both_sizes_before_writing(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_on_the_way_that_the_system_refuses_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="x/store: cannot be made: File name too long"):
+        check_space(tmp_path / ("x" * 300) / "store", needed=1)
+
+
 def test_the_disk_that_must_have_room_is_the_one_that_a_link_leads_to(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there" / "store")
@@ -251,7 +265,10 @@ def header(old: bytes, new: bytes) -> Callable[[Path], object]:
         (index(format=2), "store.json: format is 2; allowed: 1"),
         (lambda store: (store / "store.json").write_text("[" * 100_000), "store.json: damaged"),
         (index(report=None), "store.json: damaged: report is missing; prepare the store again"),
-        (index(train=[1, 99]), "store.json: damaged: train and test are not frames 1..6, each once; prepare the store again"),
+        (
+            index(train=[1, 99]),
+            "store.json: damaged: train and test are not of frames 1..6, none twice; prepare the store again",
+        ),
         (index(report={"class_pixels": []}), "store.json: damaged: report.num_frames is missing"),
         (index(report=7), "store.json: damaged: report is 7; allowed: "),
         (report(num_frames="3"), "store.json: damaged: report.num_frames is '3'; allowed: integer; prepare"),
