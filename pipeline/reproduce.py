@@ -109,7 +109,7 @@ def _for_here(config: Config, screen: Screen) -> Config:
     asked = {"search.gpus_per_trial": 0, "training.device": "auto"} if not torch.cuda.is_available() else {}
     changed = with_overrides(config, asked)
     if changed != config:
-        screen.say("it is of a GPU and this machine has none: CPUs compute it, with filters of their own; see --tolerance")
+        screen.say("it came from a GPU and this machine has none: CPUs compute it, with filters of their own; see --tolerance")
     return changed
 
 

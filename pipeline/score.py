@@ -230,18 +230,19 @@ def _counting(
     @torch.no_grad()
     def count(frames: tuple[int, ...]) -> Counted:
         counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
-        depths = []
+        depths: list[DepthSums] = []
         for number in frames:
             frame = opened.frame(number)
             unaries = compute_unaries(model, frame, config, device=device).to(device)
             size = (frame.labels.shape[0], frame.labels.shape[1])
-            depth = depth_at_full_size(unaries.depth, size)
             for name, crf in crfs.items():
-                labels = labels_at_full_size(unaries.logits, size) if crf is None else refined_labels(unaries, crf, size=size)
+                if crf is None:
+                    labels, depth = labels_at_full_size(unaries.logits, size), depth_at_full_size(unaries.depth, size)
+                else:
+                    labels, depth = refined_labels(unaries, crf, size=size), None
                 sums = score(frame, Prediction(labels, depth), config.evaluation)
                 counted[name].append(sums.segmentation.confusion)
-            assert sums.depth is not None
-            depths.append(sums.depth)
+                depths += [] if sums.depth is None else [sums.depth]
         return Counted({name: np.stack(own) for name, own in counted.items()}, reduce(add, depths))
 
     return count

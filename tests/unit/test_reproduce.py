@@ -293,9 +293,9 @@ def test_what_a_gpu_scored_is_computed_where_there_is_none(again, rooms, small, 
     record, place = trial_of(given, rooms, tmp_path, {"settings": {"crf.w_depth": 4.0}})
     equal, said = again(record, place)
     assert not equal, "the scores were made up"
-    assert "it is of a GPU and this machine has none" in said
+    assert "it came from a GPU and this machine has none" in said
     assert "differs: mean IoU" in said
-    assert "of a GPU" not in again({**record, "config": flatten(small)}, place)[1]
+    assert "from a GPU" not in again({**record, "config": flatten(small)}, place)[1]
 
 
 # MLflow
