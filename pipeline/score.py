@@ -136,8 +136,12 @@ def score_settings(
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
     write_atomically(path, json.dumps(record, indent=1))
-    screen.say(f"{path}: the scores, and what they come from")
+    screen.say(f"{path}: the scores, and what they come from; {_said(depth)}")
     return scores
+
+
+def _said(depth: Mapping[str, float]) -> str:
+    return f"depth of stage 2: δ < 1.25 {depth['delta1']:.3f}, RMSE {depth['rmse']:.3f} m"
 
 
 def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, Score]:
@@ -148,9 +152,10 @@ def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, 
         found = {name: kept[json.dumps(own)] for name, own in settings.items()}
         scores = {name: Score(**{**own, "gain": Interval(**own["gain"])}) for name, own in found.items()}
         commit, device = record["provenance"]["commit"], record.get("device", "cpu")
+        depth = f"; {_said(record['depth'])}" if "depth" in record else ""  # older records have none
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); remove it to score again") from None
-    screen.say(f"{path}: scored before, at commit {commit}, on {device}")
+    screen.say(f"{path}: scored before, at commit {commit}, on {device}{depth}")
     return scores
 
 

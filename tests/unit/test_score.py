@@ -42,7 +42,11 @@ def path(tmp_path):
 def test_a_score_is_found_again_whatever_its_file_is_called_now(path, capsys):
     now = {"no CRF": None, "new.json": SETTINGS["old/best.json"]}
     assert _read(path, now, Terminal()) == {"no CRF": SCORES["no CRF"], "new.json": SCORES["old/best.json"]}
-    assert "scored before, at commit abc" in capsys.readouterr().out.replace("\n", "")
+    assert "scored before, at commit abc, on cpu\n" in capsys.readouterr().out
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "depth": {"delta1": 0.6518, "rmse": 0.77}}))
+    _read(path, now, Terminal())
+    assert "depth of stage 2: δ < 1.25 0.652, RMSE 0.770 m" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"settings": {}, "scores": {}, "provenance": null}'])
