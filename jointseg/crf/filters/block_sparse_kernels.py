@@ -26,8 +26,8 @@ MAX_CHANNELS = {"float16": 64, "tf32x3": 32}
 shared memory."""
 APPLY_STAGES = {"float16": 2, "tf32x3": 3}
 """Tiles that a program loads ahead, and one."""
-SHARES_STAGES = 2
-APPLY_WARPS, SHARES_WARPS = 8, 4
+APPLY_WARPS = {"float16": 8, "tf32x3": 4}
+SHARES_STAGES, SHARES_WARPS = 2, 4
 
 
 @triton.jit
@@ -231,7 +231,7 @@ def apply_pairs(
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
                 **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half, SHIFT=SHIFT if half else 0.0,
-                num_warps=APPLY_WARPS, num_stages=APPLY_STAGES[precision], enable_fp_fusion=True,
+                num_warps=APPLY_WARPS[precision], num_stages=APPLY_STAGES[precision], enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
                 sums_GCT, partials_SCT, pairs.slots_G, peaks_BC, tiles.pixels_GT, factors, target_BCP,
