@@ -27,7 +27,7 @@ from jointseg.config import Config
 from jointseg.data.store import Store, is_store, prepare
 from jointseg.data.views import draw_validation, make_views
 from jointseg.errors import InputError
-from jointseg.hardware import cpu_model
+from jointseg.hardware import cpu_model, own_device
 from jointseg.network.pretrained import check_pretrained
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
@@ -51,7 +51,7 @@ SHOWN = {"mean_iou": 100.0, "mean_accuracy": 100.0, "pixel_accuracy": 100.0, "de
 
 def scores(config: Config, args: argparse.Namespace, store: Store) -> dict[str, float]:
     """Metrics of the validation frames after the stage, and the seconds that both took."""
-    stage, place, found = TRAININGS[args.stage], Place(device=device(config)), dict[str, float]()
+    stage, place, found = TRAININGS[args.stage], Place(device=own_device(config.training)), dict[str, float]()
     pace = {"log_every": args.steps, "checkpoint_every": 10 * args.steps, "validate_every": 10 * args.steps}
     changes = {f"{args.stage}.iterations": args.steps, **{f"training.{name}": value for name, value in pace.items()}}
     config = with_overrides(config, changes)
@@ -66,11 +66,6 @@ def scores(config: Config, args: argparse.Namespace, store: Store) -> dict[str, 
     run = begin(config, stage, place=place, start=None)
     train(run, store, views, place=place, report=keep, validation=validation)
     return {"seconds": time.perf_counter() - started, **found}
-
-
-def device(config: Config) -> torch.device:
-    """Where a row is trained, in one process."""
-    return torch.device("cuda" if config.training.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
@@ -103,7 +98,7 @@ def compare() -> None:
         check_pretrained(config.network)
         if config.training.num_workers != 1:
             raise InputError(f"training.num_workers: {config.training.num_workers} is not possible here; allowed: 1")
-    on_gpu = device(every[0][1]).type == "cuda"
+    on_gpu = own_device(every[0][1].training).type == "cuda"
     machine = torch.cuda.get_device_name() if on_gpu else f"{cpu_model()}, {os.cpu_count()} cores"
     print(f"{machine}, torch {torch.__version__}, {args.steps} steps")
     given = {name: str(value) for name, value in vars(args).items()} | {"machine": machine, "torch": torch.__version__}

@@ -5,7 +5,7 @@
 
 - naive:    a trial of new weights on what the trials before it left, beside network and CRF from scratch, in one process.
 - scaling:  trials an hour, one and two trials of one thread at a time; overhead: the share of a process's time outside
-            the trial, and of a trial's time outside the CRF itself.
+            the trial.
 - memory:   proportional set size (shared pages counted once) of four trial processes at once, beside the unaries' size.
 - stopping: trials of a finished study, replayed in shuffled orders with other folds: how much work is saved, and how often
             the winner changes.

@@ -35,7 +35,7 @@ from jointseg.config import Config
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from jointseg.data.views import make_views
-from jointseg.hardware import cpu_model
+from jointseg.hardware import cpu_model, own_device
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES
@@ -57,14 +57,9 @@ def timed(config: Config, stage: str, args: argparse.Namespace) -> Config:
     return with_overrides(config, {f"{stage}.iterations": steps, **{f"training.{name}": value for name, value in pace.items()}})
 
 
-def device(config: Config) -> torch.device:
-    """Where plain torch trains: where a Ray Train worker does."""
-    return torch.device("cuda" if config.training.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def plain(config: Config, stage: str, store: Store, args: argparse.Namespace) -> list[float]:
     """Images a second of each window of `stage`, in plain torch; the first, which warms up, is left out."""
-    config, place = timed(config, stage, args), Place(device=device(config))
+    config, place = timed(config, stage, args), Place(device=own_device(config.training))
     torch.set_num_threads(config.training.cpus_per_worker)
     run = begin(config, STAGES[stage], place=place, start=None)
     rates: list[float] = []
@@ -100,7 +95,7 @@ def loader(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
     steps = with_overrides(config, {"stage2.iterations": -(-(ready + LOADED) // passes)}).stage2
     dataset = ViewDataset(store, make_views(store.train, config.data), config)
     for _ in range(2):
-        fed = batches(dataset, steps, Place(device=device(config)), first_step=0, loader_workers=workers)
+        fed = batches(dataset, steps, Place(device=own_device(config.training)), first_step=0, loader_workers=workers)
         for _ in range(ready):
             next(fed)
         start, count = time.perf_counter(), 0
@@ -150,7 +145,7 @@ def paper(config: Config, store: Store, args: argparse.Namespace) -> list[Row]:
 
 def seconds_to_validate(config: Config, store: Store, *, frames: int = 4) -> float:
     """Seconds a frame, stage 2."""
-    place = Place(device=device(config))
+    place = Place(device=own_device(config.training))
     run, numbers = begin(config, STAGES["stage2"], place=place, start=None), store.train[:frames]
     validate(run, store, numbers[:1], place=place)
     start = time.perf_counter()

@@ -27,6 +27,7 @@ from jointseg.data.store import Store
 from jointseg.data.views import View
 from jointseg.errors import InputError
 from jointseg.graphs import refuse_where_there_are_no_graphs
+from jointseg.hardware import own_device
 from jointseg.network.pretrained import check_pretrained
 from jointseg.presets import PRESETS
 from jointseg.settings import parse_override, with_overrides
@@ -67,8 +68,7 @@ def check(config: Config, place: Workspace, store: Store) -> Place:
     there = place.store.resolve()
     if (place.store.exists() or place.store.is_symlink()) and there != store.path.resolve():
         raise InputError(f"{place.out}: is of another store, {there}; allowed as --store: that, or another --out")
-    on_gpu = config.training.device != "cpu" and torch.cuda.is_available()
-    here = Place(device=torch.device("cuda" if on_gpu else "cpu"))
+    here = Place(device=own_device(config.training))
     if config.training.cuda_graphs:
         refuse_where_there_are_no_graphs(here)
     return here

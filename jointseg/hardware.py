@@ -1,9 +1,13 @@
-"""What the machine under a number is called."""
+"""What the machine under a number is called, and where on it one process computes."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
+
+import torch
+
+from jointseg.config import TrainingConfig
 
 
 def cpu_model() -> str:
@@ -14,3 +18,8 @@ def cpu_model() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def own_device(training: TrainingConfig) -> torch.device:
+    """Where one process without Ray computes: on the GPU, where there is one and `training.device` is not `cpu`."""
+    return torch.device("cuda" if training.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jointseg.checkpoint import describe_final, load_final
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, predict_image
+from jointseg.hardware import own_device
 from jointseg.model import trained_model
 from jointseg.stages import TRAININGS
 
@@ -35,8 +36,7 @@ class Predictor:
         final = Path(final)
         name, self._config = describe_final(final)
         self.stage = TRAININGS[name]
-        gpu = torch.cuda.is_available() and self._config.training.device != "cpu"
-        self._device = device or torch.device("cuda" if gpu else "cpu")
+        self._device = device or own_device(self._config.training)
         self._model = trained_model(self._config, load_final(final)[0], device=self._device)
 
     def __call__(self, image: NDArray[np.uint8]) -> Prediction:
