@@ -7,7 +7,7 @@ settings are checked, overridden and compared (settings.py).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -229,8 +229,13 @@ class TrainingConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """The switches of Tables 2 and 3 that the paper leaves open."""
+    """How pictures are predicted, and the switches of Tables 2 and 3 that the paper leaves open."""
 
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field((1.0,), min_length=1)
+    """Sizes of the network's input, as multiples of `network.input_size`: class probabilities and depth are the mean over
+    them, before the CRF. Wherever pictures are predicted, validation and the search's unaries included, never in training."""
+    mirror: bool = False
+    """Whether that mean is also over the mirror image, at each size."""
     crop: Literal["none", "eigen", "gupta"] = "none"
     """Part of the 480 x 640 frame that is scored."""
     absent_classes: Literal["ignore", "zero", "gt_present"] = "ignore"
@@ -244,6 +249,14 @@ class EvaluationConfig(Settings):
     processes_per_gpu: int = Field(2, ge=1, le=64)
     """Processes that share a GPU where work goes frame by frame: evaluation, unaries, features. One alone leaves the GPU idle
     while it scores. Each takes a CPU, and at 513 x 513 some 3 GB of the GPU's memory."""
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """`scales` and `mirror` as JSON values where a picture is seen in other views than its own alone; else empty, as in
+        records of versions that knew no others.
+        """
+        plain = self.scales == (1.0,) and not self.mirror
+        return {} if plain else {"scales": list(self.scales), "mirror": self.mirror}
 
 
 class Config(Settings):

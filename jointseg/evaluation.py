@@ -20,12 +20,12 @@ from torch.nn.functional import interpolate
 from jointseg.config import Config, EvaluationConfig
 from jointseg.crf import DenseCRF, PreparedImages
 from jointseg.data.frame import FRAME_SIZE, Frame
-from jointseg.data.views import content_size, render_input
 from jointseg.errors import OutOfRangeError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop, depth_metrics, segmentation_metrics
 from jointseg.model import JointModel
 from jointseg.stages import Kernels
+from jointseg.tta import network_says
 from jointseg.upsampling import argmax_upsampled
 
 LARGE = 2**22
@@ -135,14 +135,15 @@ def predict_image(
     Raises:
         OutOfRangeError: what the model says of it is no number.
     """
+    assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
     model.eval()
     H, W = image.shape[:2]
-    h, w = content_size(H, W, config.network.input_size, config.network.resize)
-    rendered = render_input(image, network=config.network).to(device)
-    output = model(rendered[None], kernels=kernels, with_depth=with_depth, content=(h, w))
-    depth = None if output.depth is None else depth_at_full_size(output.depth[0, :h, :w], (H, W))
-    whose = "network" if kernels is Kernels.NONE else "network's or the CRF"
-    return Prediction(labels_at_full_size(output.logits[0, :, :h, :w], (H, W), of=whose), depth)
+    seen = network_says(model, image, config, with_depth=with_depth, device=device)
+    depth = None if seen.depth is None else depth_at_full_size(seen.depth[0], (H, W))
+    if kernels is Kernels.NONE:
+        return Prediction(labels_at_full_size(seen.logits[0], (H, W)), depth)
+    logits = model.refined(seen.logits, seen.image, seen.depth, kernels=kernels)
+    return Prediction(labels_at_full_size(logits[0], (H, W), of="network's or the CRF"), depth)
 
 
 @torch.no_grad()
@@ -153,14 +154,11 @@ def compute_unaries(model: JointModel, frame: Frame, config: Config, *, device: 
         OutOfRangeError: they are not all finite.
     """
     model.eval()
-    h, w = model.content
-    image = render_input(frame.image, network=config.network)
-    output = model(image[None].to(device))
-    assert output.depth is not None
-    logits, depth = output.logits[0, :, :h, :w], output.depth[0, :h, :w]
+    image, logits, depth = network_says(model, frame.image, config, with_depth=True, device=device)
+    assert depth is not None
     _refuse_no_numbers(logits, f"frame {frame.number}: the network's logits")
     _refuse_no_numbers(depth, f"frame {frame.number}: the network's depths")
-    return Unaries(image[:, :h, :w], logits.cpu(), depth.cpu())
+    return Unaries(image[0].cpu(), logits[0].cpu(), depth[0].cpu())
 
 
 def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) -> Sums:

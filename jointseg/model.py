@@ -52,38 +52,33 @@ class JointModel(nn.Module):
         with_depth: bool = True,
         num_iterations: int | None = None,
         features: Mapping[str, Tensor] | None = None,
-        content: tuple[int, int] | None = None,
     ) -> JointOutput:
-        """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255.
-
-        `features`: see `JointNetwork.forward`. `content`: height and width of the part that is no padding, where it is not
-        that of a frame of NYU's.
+        """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255, each a frame of NYU's; `features`: see
+        `JointNetwork.forward`.
         """
         assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
         output = self.network(image, with_depth=with_depth, features=features)
         depth = None if output.depth_logits is None else expected_depth(output.depth_logits, depth_bin=self.depth_bin)
         logits = output.logits
         if kernels is not Kernels.NONE:
-            logits = self._refine(
-                logits, image, depth if kernels is Kernels.SEM_CRF_PLUS else None, num_iterations, content or self.content
+            h, w = self.content
+            seen = None if depth is None else depth[..., :h, :w]
+            refined = self.refined(
+                logits[..., :h, :w], image[..., :h, :w], seen, kernels=kernels, num_iterations=num_iterations
             )
+            logits = logits.to(refined.dtype, copy=True)
+            logits[..., :h, :w] = refined
         return JointOutput(logits, output.depth_logits, depth)
 
-    def _refine(
-        self, logits: Tensor, image: Tensor, depth: Tensor | None, num_iterations: int | None, content: tuple[int, int]
+    def refined(
+        self, logits: Tensor, image: Tensor, depth: Tensor | None, *, kernels: Kernels, num_iterations: int | None = None
     ) -> Tensor:
-        h, w = content
+        """The logits (B, C, h, w) after the CRF with these kernels, of pictures (B, 3, h, w) and depth (B, h, w) unpadded."""
         exact = self.crf.compatibility.dtype  # the network may run in half precision, the CRF does not
+        guide = depth.to(exact) if depth is not None and kernels is Kernels.SEM_CRF_PLUS else None
         with torch.autocast(image.device.type, enabled=False):
-            refined = self.crf(
-                logits[..., :h, :w].to(exact),
-                image=image[..., :h, :w],
-                depth=None if depth is None else depth[..., :h, :w].to(exact),
-                num_iterations=num_iterations,
-            )
-        whole = logits.to(exact, copy=True)
-        whole[..., :h, :w] = refined
-        return whole
+            refined: Tensor = self.crf(logits.to(exact), image=image, depth=guide, num_iterations=num_iterations)
+        return refined
 
 
 def build_crf(config: Config) -> DenseCRF:

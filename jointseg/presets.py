@@ -64,7 +64,7 @@ def modern() -> Config:
     )  # fmt: skip
     return Config(
         preset="modern",
-        network=NetworkConfig(input_size=513, dropout=0.25, unit_features=True),
+        network=NetworkConfig(input_size=513, unit_features=True),
         data=DataConfig(views="online", crop_scale_min=0.6, color_jitter=0.3),
         loss=LossConfig(lambda_semantic=1, lambda_unit="mean", depth_invariance=0.5, class_balance=0.3),
         stage1=stage,
@@ -81,7 +81,7 @@ def modern() -> Config:
             channels_last=True,
         ),
         search=SearchConfig(trials=20, startup_trials=6, gpus_per_trial=0.25),
-        evaluation=EvaluationConfig(processes_per_gpu=4),
+        evaluation=EvaluationConfig(scales=(1.0, 1.25), mirror=True, processes_per_gpu=4),
     )
 
 

@@ -46,6 +46,8 @@ SHORT = {NO_CRF: "no_crf", PAPER: "paper", PAPER_NO_DEPTH: "paper_no_depth"}
 PATHS = {
     "crop": "evaluation.crop",
     "absent_classes": "evaluation.absent_classes",
+    "scales": "evaluation.scales",
+    "mirror": "evaluation.mirror",
     "resamples": "search.resamples",
     "seed": "search.seed",
 }
@@ -111,6 +113,7 @@ def score_settings(
         "checkpoint": checkpoint,
         "crop": config.evaluation.crop,
         "absent_classes": config.evaluation.absent_classes,
+        **config.evaluation.views,
         "resamples": config.search.resamples,
         "seed": config.search.seed,
     }

@@ -106,6 +106,7 @@ def open_study(config: Config, place: Workspace) -> Study:
         "crf": flatten(config.crf),
         "crop": config.evaluation.crop,
         "absent_classes": config.evaluation.absent_classes,
+        **config.evaluation.views,
         "data": store.digest,
         "frames": list(frames),
         "subset": subset["digest"],

@@ -63,7 +63,7 @@ def cached_unaries(
             little room.
     """
     _, checkpoint = load_final(start)
-    stamp = {"checkpoint": checkpoint, "frames": list(frames)}
+    stamp = {"checkpoint": checkpoint, "frames": list(frames), "views": config.evaluation.views}
     if (folder / DESCRIPTION).is_file():
         _refuse_other(folder, stamp)
         progress(len(frames))
@@ -105,6 +105,7 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
     try:
         there = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         checkpoint, frames, digests = there["checkpoint"], there["frames"], dict(there["sha256"])
+        views = there.get("views", {})  # earlier versions wrote none
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / DESCRIPTION}: damaged ({error!r}); {remove}") from None
     if checkpoint != stamp["checkpoint"]:
@@ -113,6 +114,8 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
         )
     if frames != stamp["frames"]:
         raise InputError(f"{folder}: unaries of {len(frames)} other frames than the {len(stamp['frames'])} asked for; {remove}")
+    if views != stamp["views"]:
+        raise InputError(f"{folder}: unaries by another evaluation.scales or evaluation.mirror; {remove}")
     for name in ARRAYS:
         path = folder / f"{name}.npy"
         if not path.is_file() or digest(path) != digests.get(name):
