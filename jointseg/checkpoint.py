@@ -11,7 +11,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -180,12 +180,13 @@ def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, A
     return description
 
 
-def refuse_other_config(there: Config, given: Config, *, place: Path) -> None:
+def refuse_other_config(there: Config, given: Config, *, place: Path, free: Collection[str] = ()) -> None:
     """Raise InputError, naming every field that differs, unless the two configs come to the same numbers.
 
-    They may differ in the settings of `config.OPERATIONAL`, such as `training.max_failures`.
+    They may differ in the settings of `config.OPERATIONAL`, such as `training.max_failures`, and in those of `free`.
     """
-    different = {path: values for path, values in differences(there, given).items() if path not in OPERATIONAL}
+    may_differ = {*OPERATIONAL, *free}
+    different = {path: values for path, values in differences(there, given).items() if path not in may_differ}
     if different:
         fields = "; ".join(f"{path} is {old!r} there and {new!r} here" for path, (old, new) in different.items())
         raise InputError(f"{place}: was made with another config: {fields}")

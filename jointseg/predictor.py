@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from jointseg.checkpoint import describe_final, load_final
+from jointseg.config import EvaluationConfig
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, predict_image
 from jointseg.hardware import own_device
@@ -27,14 +28,19 @@ class Predictor:
     Args:
         final: the stage's `final/`, such as `runs/demo/stage3/final`.
         device: where it computes; None: the first GPU, the CPU where there is none or the run's `training.device` is cpu.
+        evaluation: its `scales` and `mirror` say what views of a picture are averaged; None: as in the run's evaluation.
+            `EvaluationConfig()` is one view, the fastest.
 
     Raises:
         InputError: the stage has not finished, or its files are damaged or of another version.
     """
 
-    def __init__(self, final: str | Path, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, final: str | Path, *, device: torch.device | None = None, evaluation: EvaluationConfig | None = None
+    ) -> None:
         final = Path(final)
-        name, self._config = describe_final(final)
+        name, config = describe_final(final)
+        self._config = config if evaluation is None else config.model_copy(update={"evaluation": evaluation})
         self.stage = TRAININGS[name]
         self._device = device or own_device(self._config.training)
         self._model = trained_model(self._config, load_final(final)[0], device=self._device)

@@ -13,15 +13,8 @@ from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store, is_store
 from jointseg.data.store import prepare as prepare_store
 from jointseg.labels import CLASS_NAMES
+from pipeline.cli_options import named_path
 from pipeline.terminal import Terminal
-
-
-def named_path(text: str) -> Path:
-    """What an option names; an empty text would be the folder one happens to be in."""
-    if not text:
-        raise typer.BadParameter("is empty; allowed: a path")
-    return Path(text)
-
 
 data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.")
 

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
+from jointseg.config import EvaluationConfig
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
 from jointseg.figures import prediction_sheet, save_png
@@ -41,7 +42,7 @@ _UPRIGHT = {
 """By EXIF's orientation. Pillow's own function writes all of the EXIF anew, and stops on what some cameras put there."""
 
 
-def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Screen) -> None:
+def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Screen, one_view: bool = False) -> None:
     """Write what a stage says of each picture to `to`, named after the picture.
 
     NAME.classes.png has a byte a pixel, 0..39, and the colours as a palette; NAME.depth.png 16 bits a pixel, millimetres;
@@ -52,6 +53,7 @@ def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Sc
         pictures: files of any format that Pillow reads, of 8 bits a channel.
         to: a folder, made where it is missing; files of the same names give way, but none of `pictures`.
         screen: where the progress is shown.
+        one_view: no mean over sizes and mirror images, whatever the run's evaluation does.
 
     Raises:
         InputError: a file is no such picture, two files would have one name, the stage has not finished (nothing is written
@@ -60,7 +62,7 @@ def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Sc
     _refuse_clashes(pictures, to)
     for path in pictures:
         read_picture(path)
-    predictor = Predictor(final)
+    predictor = Predictor(final, evaluation=EvaluationConfig() if one_view else None)
     with _errors_named(to):
         to.mkdir(parents=True, exist_ok=True)
     with screen.bar("predict", len(pictures)) as progress:

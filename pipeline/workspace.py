@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,11 +177,14 @@ class Workspace:
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.config}: not a config ({error})") from None
 
-    def refuse_other_config(self, config: Config) -> None:
-        """Raise InputError where the folder has another config, naming the fields that differ, or files and no config."""
+    def refuse_other_config(self, config: Config, *, free: Collection[str] = ()) -> None:
+        """Raise InputError where the folder has another config, naming the fields that differ, or files and no config.
+
+        Those of `free` may differ.
+        """
         there = self.load_config()
         if there is not None:
-            refuse_other_config(there, config, place=self.out)
+            refuse_other_config(there, config, place=self.out, free=free)
         elif self.out.is_dir() and any(not path.name.startswith(".") for path in self.out.iterdir()):
             raise InputError(f"{self.out}: holds files but no config.json; give a new or empty folder as --out")
 

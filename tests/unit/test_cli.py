@@ -164,6 +164,15 @@ def test_settings_are_scored_on_the_validation_frames_unless_the_test_split_is_a
         assert (code, files, named["split"]) == (0, [Path("a.json")], split)
 
 
+def test_a_score_may_go_by_other_rules_than_the_run_and_by_no_other_settings(called, mistake, tmp_path, small):
+    Workspace(tmp_path / "run").adopt_config(small)
+    rules = ("--set", "evaluation.scales=[1,1.25]", "--set", "evaluation.crop=eigen")
+    code, (config, *_), _ = called("pipeline.score.score_settings", "score", "--out", "run", *rules, comes_to={})
+    assert (code, config.evaluation.scales, config.evaluation.crop) == (0, (1, 1.25), "eigen")
+    said = mistake("score", "--out", "run", "--set", "network.dropout=0.4")
+    assert "was made with another config: network.dropout is" in said
+
+
 def test_predictions_go_to_a_folder_of_their_stage_unless_another_is_named(called, tmp_path):
     place = Workspace(tmp_path / "run")
     for stage in ("stage1", "stage3"):
@@ -173,7 +182,9 @@ def test_predictions_go_to_a_folder_of_their_stage_unless_another_is_named(calle
         assert (final, to) == (place.out / stage / "final", place.out / "predictions" / stage)
         assert pictures == [Path("a.jpg")]
     words = ("predict", "--out", "run", "--to", "t", "a.jpg")
-    assert called("pipeline.predict.predict_files", *words)[1][2] == Path("t")
+    _, given, named = called("pipeline.predict.predict_files", *words)
+    assert (given[2], named["one_view"]) == (Path("t"), False)
+    assert called("pipeline.predict.predict_files", *words, "--one-view")[2]["one_view"]
 
 
 @pytest.mark.parametrize(("equal", "code"), [(True, 0), (False, 1)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from jointseg.config import EvaluationConfig
 from jointseg.data.views import content_size, render_input
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, depth_at_full_size, labels_at_full_size, predict
@@ -48,6 +49,18 @@ def test_a_frame_is_predicted_as_in_evaluation(final_of, rooms, name, resize):
     assert (found.depth is None) == (name == "stage1")
     if found.depth is not None:
         np.testing.assert_array_equal(found.depth, expected.depth)
+
+
+def test_views_are_the_runs_unless_others_are_asked_for(final_of, rooms, tmp_path):
+    final, _, config = final_of("stage3", **{"evaluation.mirror": True, "evaluation.scales": [1, 1.5]})
+    image = rooms.frame(1).image
+    averaged, plain = (Predictor(final, device=CPU, evaluation=own)(image) for own in (None, EvaluationConfig()))
+    np.testing.assert_array_equal(averaged.depth, Predictor(final, device=CPU, evaluation=config.evaluation)(image).depth)
+    assert (averaged.depth != plain.depth).any()
+    Image.fromarray(image).save(tmp_path / "hall.png")
+    for one_view, expected in ((False, averaged), (True, plain)):
+        predict_files(final, [tmp_path / "hall.png"], tmp_path / "to", screen=Terminal(), one_view=one_view)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "to" / "hall.classes.png")), expected.labels)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (90, 300), (1, 7), (1, 1)])
@@ -103,7 +116,7 @@ def test_depth_is_rounded_to_millimetres_and_ends_at_the_most_that_a_file_holds(
     class Predicting:
         stage = SimpleNamespace(with_depth=True)
 
-        def __init__(self, final):
+        def __init__(self, final, *, evaluation):
             pass
 
         def __call__(self, image):

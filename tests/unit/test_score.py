@@ -172,6 +172,7 @@ def test_the_same_is_not_scored_by_two_at_once(scored, place):
 def test_other_rules_other_settings_and_other_weights_are_scored_anew(scored, place, small, tmp_path):
     scored()
     rules = {"evaluation.absent_classes": "zero", "evaluation.crop": "eigen", "search.seed": 1, "search.resamples": 7}
+    rules |= {"evaluation.mirror": True, "evaluation.scales": [1, 1.5]}
     for path, value in rules.items():
         assert len(scored(config=with_overrides(small, {path: value}))[0]) == 1, path
     (tmp_path / "best.json").write_text(json.dumps({"settings": {"crf.theta_beta": 8.0}}))

@@ -1,0 +1,128 @@
+"""What several of `jointseg`'s commands take: options, the folder of a run, the settings that a command line means.
+
+Not here: the commands (cli.py, cli_results.py, cli_data.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jointseg.config import Config
+from jointseg.data.files import is_folder
+from jointseg.errors import InputError
+from jointseg.presets import PRESETS
+from jointseg.settings import parse_override, with_overrides
+from jointseg.stages import TRAININGS, Stage
+from pipeline.failures import is_interruption
+from pipeline.run_store import IN_JOB
+from pipeline.terminal import Terminal
+from pipeline.workspace import Workspace
+
+
+def named_path(text: str) -> Path:
+    """What an option names; an empty text would be the folder one happens to be in."""
+    if not text:
+        raise typer.BadParameter("is empty; allowed: a path")
+    return Path(text)
+
+
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", parser=named_path, metavar="PATH", help="Folder of the run; on a cluster, one that every node sees."),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help=f"Base settings: {', '.join(PRESETS)}. Default: those of --out, else demo."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        parser=named_path,
+        metavar="PATH",
+        help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat, or a prepared store. Without: "
+        "synthetic rooms.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a setting by its path, such as crf.theta_beta=4. Repeatable."),
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's and Optuna's own logs too.")]
+
+
+def training_of(stage: str) -> Stage:
+    """The training that `--stage` names: `3` is stage3."""
+    name = stage if stage in TRAININGS else f"stage{stage}"
+    if name not in TRAININGS:
+        allowed = ", ".join(known.removeprefix("stage") for known in TRAININGS)
+        raise InputError(f"--stage: {stage!r} is not a stage; allowed: {allowed}")
+    return TRAININGS[name]
+
+
+def workspace_of(out: Path) -> Workspace:
+    """The folder that `--out` names."""
+    refuse_relative("--out", out)
+    return Workspace(out.resolve())
+
+
+def refuse_relative(name: str, path: Path) -> None:
+    """Raise InputError where a job is given a relative path."""
+    if IN_JOB in os.environ and not path.is_absolute():
+        raise InputError(
+            f"{name}: {path} is relative, and a job's working directory is a copy that goes away; give an absolute path"
+        )
+
+
+@contextmanager
+def interruptible(place: Workspace, screen: Terminal, *, then: str | None = None) -> Iterator[None]:
+    """Say on an interruption what becomes of the work: `then`, or that the same command goes on with it."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_interruption(error):
+            raise
+        screen.say(f"interrupted; {then or f'the same command goes on with {place.out} where it stopped'}")
+        raise KeyboardInterrupt from None
+
+
+def config_of(
+    place: Workspace,
+    preset: str | None,
+    data: Path | None,
+    overrides: list[str] | None,
+    options: Mapping[str, Any] | None = None,
+) -> Config:
+    """The preset's settings, else those of the folder, else the demo's; with the overrides on top, then the options."""
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"--preset: {preset!r} is not a preset; allowed: {', '.join(PRESETS)}")
+    there = place.load_config() if preset is None else None
+    config = there or PRESETS[preset or "demo"]()
+    changes = {**dict(parse_override(text) for text in overrides or []), **(options or {})}
+    if data is not None:
+        refuse_relative("--data", data)
+        if not is_folder(data):
+            raise InputError(f"--data: {data} is not a folder")
+        changes["data.source"] = str(data.resolve())
+    config = with_overrides(config, changes)
+    # Workers run in folders of their own: a relative path would be another file there.
+    paths = {
+        "data.source": config.data.source,
+        "network.weights": config.network.weights,
+        "search.start": config.search.start,
+        "search.node_folder": config.search.node_folder,
+    }
+    given = {name: path.expanduser() for name, path in paths.items() if path is not None}
+    where, colon, function = config.search.space.rpartition(":")
+    file = where if colon else function
+    if file.endswith(".py"):
+        given["search.space"] = Path(f"{Path(file).expanduser()}{f':{function}' if colon else ''}")
+    for name, path in given.items():
+        refuse_relative(name, path)
+    return with_overrides(config, {name: str(path.absolute()) for name, path in given.items()})
