@@ -30,9 +30,10 @@ from jointseg.errors import InputError
 from jointseg.hardware import cpu_model, own_device
 from jointseg.network.pretrained import check_pretrained
 from jointseg.presets import PRESETS
+from jointseg.resuming import begin
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
-from jointseg.training import Report, begin, train
+from jointseg.training import Report, train
 
 CHOICES = [
     "loss.class_balance=0",

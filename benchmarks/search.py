@@ -1,6 +1,7 @@
 """Speed and memory of a search, and what early stopping does: as ratios in one run.
 
-    python benchmarks/search.py [--parts naive scaling memory] [--size 257] [--frames 12] [--trials 8] [--json FILE]
+    python benchmarks/search.py [--parts naive scaling memory] [--size 257] [--frames 12] [--trials 8] [--set PATH=VALUE]...
+                                [--json FILE]
     python benchmarks/search.py --parts stopping --study RUN/search/STUDY [--seeds 20]
 
 - naive:    a trial of new weights on what the trials before it left, beside network and CRF from scratch, in one process.
@@ -36,7 +37,7 @@ from jointseg.evaluation import compute_unaries, refined_labels
 from jointseg.hardware import cpu_model
 from jointseg.model import build_crf, build_model
 from jointseg.presets import demo
-from jointseg.settings import with_overrides
+from jointseg.settings import parse_override, with_overrides
 from pipeline.samplers import Asker
 from pipeline.spaces import load_space, start_points
 from pipeline.study import run_study
@@ -51,7 +52,8 @@ def made_up(args: argparse.Namespace, folder: Path) -> TrialJob:
     """A job on rooms, its unaries there."""
     settings = {"space": "crf_weights", "trials": args.trials, "startup_trials": 2, "folds": 2, "filter_cache": 8192}
     changes = {"network.input_size": args.size, "network.width": 1.0, "network.resize": "stretch"}
-    config = with_overrides(demo(), {**changes, **{f"search.{name}": value for name, value in settings.items()}})
+    changes |= {f"search.{name}": value for name, value in settings.items()}
+    config = with_overrides(demo(), {**changes, **dict(map(parse_override, args.overrides))})
     write_rooms(folder / "nyu", num_train=args.frames + 1, num_test=1, seed=0)
     store = prepare(folder / "nyu", folder / "store")
     frames, model = store.train[: args.frames], build_model(config)
@@ -225,6 +227,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--study", type=Path)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     machine = f"{cpu_model()}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -37,9 +37,10 @@ from jointseg.data.store import Store, prepare
 from jointseg.data.views import make_views
 from jointseg.hardware import cpu_model, own_device
 from jointseg.presets import PRESETS
+from jointseg.resuming import begin
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin, train, validate
+from jointseg.training import train, validate
 
 NAIVE = {"training.precision": "float32", "training.channels_last": False, "training.compile": False}
 PAPER_STEPS = {"stage1": 160_000, "stage2": 10_000, "stage3": 10_000}

@@ -30,9 +30,10 @@ from jointseg.graphs import refuse_where_there_are_no_graphs
 from jointseg.hardware import own_device
 from jointseg.network.pretrained import check_pretrained
 from jointseg.presets import PRESETS
+from jointseg.resuming import begin, resume
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import STAGES, Stage
-from jointseg.training import Report, begin, resume, train
+from jointseg.training import Report, train
 from pipeline.log_lines import append_line
 from pipeline.sources import bring_in, list_frames
 from pipeline.workspace import Workspace

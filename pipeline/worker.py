@@ -27,8 +27,9 @@ from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
 from jointseg.model import JointModel
+from jointseg.resuming import Run, begin, resume
 from jointseg.stages import TRAININGS
-from jointseg.training import Report, Run, begin, resume, train
+from jointseg.training import Report, train
 from pipeline.log_lines import append_line
 
 

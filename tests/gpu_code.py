@@ -27,7 +27,7 @@ from triton.runtime.jit import JITFunction
 
 from jointseg.crf import mean_field_kernels
 from jointseg.crf.filters import block_sparse_kernels as kernels
-from jointseg.crf.filters import exponents, kd_tree, matrix_kernels
+from jointseg.crf.filters import exponents, kd_tree, matrix_kernels, pair_kernels
 from jointseg.crf.filters.tile_pairs import cut_into_items
 from jointseg.crf.filters.tiles import Tiles
 from jointseg.network import upsample_kernels
@@ -90,7 +90,7 @@ def filter_kernels(capability: int) -> list[Any]:
     kernels.is_hopper = lambda device: capability // 10 == 9  # type: ignore[assignment]
     rows = compiled(lambda: kd_tree.kd_order(torch.rand(12 * 64, 5), 64, 1))
     tiles = tiles_of(64)
-    rows += compiled(lambda: kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), slice(3, None), sure=0.1))
+    rows += compiled(lambda: pair_kernels.near_tiles(tiles.low_GF, tiles.high_GF, torch.rand(12), slice(3, None), sure=0.1))
     of_half = tiles_of(kernels.tile_size("float16", torch.device("cuda")))
     rows += compiled(lambda: exponents.factors(of_half, torch.rand(1, 5)))
     of_factors = replace(of_half, compared_GRT=torch.zeros(12, 2 * 32, of_half.pixels_GT.shape[1], dtype=torch.float16))
@@ -99,7 +99,7 @@ def filter_kernels(capability: int) -> list[Any]:
     for precision, given, channels in ways:
         v_BCP = torch.rand(1, 150, given.num_pixels)
         scales_GT = torch.rand(given.pixels_GT.shape)
-        rows += compiled(partial(kernels.largest_shares, given, pairs, scales_GT, precision=precision))
+        rows += compiled(partial(pair_kernels.largest_shares, given, pairs, scales_GT, precision=precision))
         for C in channels:
             rows += compiled(partial(kernels.apply_pairs, given, pairs, v_BCP[:, :C], precision=precision))
         rows += compiled(partial(kernels.moments_of_pairs, given, pairs, v_BCP[:, :40], v_BCP[:, :40], precision=precision))

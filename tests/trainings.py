@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from jointseg.batches import Place
+from jointseg.resuming import begin
 from jointseg.stages import STAGES
-from jointseg.training import begin
 
 ALONE = Place()
 

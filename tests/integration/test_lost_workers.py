@@ -31,9 +31,10 @@ from jointseg.data.store import Store
 from jointseg.data.views import make_views
 from jointseg.errors import InputError
 from jointseg.presets import demo
+from jointseg.resuming import begin, resume
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin, resume, train
+from jointseg.training import train
 from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line, read_lines
 from pipeline.train import train_stage

@@ -20,9 +20,10 @@ from jointseg.crf import CrfSettings, DenseCRF
 from jointseg.crf.filters import FILTERS, Features
 from jointseg.model import build_model
 from jointseg.optimizer import build_optimizer, freeze_for
+from jointseg.resuming import Run
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import Run, _loss_of
+from jointseg.training import _loss_of
 
 simulated_gpu = pytest.importorskip(
     "tests.simulated_gpu", reason="this PyTorch takes no device written in Python", exc_type=ImportError
@@ -153,6 +154,8 @@ def kernels_handed_what_tensors_hold():
         patch.setattr(tree, "kd_order", handed(tree.kd_order))
         distances = import_module("jointseg.crf.filters.exponents")
         patch.setattr(distances, "factors", handed(distances.factors))
-        for name in ("apply_pairs", "moments_of_pairs", "near_tiles", "largest_shares"):
-            patch.setattr(kernels, name, handed(getattr(kernels, name)))
+        choosing = import_module("jointseg.crf.filters.pair_kernels")
+        for module, names in ((kernels, ("apply_pairs", "moments_of_pairs")), (choosing, ("near_tiles", "largest_shares"))):
+            for name in names:
+                patch.setattr(module, name, handed(getattr(module, name)))
         yield

@@ -23,9 +23,10 @@ from jointseg.data.views import make_views
 from jointseg.errors import DiskError, InputError
 from jointseg.network.network import build_network
 from jointseg.network.table import VARIANTS, layers_up_to
+from jointseg.resuming import begin, resume
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin, resume, train
+from jointseg.training import train
 from pipeline.features import cached_features
 from tests.starting_weights import torchvision_vgg16
 

@@ -17,9 +17,10 @@ from jointseg.data.rooms import write_rooms
 from jointseg.data.store import prepare
 from jointseg.data.views import make_views
 from jointseg.presets import demo
+from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin, train
+from jointseg.training import train
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "demo_losses.json"
 STEPS = 20

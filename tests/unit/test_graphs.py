@@ -11,9 +11,10 @@ import torch
 from jointseg.batches import Place
 from jointseg.config import Config
 from jointseg.errors import InputError
+from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin, train
+from jointseg.training import train
 from tests.trainings import ALONE
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -50,7 +51,7 @@ def recorded(monkeypatch):
         return module
 
     monkeypatch.setattr("torch.cuda.make_graphed_callables", recording)
-    monkeypatch.setattr("jointseg.training.refuse_where_there_are_no_graphs", lambda place: None)
+    monkeypatch.setattr("jointseg.resuming.refuse_where_there_are_no_graphs", lambda place: None)
     return made
 
 

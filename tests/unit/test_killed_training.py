@@ -26,9 +26,10 @@ from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.data.views import make_views
 from jointseg.errors import InputError
+from jointseg.resuming import begin, resume
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import Report, begin, resume, train
+from jointseg.training import Report, train
 
 STAGE = STAGES["stage2"]
 # Forked from a clean process that has imported what takes seconds; optimisers import torch._dynamo when first made.

@@ -25,9 +25,10 @@ from jointseg.losses import balancing_weights, semantic_loss
 from jointseg.model import build_model
 from jointseg.network.network import build_network
 from jointseg.optimizer import build_optimizer, rates, set_rate
+from jointseg.resuming import begin, resume
 from jointseg.settings import with_overrides
 from jointseg.stages import ONE_STAGE, STAGES
-from jointseg.training import begin, class_weights, resume, train, validate
+from jointseg.training import class_weights, train, validate
 
 ALONE = Place()
 

@@ -11,9 +11,9 @@ from jointseg.config import NetworkConfig
 from jointseg.network.network import build_network
 from jointseg.network.rescale import _noise, rescale_features
 from jointseg.network.table import VARIANTS, Conv
+from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin
 
 
 def odd_network(variant="vgg16_msc"):

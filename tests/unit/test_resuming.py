@@ -13,9 +13,10 @@ from jointseg.batches import Place
 from jointseg.checkpoint import load_checkpoint, save_checkpoint, save_final
 from jointseg.errors import InputError
 from jointseg.model import build_model
+from jointseg.resuming import resume
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import resume, train
+from jointseg.training import train
 from tests.starting_weights import torchvision_vgg16
 from tests.trainings import ALONE, InterruptedRunError, fresh, moved
 

@@ -23,9 +23,9 @@ from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.errors import InputError
 from jointseg.network.weight_files import VGG_MEAN_BGR, read_weights
 from jointseg.presets import demo
+from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin
 from tests.starting_weights import blob, caffemodel, floats, layer, torchvision_vgg16
 
 WIDTH = 0.05

@@ -1,7 +1,7 @@
-"""The Triton kernels of the block-sparse filter, and their launches: each works on tiles of pixels that are near each other.
+"""The Triton kernels that sum over pairs of tiles, and their launches: each works on tiles of pixels that are near each other.
 
 Not here: how far two tiles' pixels are apart (exponents.py), which pixels make a tile (kd_tree.py), which pairs of tiles count
-(tile_pairs.py). It needs triton: import it when needed.
+(tile_pairs.py, pair_kernels.py). It needs triton: import it when needed.
 
 Weights times values go through the tensor cores, and so do exponents (exponents.py) where they are products. No kernel adds
 atomically: a sum has one order.
@@ -27,25 +27,6 @@ shared memory."""
 APPLY_STAGES = {"float16": 2, "tf32x3": 3}
 """Tiles that a program loads ahead, and one."""
 APPLY_WARPS = {"float16": 8, "tf32x3": 4}
-SHARES_STAGES, SHARES_WARPS = 2, 4
-
-
-@triton.jit
-def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
-    """0 where a pair of tiles weighs at most both its limits, 1 where more, 2 where more than SURE, by the boxes' distance."""
-    row = tl.program_id(0)
-    col = tl.program_id(1) * N + tl.arange(0, N)
-    inside = col < G
-    exponent = tl.zeros((N,), tl.float32)
-    for f in tl.static_range(F):
-        below = tl.load(low + (first + row) * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
-        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + (first + row) * F + f)
-        gap = tl.maximum(tl.maximum(below, above), 0.0)
-        exponent = tl.fma(gap, gap * -1.0, exponent)
-    weight = tl.exp2(exponent)
-    limit = tl.minimum(tl.load(limits + first + row), tl.load(limits + col, mask=inside, other=1.0))
-    level = (weight > limit).to(tl.int8) + (weight > SURE).to(tl.int8)
-    tl.store(out + row.to(tl.int64) * G + col, level, mask=inside)
 
 
 @triton.jit
@@ -146,27 +127,6 @@ def _scatter(
     tl.store(target, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
-def _shares(
-    features, scales, columns, items, out, num_pairs,
-    F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr, UNSHIFT: tl.constexpr,
-):  # fmt: skip
-    """For each pair of tiles the most that a pixel of the first hears from the second, times that pixel's scale; behind them
-    all, what one of the second hears from the first, by the same weights.
-    """
-    item = items + tl.program_id(0) * 4
-    row = tl.load(item).to(tl.int64)
-    t = tl.arange(0, T)
-    mine = factor_of(features, row, F, T, K)
-    own = tl.load(scales + row * T + t) * UNSHIFT
-    for e in range(tl.load(item + 1), tl.load(item + 2)):
-        col = tl.load(columns + e).to(tl.int64)
-        weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
-        other = tl.load(scales + col * T + t) * UNSHIFT
-        tl.store(out + e, tl.max(tl.sum(weights, 1) * own, 0))
-        tl.store(out + num_pairs + e, tl.max(tl.sum(weights, 0) * other, 0))
-
-
 @triton.jit
 def _moments(
     features, left, right, columns, items, out, C,
@@ -230,7 +190,7 @@ def apply_pairs(
         with torch.cuda.device_of(sorted_GCT):
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
-                **_shape_of(tiles), BLOCK_C=_block(num_channels), HALF=half, SHIFT=SHIFT if half else 0.0,
+                **tiles.kernel_shape, BLOCK_C=_block(num_channels), HALF=half, SHIFT=SHIFT if half else 0.0,
                 num_warps=APPLY_WARPS[precision], num_stages=APPLY_STAGES[precision], enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](
@@ -254,22 +214,6 @@ def _peaks(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:
     return peaks_BC
 
 
-def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precision: str) -> Tensor:
-    """(2, E): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale; of the
-    tile that hears, then of the one that is heard.
-    """
-    num_pairs, shape, shift = len(pairs.columns_E), _shape_of(tiles), SHIFT if precision == "float16" else 0.0
-    out_2E = scales_GT.new_empty(2, num_pairs)
-    if num_pairs:
-        with torch.cuda.device_of(out_2E):
-            _shares[(len(pairs.items_I4),)](
-                tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_2E, num_pairs,
-                **shape, SHIFT=shift, UNSHIFT=2.0**-shift, num_warps=SHARES_WARPS if shape["K"] else max(4, shape["T"] // 16),
-                num_stages=SHARES_STAGES, enable_fp_fusion=True,
-            )  # fmt: skip
-    return out_2E
-
-
 def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tensor, *, precision: str) -> Tensor:
     """(I, F): for each work item and feature f the sum of k (y . v) (f - g)^2, in the features' units."""
     _, F, T = tiles.features_GFT.shape
@@ -290,20 +234,6 @@ def moments_of_pairs(tiles: Tiles, pairs: TilePairs, y_BCP: Tensor, v_BCP: Tenso
     return out_IF
 
 
-def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *, sure: float) -> Tensor:
-    """(R, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
-    1 where it can weigh more than one of them, 2 where it can weigh more than that and than `sure`.
-    """
-    G, F = low_GF.shape
-    first, stop, _ = rows.indices(G)
-    level_RG = torch.empty(stop - first, G, dtype=torch.int8, device=low_GF.device)
-    with torch.cuda.device_of(level_RG):
-        _near_tiles[(stop - first, triton.cdiv(G, 512))](
-            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
-        )
-    return level_RG
-
-
 def _in_tile_order(tiles: Tiles, values_BCP: Tensor, peaks_BC: Tensor | None, *, half: bool) -> Tensor:
     """(G, C, T): float16, over the magnitude of its channel's peak; without peaks float32, where `half` rounded to tf32."""
     G, _, T = tiles.features_GFT.shape
@@ -316,11 +246,6 @@ def _in_tile_order(tiles: Tiles, values_BCP: Tensor, peaks_BC: Tensor | None, *,
             HALF=scaled, ROUND=half and not scaled, T=T, BLOCK_C=_block(C), num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out_GCT
-
-
-def _shape_of(tiles: Tiles) -> dict[str, int]:
-    _, F, T = tiles.features_GFT.shape
-    return {"F": F, "T": T, "K": tiles.compared_GRT.shape[1] // 2 if tiles.compared_GRT.dtype == torch.float16 else 0}
 
 
 def _channels_at_once(precision: str, device: torch.device) -> int:

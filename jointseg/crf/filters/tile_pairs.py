@@ -1,6 +1,6 @@
 """Which pairs of tiles the block-sparse filter sums over, and how they are shared out to programs.
 
-Not here: the tiles (tiles.py), the kernels that weigh and sum (block_sparse_kernels.py).
+Not here: the tiles (tiles.py), the kernels that weigh them (pair_kernels.py) and sum (block_sparse_kernels.py).
 """
 
 # B images, P pixels, G tiles of T pixels (of all images), E pairs of tiles, D doubtful ones, I work items
@@ -58,7 +58,7 @@ def choose_pairs(tiles: Tiles, tolerance: float, *, precision: str, pairs_per_it
     limits_G = sums_GT.amin(1) * (tolerance * _UNMEASURED * tiles.num_images / (G * T))
     doubtful_2D = _pairs_at(tiles, limits_G, level=1)
     doubtful = cut_into_items(doubtful_2D[0], doubtful_2D[1], G, pairs_per_item)
-    shares_2D = kernels().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
+    shares_2D = _choosing().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
     keep_2D = _heaviest(shares_2D.flatten(), doubtful_2D.flatten(), tolerance * (1 - _UNMEASURED)).view_as(shares_2D)
     kept_2D = doubtful_2D[:, keep_2D.any(0)]  # where either tile keeps a pair, both do
     rows_E, columns_E = torch.cat([sure_2E, kept_2D, kept_2D.flip(0)], 1)
@@ -76,7 +76,7 @@ def _pairs_at(tiles: Tiles, limits_G: Tensor, *, level: int) -> Tensor:
     for first in range(0, len(limits_G), num_tiles):
         own = slice(first, first + num_tiles)
         for start in range(0, num_tiles, rows_at_once):
-            level_RG = kernels().near_tiles(
+            level_RG = _choosing().near_tiles(
                 tiles.low_GF[own], tiles.high_GF[own], limits_G[own], slice(start, start + rows_at_once), sure=_SURE
             )
             chosen_RG = level_RG == level
@@ -137,3 +137,7 @@ def row_sums_over(tiles: Tiles, pairs: TilePairs, precision: str) -> Tensor:
 def kernels() -> ModuleType:
     """The kernels, imported when needed: they need triton."""
     return import_module("jointseg.crf.filters.block_sparse_kernels")
+
+
+def _choosing() -> ModuleType:
+    return import_module("jointseg.crf.filters.pair_kernels")

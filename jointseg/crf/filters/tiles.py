@@ -47,6 +47,13 @@ class Tiles:
     valid_BP: Tensor | None = None
     """The pixels that are in tiles; None: all."""
 
+    @property
+    def kernel_shape(self) -> dict[str, int]:
+        """F and T, and K, the rows of a factor in `compared_GRT`: 0 where it is no product (exponents.py)."""
+        _, F, T = self.features_GFT.shape
+        product = self.compared_GRT.dtype == torch.float16
+        return {"F": F, "T": T, "K": self.compared_GRT.shape[1] // 2 if product else 0}
+
     def in_tile_order(self, values_BP: Tensor, *, filling: float) -> Tensor:
         """(G, T): one channel sorted as the pixels are, with `filling` where there is none."""
         pixels_BS = self.pixels_GT.view(self.num_images, -1)

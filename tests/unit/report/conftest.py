@@ -14,9 +14,9 @@ from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.data.store import Store, prepare
 from jointseg.presets import demo
 from jointseg.published import ROW_NAMES
+from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import begin
 from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
 from pipeline.other_rules import metrics_by_rule

@@ -1,0 +1,90 @@
+"""The Triton kernels that say which pairs of tiles count, and their launches: how near two tiles are, what a pair weighs.
+
+Not here: what is made of it (tile_pairs.py), the sums over the pairs (block_sparse_kernels.py). It needs triton: import it when
+needed.
+"""
+
+# G tiles of T pixels (of all images), F kernel features, E pairs of tiles
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, attr-defined"
+# ruff: noqa: PLR0917  # kernels take no keywords
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from jointseg.crf.filters.exponents import exponents, factor_of
+from jointseg.crf.filters.tile_pairs import TilePairs
+from jointseg.crf.filters.tiles import SHIFT, Tiles
+
+SHARES_STAGES, SHARES_WARPS = 2, 4
+
+
+@triton.jit
+def _near_tiles(low, high, limits, out, first, G, SURE: tl.constexpr, F: tl.constexpr, N: tl.constexpr):
+    """0 where a pair of tiles weighs at most both its limits, 1 where more, 2 where more than SURE, by the boxes' distance."""
+    row = tl.program_id(0)
+    col = tl.program_id(1) * N + tl.arange(0, N)
+    inside = col < G
+    exponent = tl.zeros((N,), tl.float32)
+    for f in tl.static_range(F):
+        below = tl.load(low + (first + row) * F + f) - tl.load(high + col * F + f, mask=inside, other=0.0)
+        above = tl.load(low + col * F + f, mask=inside, other=0.0) - tl.load(high + (first + row) * F + f)
+        gap = tl.maximum(tl.maximum(below, above), 0.0)
+        exponent = tl.fma(gap, gap * -1.0, exponent)
+    weight = tl.exp2(exponent)
+    limit = tl.minimum(tl.load(limits + first + row), tl.load(limits + col, mask=inside, other=1.0))
+    level = (weight > limit).to(tl.int8) + (weight > SURE).to(tl.int8)
+    tl.store(out + row.to(tl.int64) * G + col, level, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _shares(
+    features, scales, columns, items, out, num_pairs,
+    F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr, UNSHIFT: tl.constexpr,
+):  # fmt: skip
+    """For each pair of tiles the most that a pixel of the first hears from the second, times that pixel's scale; behind them
+    all, what one of the second hears from the first, by the same weights.
+    """
+    item = items + tl.program_id(0) * 4
+    row = tl.load(item).to(tl.int64)
+    t = tl.arange(0, T)
+    mine = factor_of(features, row, F, T, K)
+    own = tl.load(scales + row * T + t) * UNSHIFT
+    for e in range(tl.load(item + 1), tl.load(item + 2)):
+        col = tl.load(columns + e).to(tl.int64)
+        weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
+        other = tl.load(scales + col * T + t) * UNSHIFT
+        tl.store(out + e, tl.max(tl.sum(weights, 1) * own, 0))
+        tl.store(out + num_pairs + e, tl.max(tl.sum(weights, 0) * other, 0))
+
+
+def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *, sure: float) -> Tensor:
+    """(R, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
+    1 where it can weigh more than one of them, 2 where it can weigh more than that and than `sure`.
+    """
+    G, F = low_GF.shape
+    first, stop, _ = rows.indices(G)
+    level_RG = torch.empty(stop - first, G, dtype=torch.int8, device=low_GF.device)
+    with torch.cuda.device_of(level_RG):
+        _near_tiles[(stop - first, triton.cdiv(G, 512))](
+            low_GF, high_GF, limits_G, level_RG, first, G, SURE=sure, F=F, N=512, num_warps=4, enable_fp_fusion=True
+        )
+    return level_RG
+
+
+def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precision: str) -> Tensor:
+    """(2, E): for each pair the most that a pixel hears from the other tile, sum_p' k(p, p'), times the pixel's scale; of the
+    tile that hears, then of the one that is heard.
+    """
+    num_pairs, shape, shift = len(pairs.columns_E), tiles.kernel_shape, SHIFT if precision == "float16" else 0.0
+    out_2E = scales_GT.new_empty(2, num_pairs)
+    if num_pairs:
+        with torch.cuda.device_of(out_2E):
+            _shares[(len(pairs.items_I4),)](
+                tiles.compared_GRT, scales_GT, pairs.columns_E, pairs.items_I4, out_2E, num_pairs,
+                **shape, SHIFT=shift, UNSHIFT=2.0**-shift, num_warps=SHARES_WARPS if shape["K"] else max(4, shape["T"] // 16),
+                num_stages=SHARES_STAGES, enable_fp_fusion=True,
+            )  # fmt: skip
+    return out_2E
