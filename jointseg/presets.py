@@ -76,7 +76,7 @@ def modern() -> Config:
             loader_workers=12,
             log_every=50,
             checkpoint_every=1000,
-            validate_every=1100,
+            validate_every=1200,
             precision="bfloat16",
             channels_last=True,
         ),
