@@ -18,6 +18,8 @@ from jointseg.search_config import SearchConfig
 from jointseg.settings import Count, Seed, Settings, SettingsError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+MIN_SIZE = 65
+"""Of the network's input, pixels."""
 
 
 class NetworkConfig(Settings):
@@ -27,7 +29,7 @@ class NetworkConfig(Settings):
     """Which table the network is built from; the paper leaves it open."""
     width: float = Field(1.0, gt=0, le=8)
     """Multiplies every hidden layer's number of channels; 1 is the paper's."""
-    input_size: int = Field(513, ge=65)
+    input_size: int = Field(513, ge=MIN_SIZE)
     """Side of the square input, pixels; 8k + 1, so that every pooled map has whole steps. 513 is the paper's."""
     resize: Literal["fit", "stretch"] = "fit"
     """480 x 640 to the square: `fit` keeps the aspect and pads below, `stretch` does not. The paper does not say."""
@@ -58,6 +60,10 @@ class NetworkConfig(Settings):
     def max_depth(self) -> float:
         """The farthest depth the bins can say, metres; 7 m in the paper."""
         return self.num_depth_bins * self.depth_bin
+
+    def scaled_size(self, scale: float) -> int:
+        """The allowed `input_size` next to `scale` times this one."""
+        return 8 * round((self.input_size * scale - 1) / 8) + 1
 
     @field_validator("input_size")
     @classmethod
@@ -231,9 +237,10 @@ class TrainingConfig(Settings):
 class EvaluationConfig(Settings):
     """How pictures are predicted, and the switches of Tables 2 and 3 that the paper leaves open."""
 
-    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field((1.0,), min_length=1)
+    scales: tuple[float, ...] = (1.0,)
     """Sizes of the network's input, as multiples of `network.input_size`: class probabilities and depth are the mean over
-    them, before the CRF. Wherever pictures are predicted, validation and the search's unaries included, never in training."""
+    them, before the CRF. Wherever pictures are predicted, validation and the search's unaries included, never in training.
+    Depth counts where the size is no smaller than the input: smaller views cannot say far depths."""
     mirror: bool = False
     """Whether that mean is also over the mirror image, at each size."""
     crop: Literal["none", "eigen", "gupta"] = "none"
@@ -248,7 +255,25 @@ class EvaluationConfig(Settings):
     """Test frames drawn as in the paper's Fig 2."""
     processes_per_gpu: int = Field(2, ge=1, le=64)
     """Processes that share a GPU where work goes frame by frame: evaluation, unaries, features. One alone leaves the GPU idle
-    while it scores. Each takes a CPU, and at 513 x 513 some 3 GB of the GPU's memory."""
+    while it scores. Each takes a CPU, and at 513 x 513 some 3 GB of the GPU's memory; more where `scales` go beyond 1."""
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _rising(cls, scales: Any) -> tuple[float, ...]:
+        several = scales if isinstance(scales, (list, tuple)) else ()
+        numbers = [scale for scale in several if isinstance(scale, (int, float)) and not isinstance(scale, bool)]
+        if not numbers or len(numbers) < len(several) or not all(0.25 <= scale <= 4 for scale in numbers):
+            raise ValueError(f"{scales!r} is not allowed; allowed: a list of numbers from 0.25 to 4, such as [1,1.25]")
+        return tuple(sorted(map(float, numbers)))
+
+    @property
+    def views_said(self) -> str:
+        """`scales` and `mirror` in words: one view, or 4 views (input × 1, 1.25, each mirrored too)."""
+        if not self.views:
+            return "one view"
+        number = len(self.scales) * (2 if self.mirror else 1)
+        sizes = ", ".join(f"{scale:g}" for scale in self.scales)
+        return f"{number} view{'s' * (number > 1)} (input × {sizes}{', each mirrored too' if self.mirror else ''})"
 
     @property
     def views(self) -> dict[str, Any]:
@@ -289,6 +314,17 @@ class Config(Settings):
         """The lambda of Eq 1, which weighs the summed semantic loss, whatever the unit that it is given in."""
         num_pixels = self.network.input_size**2
         return self.loss.lambda_semantic / (num_pixels if self.loss.lambda_unit == "mean" else 1)
+
+    @model_validator(mode="after")
+    def _sizes_that_differ(self) -> Self:
+        sizes = [self.network.scaled_size(scale) for scale in self.evaluation.scales]
+        if len(set(sizes)) < len(sizes) or min(sizes) < MIN_SIZE:
+            listed = ", ".join(f"{scale:g} is {size}" for scale, size in zip(self.evaluation.scales, sizes, strict=True))
+            raise SettingsError(
+                "evaluation.scales",
+                f"sizes of the input come out as: {listed}; allowed: different ones (8k + 1) from {MIN_SIZE} up",
+            )
+        return self
 
     @model_validator(mode="after")
     def _features_that_can_be_kept(self) -> Self:

@@ -135,7 +135,6 @@ def predict_image(
     Raises:
         OutOfRangeError: what the model says of it is no number.
     """
-    assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
     model.eval()
     H, W = image.shape[:2]
     seen = network_says(model, image, config, with_depth=with_depth, device=device)

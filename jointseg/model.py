@@ -56,7 +56,6 @@ class JointModel(nn.Module):
         """Class logits and depth of `image`, (B, 3, S, S), RGB 0..255, each a frame of NYU's; `features`: see
         `JointNetwork.forward`.
         """
-        assert with_depth or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
         output = self.network(image, with_depth=with_depth, features=features)
         depth = None if output.depth_logits is None else expected_depth(output.depth_logits, depth_bin=self.depth_bin)
         logits = output.logits
@@ -74,6 +73,8 @@ class JointModel(nn.Module):
         self, logits: Tensor, image: Tensor, depth: Tensor | None, *, kernels: Kernels, num_iterations: int | None = None
     ) -> Tensor:
         """The logits (B, C, h, w) after the CRF with these kernels, of pictures (B, 3, h, w) and depth (B, h, w) unpadded."""
+        assert kernels is not Kernels.NONE, "without kernels there is no CRF"
+        assert depth is not None or kernels is not Kernels.SEM_CRF_PLUS, "the depth kernel needs the depth heads"
         exact = self.crf.compatibility.dtype  # the network may run in half precision, the CRF does not
         guide = depth.to(exact) if depth is not None and kernels is Kernels.SEM_CRF_PLUS else None
         with torch.autocast(image.device.type, enabled=False):

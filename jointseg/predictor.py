@@ -25,23 +25,25 @@ from jointseg.stages import TRAININGS
 class Predictor:
     """A finished stage, ready for pictures: what each pixel is, and how far away it is.
 
+    Attributes:
+        stage: whose weights it has.
+        views_said: what it sees of a picture, in words.
+
     Args:
         final: the stage's `final/`, such as `runs/demo/stage3/final`.
         device: where it computes; None: the first GPU, the CPU where there is none or the run's `training.device` is cpu.
-        evaluation: its `scales` and `mirror` say what views of a picture are averaged; None: as in the run's evaluation.
-            `EvaluationConfig()` is one view, the fastest.
+        one_view: each picture as it is, which is faster, where the run's evaluation averages over `scales` and `mirror`.
 
     Raises:
         InputError: the stage has not finished, or its files are damaged or of another version.
     """
 
-    def __init__(
-        self, final: str | Path, *, device: torch.device | None = None, evaluation: EvaluationConfig | None = None
-    ) -> None:
+    def __init__(self, final: str | Path, *, device: torch.device | None = None, one_view: bool = False) -> None:
         final = Path(final)
         name, config = describe_final(final)
-        self._config = config if evaluation is None else config.model_copy(update={"evaluation": evaluation})
+        self._config = config.model_copy(update={"evaluation": EvaluationConfig()}) if one_view else config
         self.stage = TRAININGS[name]
+        self.views_said = self._config.evaluation.views_said
         self._device = device or own_device(self._config.training)
         self._model = trained_model(self._config, load_final(final)[0], device=self._device)
 

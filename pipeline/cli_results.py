@@ -39,17 +39,17 @@ def score(
 ) -> None:
     """Score CRF settings without training them, next to the paper's and to no CRF, from the stage-2 weights in --out.
 
-    By other rules too: --set evaluation.scales=[1,1.25], or evaluation.mirror, crop, absent_classes.
+    By other rules than the run's too: --set of evaluation.scales ('[1,1.25]'), mirror, crop, absent_classes.
     """
-    from pipeline.score import PATHS, score_settings, score_table
-
     place, screen = workspace_of(out), Terminal()
     config = config_of(place, None, None, overrides)
+    from pipeline.score import PATHS, score_settings, score_table
+
     place.refuse_other_config(config, free=PATHS.values())
 
     with interruptible(place, screen, then="the same command begins again"):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
-    screen.console.print(score_table(scores, split=split))
+    screen.console.print(score_table(scores, config, split=split))
 
 
 def predict(

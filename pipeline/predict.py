@@ -18,7 +18,6 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-from jointseg.config import EvaluationConfig
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
 from jointseg.figures import prediction_sheet, save_png
@@ -62,7 +61,7 @@ def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Sc
     _refuse_clashes(pictures, to)
     for path in pictures:
         read_picture(path)
-    predictor = Predictor(final, evaluation=EvaluationConfig() if one_view else None)
+    predictor = Predictor(final, one_view=one_view)
     with _errors_named(to):
         to.mkdir(parents=True, exist_ok=True)
     with screen.bar("predict", len(pictures)) as progress:
@@ -71,7 +70,8 @@ def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Sc
             _write(image, predictor(image), to, path.stem)
             progress(done)
     depth = ", NAME.depth.png (millimetres)" if predictor.stage.with_depth else ""
-    screen.say(f"{to}: NAME.sheet.png, NAME.classes.png (0..39){depth}; pictures: {len(pictures)}")
+    seen = f"pictures: {len(pictures)}, {predictor.views_said} of each"
+    screen.say(f"{to}: NAME.sheet.png, NAME.classes.png (0..39){depth}; {seen}")
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

@@ -28,6 +28,7 @@ from pipeline.report_tables import (
     protocol,
     rules_table,
     segmentation_table,
+    views_line,
 )
 
 ROWS = (
@@ -73,6 +74,7 @@ def description(report: Report) -> str:
     """The two tables, what the numbers say and the CRF settings, in Markdown that stands alone."""
     sections = [
         data_line(report),
+        *filter(None, [views_line(report)]),
         *_section("Table 3: semantic segmentation, %", _grid(segmentation_table(report, rivals=False))),
         *_section("Table 2: depth", _grid(depth_table(report, rivals=False))),
         *_section("What the numbers say", _bullets(_marked(report))),
@@ -89,7 +91,8 @@ def terminal(report: Report, *, out: str) -> RenderableType:
         report: the contents of report.json.
         out: the run's folder, as the reader would type it.
     """
-    parts: list[RenderableType] = [Text(data_line(report).replace("`", ""), style="dim")]
+    said = [data_line(report).replace("`", ""), views_line(report)]
+    parts: list[RenderableType] = [Text(line, style="dim") for line in filter(None, said)]
     parts += [_rich(segmentation_table(report)), _rich(depth_table(report)), _rich(crf_table(report), text_columns=3)]
     for finding in _all_findings(report):
         parts.append(Text(f"{'!' if finding.against else '·'} {finding.text}", style="yellow" if finding.against else ""))

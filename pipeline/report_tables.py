@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from jointseg.config import EvaluationConfig
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH
 from jointseg.labels import CLASS_NAMES
 from jointseg.metrics import CROPS
@@ -165,6 +166,19 @@ POOLING_RULE = {"pixels": "pooled over all pixels of all frames", "images": "tak
 TRUTH = {"filled": "the depth with its holes filled in", "raw": "the sensor's valid depth alone"}
 
 
+def views_line(report: Report) -> str:
+    """What the network sees of a picture, where that is more than the picture; else nothing."""
+    config = report["provenance"]["config"]
+    own = {name: config[f"evaluation.{name}"] for name in ("scales", "mirror") if f"evaluation.{name}" in config}
+    evaluation = EvaluationConfig(**own)  # reports of earlier versions have neither
+    if not evaluation.views:
+        return ""
+    return (
+        f"The network sees {evaluation.views_said} of each picture: its probabilities and depth are means over them, before "
+        "the CRF. The paper does not say that it does so."
+    )
+
+
 def protocol(report: Report) -> list[str]:
     """How the numbers were taken: what the paper leaves open, and what stands beside what."""
     config, num_test = report["provenance"]["config"], report["data"]["num_test"]
@@ -172,6 +186,7 @@ def protocol(report: Report) -> list[str]:
     floors = f"every pixel “{floor_class(report)}”, the train split's commonest class, at {floor_depth(report)}, its mean depth"
     lines = [
         f"Both tables: {num_test} test frames at {FRAME_WIDTH} × {FRAME_HEIGHT}, {_scored_part(config['evaluation.crop'])}.",
+        *filter(None, [views_line(report)]),
         f"Table 3: one confusion matrix over all frames, unlabelled pixels left out; {absent}.",
         f"Table 2: against {TRUTH[config['evaluation.depth_truth']]}; {pooling}. "
         f"{ROW_NAMES['unary_sem']} has no depth: stage 1 trains none.",

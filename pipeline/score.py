@@ -131,7 +131,8 @@ def score_settings(
                 confusion_NCC, depth_sums = _counted(config, place, jobs, frames, progress=progress)
             scores = _scores(confusion_NCC, config)
             depth = depth_metrics(depth_sums, pooling=config.evaluation.depth_pooling)
-            _log(tracker, run, {**asked, "frames": len(frames)}, scores, depth)
+            views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
+            _log(tracker, run, {**asked, **views, "frames": len(frames)}, scores, depth)
             described = {name: {**own._asdict(), "gain": own.gain._asdict()} for name, own in scores.items()}
             matrices = _write_matrices(confusion_NCC, frames, path.with_suffix(""))
             record = {**asked, "settings": settings, "scores": described, "depth": depth, "confusions": matrices}
@@ -200,9 +201,9 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
         tracker.log_metrics(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
 
 
-def score_table(scores: Mapping[str, Score], *, split: str) -> Table:
-    """What `score_settings` found, in percent and points, for a terminal."""
-    table = Table(title=f"{split} split")
+def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> Table:
+    """What `score_settings` found under a config, in percent and points, for a terminal."""
+    table = Table(title=f"{split} split, {config.evaluation.views_said}")
     table.add_column("settings", overflow="fold")  # the end of a file's path tells it from another
     for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
         table.add_column(heading)

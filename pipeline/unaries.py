@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from jointseg.checkpoint import digest, load_final
-from jointseg.config import Config
+from jointseg.config import Config, EvaluationConfig
 from jointseg.data.frame import FRAME_SIZE
 from jointseg.data.store import Store, check_space
 from jointseg.data.views import content_size
@@ -105,8 +105,8 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
     try:
         there = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         checkpoint, frames, digests = there["checkpoint"], there["frames"], dict(there["sha256"])
-        views = there.get("views", {})  # earlier versions wrote none
-    except (ValueError, KeyError, TypeError) as error:
+        seen = EvaluationConfig(**there.get("views", {}))  # earlier versions wrote none
+    except (ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"{folder / DESCRIPTION}: damaged ({error!r}); {remove}") from None
     if checkpoint != stamp["checkpoint"]:
         raise InputError(
@@ -114,8 +114,11 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
         )
     if frames != stamp["frames"]:
         raise InputError(f"{folder}: unaries of {len(frames)} other frames than the {len(stamp['frames'])} asked for; {remove}")
-    if views != stamp["views"]:
-        raise InputError(f"{folder}: unaries by another evaluation.scales or evaluation.mirror; {remove}")
+    asked = EvaluationConfig(**stamp["views"])
+    if seen.views != asked.views:
+        raise InputError(
+            f"{folder}: unaries of {seen.views_said} of each picture, but evaluation asks for {asked.views_said}; {remove}"
+        )
     for name in ARRAYS:
         path = folder / f"{name}.npy"
         if not path.is_file() or digest(path) != digests.get(name):

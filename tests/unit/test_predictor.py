@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from jointseg.config import EvaluationConfig
 from jointseg.data.views import content_size, render_input
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, depth_at_full_size, labels_at_full_size, predict
@@ -51,16 +50,30 @@ def test_a_frame_is_predicted_as_in_evaluation(final_of, rooms, name, resize):
         np.testing.assert_array_equal(found.depth, expected.depth)
 
 
-def test_views_are_the_runs_unless_others_are_asked_for(final_of, rooms, tmp_path):
-    final, _, config = final_of("stage3", **{"evaluation.mirror": True, "evaluation.scales": [1, 1.5]})
-    image = rooms.frame(1).image
-    averaged, plain = (Predictor(final, device=CPU, evaluation=own)(image) for own in (None, EvaluationConfig()))
-    np.testing.assert_array_equal(averaged.depth, Predictor(final, device=CPU, evaluation=config.evaluation)(image).depth)
-    assert (averaged.depth != plain.depth).any()
-    Image.fromarray(image).save(tmp_path / "hall.png")
-    for one_view, expected in ((False, averaged), (True, plain)):
+def test_views_are_the_runs_unless_one_is_asked_for(final_of, rooms, tmp_path, capsys):
+    views = {"evaluation.mirror": True, "evaluation.scales": [1, 1.5]}
+    final, model, config = final_of("stage3", **views)
+    frame, stage = rooms.frame(1), STAGES["stage3"]
+    Image.fromarray(frame.image).save(tmp_path / "hall.png")
+    plain = with_overrides(config, {"evaluation.mirror": False, "evaluation.scales": [1]})
+    found = []
+    for one_view, own, said in ((False, config, "4 views (input × 1, 1.5, each mirrored too)"), (True, plain, "one view")):
+        ((_, expected),) = predict(model, [frame], own, kernels=stage.kernels, with_depth=True, device=CPU)
         predict_files(final, [tmp_path / "hall.png"], tmp_path / "to", screen=Terminal(), one_view=one_view)
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "to" / "hall.classes.png")), expected.labels)
+        found.append(np.asarray(Image.open(tmp_path / "to" / "hall.depth.png")))
+        assert np.abs(found[-1] - 1000 * expected.depth).max() <= 1
+        assert f"pictures: 1, {said} of each" in capsys.readouterr().out
+    assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize("scales", [[1, 1.25], [1.25], [1.05, 3]])
+@pytest.mark.parametrize("size", [(640, 480), (100, 1), (640, 10), (7, 900), (1, 1)])
+def test_a_picture_of_any_shape_is_averaged_over_views(final_of, rooms, size, scales):
+    final, _, _ = final_of("stage3", **{"network.resize": "fit", "evaluation.scales": scales, "evaluation.mirror": True})
+    image = np.asarray(Image.fromarray(rooms.frame(1).image).resize(size[::-1]))
+    found = Predictor(final, device=CPU)(image)
+    assert found.labels.shape == found.depth.shape == size
+    assert np.isfinite(found.depth).all()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (90, 300), (1, 7), (1, 1)])
@@ -116,7 +129,9 @@ def test_depth_is_rounded_to_millimetres_and_ends_at_the_most_that_a_file_holds(
     class Predicting:
         stage = SimpleNamespace(with_depth=True)
 
-        def __init__(self, final, *, evaluation):
+        views_said = "one view"
+
+        def __init__(self, final, *, one_view):
             pass
 
         def __call__(self, image):

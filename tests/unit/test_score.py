@@ -147,6 +147,7 @@ def test_settings_are_scored_beside_the_papers_with_and_without_depth_and_none(s
     assert tracker.artifacts == ["scores.json", "confusions"]
     paths = set(flatten(small))
     assert set(tracker.params) - paths == {"split", "frames", "data", "checkpoint"}
+    assert tracker.params["evaluation.mirror"] is False, "said of one view too, so that MLflow can filter by it"
 
 
 def test_each_split_has_its_own_frames_and_is_scored_once(scored, place, rooms):
@@ -218,6 +219,9 @@ def test_scores_are_pooled_and_a_gain_is_over_the_papers_settings():
 
 
 def test_a_score_is_shown_in_percent_and_its_gain_in_points():
-    table = score_table({"a.json": Score(0.25, 0.5, Interval(0.0123, -0.01, 0.03))}, split="test")
-    assert table.title == "test split"
+    scores = {"a.json": Score(0.25, 0.5, Interval(0.0123, -0.01, 0.03))}
+    table = score_table(scores, demo(), split="test")
+    assert table.title == "test split, one view"
+    mirrored = with_overrides(demo(), {"evaluation.mirror": True})
+    assert score_table(scores, mirrored, split="test").title == "test split, 2 views (input × 1, each mirrored too)"
     assert [list(column.cells) for column in table.columns] == [["a.json"], ["25.00"], ["50.00"], ["+1.23 [-1.00, +3.00]"]]

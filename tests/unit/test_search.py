@@ -74,6 +74,7 @@ OTHER = {
     "search.batch": 3, "search.seed": 1, "search.early_stop": True, "search.startup_trials": 3, "search.sampler": "random",
     "search.space": "crf_weights", "search.objective": "miou,boundary_f1", "search.fidelity": "finetune",
     "crf.theta_beta": 4.0, "evaluation.crop": "eigen", "evaluation.absent_classes": "zero",
+    "evaluation.mirror": True, "evaluation.scales": [1, 1.25],
 }  # fmt: skip
 
 

@@ -230,6 +230,7 @@ def test_validation_divides_as_the_evaluation_is_set(small, rooms):
         return validate(run, rooms, rooms.train[:2], place=ALONE)
 
     plain, zero, images = validated(), validated(absent_classes="zero"), validated(depth_pooling="images")
+    assert validated(mirror=True)["validation/rmse"] != plain["validation/rmse"]
     assert zero["validation/mean_iou"] < plain["validation/mean_iou"]
     assert images["validation/rmse"] != plain["validation/rmse"]
     assert images["validation/mean_iou"] == plain["validation/mean_iou"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from jointseg.config import NetworkConfig
 from jointseg.data.views import render_input
 from jointseg.evaluation import compute_unaries, predict_image
 from jointseg.model import build_crf, build_model
 from jointseg.settings import SettingsError, with_overrides
 from jointseg.stages import Kernels
-from jointseg.tta import network_says, scaled_size
+from jointseg.tta import network_says
 
 CPU = torch.device("cpu")
 
@@ -121,6 +125,44 @@ def test_the_crf_comes_after_the_mean(small, rooms, kernels):
     assert (found.labels != plain.labels).any()
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("resize", ["fit", "stretch"])
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (97, 641), (300, 300)])
+def test_every_view_says_of_a_place_what_is_there(small, size, resize, mirror):
+    """The network says how red a place is, in a picture that gets brighter from left to right."""
+    config = with_overrides(small, {"network.resize": resize, "evaluation.mirror": mirror})
+    x = np.linspace(0, 1, size[1], dtype=np.float32)
+    ramp = np.broadcast_to(40 + 150 * x**2, size)
+    picture = np.repeat(ramp[..., None], 3, -1).round().astype(np.uint8)
+
+    def redness(square, *, with_depth):
+        return SimpleNamespace(logits=torch.stack([square[:, 0] / 255.0, -square[:, 0] / 255.0], 1), depth=None)
+
+    plain, averaged = (
+        network_says(
+            redness, picture, with_overrides(config, {"evaluation.scales": scales}), with_depth=False, device=CPU
+        ).logits.softmax(1)[:, 0]
+        for scales in ((1.0,), (1.25, 2.0))
+    )
+    moved = (plain - averaged)[..., 2:-2].mean() / plain.diff(dim=-1).mean()
+    assert abs(moved) < 0.05, "not by a twentieth of a pixel"
+
+
+def test_smaller_views_do_not_pull_far_walls_nearer(small, picture):
+    def wall(square, *, with_depth):
+        """6 m away, or as far as the last bin where it looks farther."""
+        S = square.shape[-1]
+        metres = min(6.0 * 129 / S, config.network.max_depth)
+        return SimpleNamespace(logits=torch.zeros(1, 2, S, S), depth=torch.full((1, S, S), metres))
+
+    config = with_overrides(small, {"network.input_size": 129})
+    for scales in ((0.55, 1.0), (0.55, 0.8, 1.0, 1.25), (1.25, 2.0), (0.8,)):
+        own = with_overrides(config, {"evaluation.scales": scales})
+        depth = network_says(wall, picture, own, with_depth=True, device=CPU).depth
+        farthest = 7.0 * config.network.scaled_size(max(scales)) / 129
+        torch.testing.assert_close(depth, torch.full_like(depth, min(6.0, farthest)), rtol=1e-5, atol=0)
+
+
 def test_an_upright_picture_is_averaged_within_its_own_part(model, small, picture):
     upright = np.ascontiguousarray(picture.transpose(1, 0, 2))
     found = said(model, upright, small, scales=(1.0, 1.5), mirror=True)
@@ -128,15 +170,42 @@ def test_an_upright_picture_is_averaged_within_its_own_part(model, small, pictur
     assert found.image.shape[2] > found.image.shape[3]
 
 
-@pytest.mark.parametrize(("scale", "size"), [(1, 513), (1.25, 641), (0.75, 385), (0.5, 257), (0.01, 65)])
+@pytest.mark.parametrize(("scale", "size"), [(1, 513), (1.25, 641), (0.75, 385), (0.5, 257), (2, 1025)])
 def test_sizes_are_those_that_the_network_takes(scale, size):
-    assert scaled_size(513, scale) == size
+    assert NetworkConfig(input_size=513).scaled_size(scale) == size
+
+
+@pytest.mark.parametrize("value", [[], [0.1], [1, 5], [1, "x"], [True], "x", 1.25, None])
+def test_scales_that_are_none_are_refused_with_what_is_allowed(small, value):
+    said = re.escape(
+        f"evaluation.scales: {value!r} is not allowed; allowed: a list of numbers from 0.25 to 4, such as [1,1.25]"
+    )
+    with pytest.raises(SettingsError, match=f"^{said}$"):
+        with_overrides(small, {"evaluation.scales": value})
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [("scales", [], "at least 1"), ("scales", [0], "greater than"), ("scales", [1, "x"], "'x'"), ("mirror", "half", "'half'")],
+    ("value", "listed"), [([1, 1.01], "1 is 65, 1.01 is 65"), ([1, 1], "1 is 65, 1 is 65"), ([0.5], "0.5 is 33")]
 )
-def test_views_that_there_are_not_are_refused(small, path, value, said):
-    with pytest.raises(SettingsError, match=rf"evaluation\.{path}.*{said}"):
-        with_overrides(small, {f"evaluation.{path}": value})
+def test_scales_that_come_to_one_size_or_to_none_are_refused(small, value, listed):
+    with pytest.raises(
+        SettingsError, match=rf"^evaluation\.scales: sizes of the input come out as: {listed}; allowed: different"
+    ):
+        with_overrides(small, {"evaluation.scales": value})
+
+
+def test_the_order_of_scales_is_nothing(small):
+    one, other = (with_overrides(small, {"evaluation.scales": scales}) for scales in ([1.5, 1], [1, 1.5]))
+    assert one == other
+
+
+def test_views_are_said_in_words_and_one_is_no_choice(small):
+    said = {}
+    for scales, mirror in (([1], False), ([1.25], False), ([1, 1.25], True)):
+        own = with_overrides(small, {"evaluation.scales": scales, "evaluation.mirror": mirror}).evaluation
+        said[own.views_said] = own.views
+    assert said == {
+        "one view": {},
+        "1 view (input × 1.25)": {"scales": [1.25], "mirror": False},
+        "4 views (input × 1, 1.25, each mirrored too)": {"scales": [1, 1.25], "mirror": True},
+    }

@@ -97,6 +97,12 @@ def test_unaries_of_this_checkpoint_and_these_frames_are_taken(kept, small):
     [
         ({"checkpoint": "0" * 64}, r"unaries of checkpoint 000000000000, but stage 2's is [0-9a-f]{12}; remove .* to compute"),
         ({"frames": [1, 3]}, "unaries of 2 other frames than the 2 asked for"),
+        (
+            {"views": {"scales": [1.0], "mirror": True}},
+            "unaries of 2 views .input × 1, each mirrored too. of each picture, but evaluation asks for one view; remove",
+        ),
+        ({"views": 3}, "unaries.json: damaged"),
+        ({"views": {"scales": "x"}}, "unaries.json: damaged"),
         ({"sha256": {}}, "image.npy: missing or altered since it was written"),
         ({"sha256": 4}, "unaries.json: damaged"),
     ],

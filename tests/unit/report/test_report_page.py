@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from jointseg.data.store import Store
 from jointseg.labels import CLASS_NAMES
 from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE3_METRICS
 from pipeline import report
+from pipeline.report_page import description, terminal
 from pipeline.workspace import Workspace
 from tests.made_up_runs import guesses, total
 from tests.reports import WRONG, cells, contents, edit_metrics, on_terminal, page, page_of
@@ -158,6 +161,20 @@ def test_the_part_that_is_scored_is_said_by_its_first_and_last_rows(written: Wor
     found = contents(written)
     found["provenance"]["config"]["evaluation.crop"] = crop
     assert said in page_of(found)
+
+
+def test_views_of_a_picture_are_said_wherever_the_tables_are_and_one_is_not(written: Workspace) -> None:
+    found = contents(written)
+    config = found["provenance"]["config"]
+    said = "The network sees 4 views (input × 1, 1.25, each mirrored too) of each picture"
+    for views, times in (({"scales": [1.0, 1.25], "mirror": True}, 1), ({"scales": [1.0], "mirror": False}, 0), ({}, 0)):
+        for name in ("scales", "mirror"):
+            config.pop(f"evaluation.{name}", None)  # reports of earlier versions have neither
+        config |= {f"evaluation.{name}": value for name, value in views.items()}
+        console = Console(width=400, record=True, file=io.StringIO())
+        console.print(terminal(found, out="runs/x"))
+        for text in (page_of(found), description(found), console.export_text()):
+            assert text.count(said) == times
 
 
 def test_the_description_has_the_tables_and_findings_and_names_no_picture(written: Workspace) -> None:
