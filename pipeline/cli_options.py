@@ -6,6 +6,7 @@ Not here: the commands (cli.py, cli_results.py, cli_data.py).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,9 +68,18 @@ def training_of(stage: str) -> Stage:
 
 
 def workspace_of(out: Path) -> Workspace:
-    """The folder that `--out` names."""
+    """The folder that `--out` names.
+
+    Raises:
+        InputError: it is relative in a job, or MLflow could not have its store there.
+    """
     refuse_relative("--out", out)
-    return Workspace(out.resolve())
+    place = out.resolve()
+    if re.search(r"%[0-9a-fA-F]{2}|\?|[\udc80-\udcff]", str(place)):
+        shown = str(place).encode(errors="replace").decode()
+        allowed = "a path without ?, without % before two digits, in UTF-8: it is part of an address of MLflow's"
+        raise InputError(f"--out: {shown} is not allowed; allowed: {allowed}")
+    return Workspace(place)
 
 
 def refuse_relative(name: str, path: Path) -> None:

@@ -248,10 +248,19 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
         for name, caption in FIGURES.items():
             drawn = place.study() / "figures" / name
-            if drawn.is_file():
+            if drawn.is_file() and _is_of_the_result(place):
                 shutil.copyfile(drawn, folder / f"search_{name}")
                 captions[f"search_{name}"] = f"The search: {caption[0].lower()}{caption[1:]}"
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
+
+
+def _is_of_the_result(place: Workspace) -> bool:
+    """Whether the study's figures are of the result that stage 3 began from: a study may have been extended since."""
+    own = place.study() / place.crf_settings.name
+    if not own.is_file():
+        return False
+    there = _read(place.crf_settings)
+    return all(_read(own)[name] == there[name] for name in ("trials", "settings"))
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -5,6 +5,7 @@ Not here: what it says (report_tables.py), the files (report.py).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,7 +100,7 @@ def terminal(report: Report, *, out: str) -> RenderableType:
     places = {
         f"{out}/report.md": "these tables with all notes and pictures",
         f"{out}/figures/": "predictions beside the truth, and the search",
-        f"jointseg ui --out {out}": "every curve, trial and file, in MLflow",
+        f"jointseg ui --out {shlex.quote(out)}": "every curve, trial and file, in MLflow",
     }
     look = Text("\nWhere to look next", style="bold")
     for place, what in places.items():

@@ -224,7 +224,8 @@ def _comparison(report: Report, row: str, other: str) -> Finding:
     for name in TABLE3_METRICS:
         one, two = report["table3"][row].get(name), report["table3"][other].get(name)
         if one is not None and two is not None:
-            sign = "below" if one < two else "equal to" if one == two else "above"
+            same = percent(one, 2) == percent(two, 2)  # what is shown is what is compared
+            sign = "equal to" if same else "below" if one < two else "above"
             groups[sign].append(f"{METRIC_NAMES[name]} ({percent(one, 2)} against {percent(two, 2)} %)")
     parts = [f"{sign} {ROW_NAMES[other]} in {_and(names)}" for sign, names in groups.items() if names]
     if not parts:
@@ -252,6 +253,7 @@ def _floor_finding(report: Report, table: str, metric: str, *, floor: str) -> Fi
 
     sign = 1 if metric in HIGHER_IS_BETTER else -1
     broken = [f"{ROW_NAMES[row]} ({show(value)})" for row, value in values.items() if sign * value <= sign * bound]
+    broken += [f"{ROW_NAMES[row]} ({NONE})" for row, own in report[table].items() if own.get(metric, 0) is None]
     if broken:
         return Finding(f"No better in {name} than the floor of {floor} ({show(bound)}): {_and(broken)}.", against=True)
     return Finding(f"Every row is better in {name} than the floor of {floor} ({show(bound)}).")

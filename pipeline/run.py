@@ -102,6 +102,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     ready_features(config, place, store=place.store, screen=pipeline.screen)
     iterations = stage.config(config).iterations
     pipeline.screen.say(f"{stage.name}: {required(config)}")
+    place.stage(stage).mkdir(parents=True, exist_ok=True)  # before MLflow has its settings, which a search could still change
     with (
         tracker.run(stage.name, parent=pipeline.parent) as run,
         pipeline.screen.bar(stage.name, iterations) as progress,
@@ -161,8 +162,8 @@ def evaluate_test(pipeline: Pipeline) -> None:
         rules = metrics_by_rule(found.sums, found.others, config)
         report.save_evaluation(place, found, rows=rows, rules=rules, floors=floor, pictures=pictures)
         for row, metrics in rows.items():
-            tracker.log_metrics(run, {f"{row}/{name}": value for name, value in metrics.items()})
-        tracker.log_metrics(run, {f"floor/{name}": value for name, value in floor.items()})
+            tracker.log_result(run, {f"{row}/{name}": value for name, value in metrics.items()})
+        tracker.log_result(run, {f"floor/{name}": value for name, value in floor.items()})
         tracker.log_artifact(run, place.evaluation, "evaluation")
 
 
@@ -173,7 +174,7 @@ def write_report(pipeline: Pipeline) -> None:
     for path in (pipeline.place.out / "report.json", pipeline.place.out / "report.md"):
         tracker.log_artifact(parent, path)
     tracker.log_artifact(parent, pipeline.place.figures, "figures")
-    tracker.log_metrics(parent, report.headline(pipeline.place))
+    tracker.log_result(parent, report.headline(pipeline.place))
     tracker.describe(parent, report.description(pipeline.place))
 
 
@@ -253,8 +254,8 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
         tracker = Tracker.open(place.out)
         tracker.end_abandoned()
         parent, started = tracker.top_run(place.out.name), time.perf_counter()
-        search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
-        if not place.finished("search"):
+        handed_over = search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
+        if handed_over or not place.finished("search"):
             place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
 
 

@@ -82,8 +82,9 @@ def run_store(out: Path) -> RunStore:
 
 
 def without_password(uri: str) -> str:
-    """A store's address without the user and the password that may stand in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """A store's address, or a text that has it, without the user and the password that may stand in it."""
+    shown = re.sub(r"(?<=://)[^/\s]*@", "", uri)
+    return re.sub(r"(?i)(?:(?<=\?)|&)(?:password|passwd|pwd|sslpassword)=[^&\s]*", "", shown).replace("?&", "?").rstrip("?")
 
 
 def _own(out: Path) -> str:
@@ -93,6 +94,10 @@ def _own(out: Path) -> str:
 def _given() -> str | None:
     """What the variable says, a relative SQLite file by its whole path."""
     given = os.environ.get(VARIABLE) or None
+    if given is not None and re.fullmatch(r"sqlite:/{0,3}|sqlite:.*:memory:.*", given):
+        raise InputError(
+            f"{VARIABLE}: {given} is no file, and would end with the process; allowed: sqlite:////path/to/mlflow.db"
+        )
     relative = re.match(r"sqlite:///(?=[^/])(.+)", given or "")
     if relative is None:
         return given

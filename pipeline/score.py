@@ -195,10 +195,10 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
     short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
     tracker.log_params(run, {PATHS.get(name, name): value for name, value in asked.items()})
     tracker.tag(run, {short[name]: name for name in given})
-    tracker.log_metrics(run, {f"depth/{metric}": value for metric, value in depth.items() if not math.isnan(value)})
+    tracker.log_result(run, {f"depth/{metric}": value for metric, value in depth.items() if not math.isnan(value)})
     for name, own in scores.items():
         values = {**own._asdict(), **{f"gain/{of}": value for of, value in own.gain._asdict().items()}}
-        tracker.log_metrics(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
+        tracker.log_result(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
 
 
 def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> Table:

@@ -126,28 +126,32 @@ def finished_result(study: Study) -> dict[str, Any] | None:
     path = study.folder / search_result.SETTINGS
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
+    result = _read_result(path)
     then, now = result["search"], study.config.search
     same = then["trials"] == now.trials and then["resamples"] == now.resamples
     return result if same or then["trials"] > now.trials else None
 
 
-def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Screen) -> None:
-    """Say what a study that has finished already found, and make it the one that stage 3 starts from, where it can be."""
+def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Screen) -> bool:
+    """Say what a study that has finished already found, and make it the one that stage 3 starts from, where it can be: whether
+    it is.
+    """
     screen.say(f"{study.folder}: finished already; {said(result)}")
-    _hand_over(place, study, screen)
+    return _hand_over(place, study, screen)
 
 
-def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Screen, verbose: bool) -> None:
+def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Screen, verbose: bool) -> bool:
     """Run the study to its end, or go on with it, and write and log its result. Needs Ray.
 
     Its crf_settings.json comes last: a study that has it has all else.
+
+    Returns:
+        Whether stage 3 starts from it: not where one has started from another.
     """
     study = open_study(config, place)
     there = finished_result(study)
     if there is not None:
-        take_over(there, study, place, screen)
-        return
+        return take_over(there, study, place, screen)
     require_room(config)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     name = study.folder.name
@@ -170,7 +174,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         draw_study(lines, asker, job, result)
         for line, best in zip(lines, search_result.best_so_far(lines), strict=True):
             tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
-        tracker.log_metrics(run, _summary(result), step=result["trials"])
+        tracker.log_result(run, _summary(result), step=result["trials"])
         tracker.log_text(run, json.dumps(result, indent=1), search_result.SETTINGS)
         tracker.describe(run, _described(name, result))
         for part in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
@@ -178,7 +182,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
             tracker.log_artifact(run, path, part if path.is_dir() else None)
     write_atomically(study.folder / search_result.SETTINGS, json.dumps(result, indent=1))
     screen.say(said(result))
-    _hand_over(place, study, screen)
+    return _hand_over(place, study, screen)
 
 
 def _run_trials(
@@ -245,18 +249,37 @@ def _described(name: str, result: dict[str, Any]) -> str:
     return "\n".join([f"Study `{name}`. {said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 
-def _hand_over(place: Workspace, study: Study, screen: Screen) -> None:
-    """Make the result the one that stage 3 starts from, unless a stage 3 has started from another."""
-    found = (study.folder / search_result.SETTINGS).read_text(encoding="utf-8")
+def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
+    """Make the result the one that stage 3 starts from, unless a stage 3 has started from another: whether it is."""
+    path = study.folder / search_result.SETTINGS
+    found = path.read_text(encoding="utf-8")
     begun = [stage.name for stage in STAGES.values() if stage.settings == "stage3" and place.stage(stage).is_dir()]
-    there = json.loads(place.crf_settings.read_text()) if place.crf_settings.is_file() else None
-    same = ("study", "settings")
-    if there is None or not begun or all(there[name] == json.loads(found)[name] for name in same):
+    if not begun or not place.crf_settings.is_file():
         write_atomically(place.crf_settings, found)
-        return
+        return True
+    there, own = _read_result(place.crf_settings), _read_result(path)
+    if all(there[name] == own[name] for name in ("study", "settings")):
+        write_atomically(place.crf_settings, found)
+        return True
     screen.say(
         f"{place.crf_settings} stays: {' and '.join(begun)} began from study {there['study']}; this result is in {study.folder}"
     )
+    return False
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """What `search_result.save_result` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("study", "settings", "search", "trials"):
+            result[name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); remove it, and jointseg search writes it again") from None
+    return result
 
 
 def require_room(config: Config) -> None:

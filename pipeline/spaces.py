@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import pkgutil
+import sys
 import sysconfig
 import traceback
 import warnings
@@ -36,6 +37,7 @@ from optuna.distributions import (
 import tune_spaces
 from jointseg.config import Config
 from jointseg.crf.settings import CrfSettings
+from jointseg.data.files import is_file_to_read
 from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 
@@ -128,15 +130,16 @@ def load_space(config: Config) -> Space:
         takes_trial = bool(inspect.signature(function).parameters)
     switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})
     space = Space(name, None, function, switches, "") if takes_trial else _fixed(name, function)
-    described = space.drawn_from(papers_values()).encode()
-    if takes_trial:
-        with _mistakes_named(name):
+    with _mistakes_named(name):
+        described = space.drawn_from(papers_values()).encode()
+        if takes_trial:
             described += Path(inspect.getfile(function)).read_bytes()
     return replace(space, digest=hashlib.sha256(described).hexdigest())
 
 
 def _fixed(name: str, function: Callable[[], Mapping[str, BaseDistribution]]) -> Space:
-    with _mistakes_named(name):
+    with _mistakes_named(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what matters of it is an error below
         distributions = dict(function())
     refuse_unknown(distributions, name)
     for path, own in distributions.items():
@@ -152,7 +155,7 @@ def _mistakes_named(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # a user's own code may raise anything
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         others = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__)
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith(others)]
@@ -194,20 +197,24 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
         return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
     try:
         return wanted, importlib.import_module(where), function
-    except Exception as error:  # a user's own code may raise anything
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything
         raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
 
 
 def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
-    if not path.is_file():
+    if not is_file_to_read(path):
         raise InputError(f"search.space: {path} is not a file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    alone = f"_space_{path.stem}"  # a name that no other module has: it may be called json.py
+    spec = importlib.util.spec_from_file_location(alone, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[alone] = module  # dataclasses look there for the module that they are in
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's own code may raise anything
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything
         raise InputError(f"search.space: {path} cannot be imported: {_one_line(error)}") from None
+    finally:
+        del sys.modules[alone]
     return f"{path.name}:{function}", module, function
 
 
@@ -265,10 +272,13 @@ def grid(space: Space, *, levels: int, seed: int) -> list[dict[str, Any]]:
     """
     if space.distributions is None:
         raise InputError(f"search.sampler: a grid over {space.name} is not possible: what it draws is conditional")
+    many = f"search.grid_levels: {levels} levels of {space.name} are"
+    if levels > MAX_GRID_POINTS:
+        raise InputError(f"{many} too many points; allowed: {MAX_GRID_POINTS}")
     values = [_levels(own, levels) for own in space.distributions.values()]
     number = math.prod(map(len, values))
     if number > MAX_GRID_POINTS:
-        raise InputError(f"search.grid_levels: {levels} levels of {space.name} are {number} points; allowed: {MAX_GRID_POINTS}")
+        raise InputError(f"{many} {number} points; allowed: {MAX_GRID_POINTS}")
     points = [dict(zip(space.distributions, point, strict=True)) for point in product(*values)]
     return [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
 

@@ -30,7 +30,7 @@ from pipeline.provenance import own_commit
 from pipeline.samplers import Asker
 from pipeline.spaces import Point
 from pipeline.trial import CrfTrial, TrialJob
-from pipeline.trial_record import FAILED, FINISHED, UNSAVED, confusion_file, read_trials
+from pipeline.trial_record import FAILED, FINISHED, UNSAVED, confusion_file, read_confusions, read_trials
 
 NO_CPU = {"memory": 1.0}
 """Of a process that waits for a training: a CPU of its own would be one that the training may wait for. Tune allows no
@@ -225,7 +225,13 @@ def _last_words(folder: Path) -> str:
 
 
 def _is_whole(line: Line, job: TrialJob) -> bool:
-    return line["state"] == FAILED or confusion_file(job.folder, line["trial"]).is_file()
+    """Whether a trial that is in the log has its matrices too: a machine that stopped may have left an empty file."""
+    if line["state"] == FAILED:
+        return True
+    try:
+        return bool(read_confusions(confusion_file(job.folder, line["trial"]))[0])
+    except InputError:
+        return False
 
 
 def _at_once(job: TrialJob) -> int:

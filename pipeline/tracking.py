@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import os
+import shlex
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ TOP = "pipeline"
 """Key of the run that all others are under."""
 SCORE = "score/"
 """How keys of scores begin."""
+TOLD_TAG = "jointseg.told"
+"""Of a trial of which all is there."""
 PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
@@ -77,7 +81,9 @@ def _create_store(uri: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """MLflow's messages name the store, with the password that its address may have."""
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    return without_password(next(lines, type(error).__name__))
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class Tracker:
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise InputError(f"{store} cannot be used: {_first_line(error)}") from None
         if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
-            again = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
+            again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
         return cls(client, store.uri, experiment.experiment_id)
 
@@ -213,6 +220,10 @@ class Tracker:
         changed = {name: value for name, value in given.items() if name in OPERATIONAL and there.get(name, value) != value}
         for name, value in changed.items():
             self.client.set_tag(run_id, f"now/{name}", value)
+        tags = self.client.get_run(run_id).data.tags
+        for name in given.keys() - changed.keys():
+            if f"now/{name}" in tags:  # it is the parameter's again
+                self.client.delete_tag(run_id, f"now/{name}")
         new = [entities.Param(name, value) for name, value in given.items() if there.get(name) != value and name not in changed]
         for first in range(0, len(new), 100):
             self.client.log_batch(run_id, params=new[first : first + 100])
@@ -222,9 +233,20 @@ class Tracker:
 
         MLflow drops a point equal to one it has in key, value, step and time; so the time is a function of the step.
         """
-        time = self.client.get_run(run_id).info.start_time + step
-        points = [entities.Metric(name, float(value), time, step) for name, value in metrics.items() if math.isfinite(value)]
+        at = self.client.get_run(run_id).info.start_time + step
+        points = [entities.Metric(name, float(value), at, step) for name, value in metrics.items() if math.isfinite(value)]
         if points:
+            self.client.log_batch(run_id, metrics=points)
+
+    def log_result(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Finite values that may come again, after a restart, and be others then: the newest is what MLflow shows.
+
+        Of values at one step it shows the latest in time, and of those of one time the largest.
+        """
+        there, now = self.client.get_run(run_id).data.metrics, time.time_ns() // 10**6
+        changed = {name: value for name, value in metrics.items() if math.isfinite(value) and there.get(name) != value}
+        if changed:
+            points = [entities.Metric(name, float(value), now, step) for name, value in changed.items()]
             self.client.log_batch(run_id, metrics=points)
 
     def last_step(self, run_id: str, metric: str) -> int:
@@ -283,11 +305,14 @@ class Tracker:
             if store.is_own and not (out / "mlflow.db").is_file():
                 raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
             uri = store.uri
+        file = Path(str(uri).removeprefix("sqlite:///"))
+        if str(uri).startswith("sqlite:") and not file.is_file():  # MLflow would make it
+            raise InputError(f"mlflow:{run_id}: {file}: not found; there is no MLflow store")
         try:
             client = MlflowClient(tracking_uri=uri)
             with few_retries():
                 experiment: str = client.get_run(run_id).info.experiment_id
-        except (MlflowException, SQLAlchemyError) as error:
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise InputError(f"mlflow:{run_id}: {_first_line(error)}") from None
         return cls(client, client.tracking_uri, experiment)
 
@@ -315,7 +340,7 @@ class Tracker:
             Path(self.client.download_artifacts(run_id, name, partial)).rename(folder)
 
     def log_trial(self, run_id: str, line: Mapping[str, Any], *, record: Mapping[str, Any] | None) -> None:
-        """A child run of a trial, told apart by its number; one that is there and has ended is left alone.
+        """A child run of a trial, told apart by its number; one that has been told whole is left alone.
 
         Args:
             run_id: the search's.
@@ -324,13 +349,13 @@ class Tracker:
         """
         name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == "failed" else "FINISHED"
         there = self._find(name, run_id)
-        if there is not None and self.client.get_run(there).info.status == status:
+        if there is not None and TOLD_TAG in self.client.get_run(there).data.tags:
             return
         with self.run(name, parent=run_id) as child:
             self.log_params(child, line["point"])
             known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
             known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
-            self.log_metrics(child, {metric: value for metric, value in known.items() if value is not None})
+            self.log_result(child, {metric: value for metric, value in known.items() if value is not None})
             if record is not None:
                 self.log_text(child, json.dumps(record, indent=2), TRIAL_RECORD)
             if line.get("commit"):  # it may have ended before an interruption, under another
@@ -338,5 +363,7 @@ class Tracker:
             if line["state"] == "stopped":
                 self.client.set_tag(child, "stopped", f"early, after {len(line['fold_scores'])} folds")
             if line["error"]:
-                self.client.set_tag(child, "error", line["error"])
-        self.client.set_terminated(child, status=status)
+                self.tag(child, {"error": line["error"]})
+        with self._troubles_named():
+            self.client.set_terminated(child, status=status)
+            self.client.set_tag(child, TOLD_TAG, "whole")  # a run that could not be told has failed too

@@ -23,7 +23,7 @@ from jointseg.cross_validation import fold_sums, mean_iou
 from jointseg.errors import InputError
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import SegmentationSums
-from jointseg.whole import disk_errors_named
+from jointseg.whole import disk_errors_named, sync
 from pipeline.log_lines import Line, read_lines
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
@@ -73,6 +73,7 @@ def write_confusions(path: Path, number: int, frames: Sequence[int], folds: Sequ
     with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
+        sync(partial)
         partial.replace(path)
 
 

@@ -87,6 +87,14 @@ def test_a_folder_with_files_of_its_own_is_refused(mistake, tmp_path, words):
     assert message.startswith(f"{tmp_path / 'thesis'}: holds files but no config.json; ")
 
 
+@pytest.mark.parametrize("name", ["a%20b", "run?x=1", "a\udce9b"])
+def test_a_folder_that_mlflow_could_not_have_its_store_in_is_refused(mistake, tmp_path, name):
+    said = mistake("run", "--out", name)
+    assert said.startswith("--out: ")
+    assert "is not allowed; allowed: a path without ?" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_no_folder(mistake, tmp_path):
     (tmp_path / "file").touch()
     assert mistake("search", "--out", "file").startswith(f"{tmp_path / 'file'}: ")

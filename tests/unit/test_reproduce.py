@@ -305,6 +305,15 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert "in which store? Set MLFLOW_TRACKING_URI" in refusal(look_at, "mlflow:abc")
     assert refusal(look_at, "mlflow:abc", tmp_path / "run").endswith("has no MLflow store")
+    for uri, said in (
+        (f"sqlite:///{tmp_path}/typo/x.db", "x.db: not found"),
+        ("postgresql://me:s@cret@127.0.0.1:9/runs", "abc: "),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert said in refusal(look_at, "mlflow:abc")
+        assert "s@cret" not in refusal(look_at, "mlflow:abc")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert not (tmp_path / "typo").exists()
     (tmp_path / "run").mkdir()
     tracker = Tracker.open(tmp_path / "run")
     (tmp_path / "final").mkdir()

@@ -36,6 +36,8 @@ class Noting:
     def log_metrics(self, run, metrics, *, step=0):
         self.metrics |= {(run, name, step): value for name, value in metrics.items()}
 
+    log_result = log_metrics
+
     def log_artifact(self, run, path, folder=None):
         self.artifacts.append((run, path.name, folder))
 

@@ -79,7 +79,7 @@ class Noting:
     def tag(self, run, tags):
         self.tags |= tags
 
-    def log_metrics(self, run, metrics, *, step=0):
+    def log_result(self, run, metrics, *, step=0):
         self.metrics |= metrics
 
     def log_text(self, run, text, name):

@@ -148,16 +148,29 @@ def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said)
             search.require_room(config)
 
 
+@pytest.mark.parametrize("content", ["{broken", "[]", "{}", '{"search": {}}'])
+def test_a_result_that_is_damaged_is_named(place, content):
+    study, other = study_of(place), study_of(place, name="crf-tpe-1")
+    search.take_over(result_of(study), study, place, Terminal())
+    path = study.folder / "crf_settings.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=rf"^{path}: damaged \(.*; remove it, and jointseg search writes it again$"):
+        search.finished_result(study)
+    place.stage(STAGES["stage3"]).mkdir(parents=True)
+    place.crf_settings.write_text(content)
+    with pytest.raises(InputError, match=f"^{place.crf_settings}: damaged"):
+        search.take_over(result_of(other), other, place, Terminal())
+
+
 def test_a_finished_study_is_the_one_that_stage_3_starts_from_until_it_has(place, capsys):
     one, other = study_of(place), study_of(place, name="crf-tpe-1")
     for study in (one, other, one):
         result = json.loads((study.folder / "crf_settings.json").read_text()) if study.folder.is_dir() else result_of(study)
-        search.take_over(result, study, place, Terminal())
+        assert search.take_over(result, study, place, Terminal())
         assert json.loads(place.crf_settings.read_text()) == result
     place.stage(STAGES["stage3"]).mkdir(parents=True)
-    search.take_over(
-        result_of(study_of(place, name="crf-tpe-2")) | {"settings": {}}, study_of(place, name="crf-tpe-2"), place, Terminal()
-    )
+    third = study_of(place, name="crf-tpe-2")
+    assert not search.take_over(result_of(third) | {"settings": {}}, third, place, Terminal())
     assert json.loads(place.crf_settings.read_text())["study"] == "crf-tpe-0"
     assert "stays: stage3 began from study crf-tpe-0" in capsys.readouterr().out
 

@@ -181,6 +181,12 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
         ("def space(trial): raise RuntimeError('mine')", "mine.py:space, line 1: RuntimeError: mine"),
         ("space = dict", "mine.py:space: "),
         ("import math\nspace = math.hypot", "mine.py:space: "),
+        (
+            "import numpy as np\n" + fixed("{'crf/num_iterations': CategoricalDistribution(list(np.arange(5, 15)))}"),
+            "mine.py:space: TypeError: Object of type int64 is not JSON serializable",
+        ),
+        ("def space():\n    import sys\n    sys.exit(3)", "mine.py:space, line 3: SystemExit: 3"),
+        ("import sys\nsys.exit(3)", "search.space: /"),
         ("raise RuntimeError('mine')", "search.space: /"),
         ("import nothing_of_the_kind", "search.space: /"),
         ("def space(:", "search.space: /"),
@@ -188,6 +194,15 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
 )
 def test_what_is_wrong_with_a_file_of_ones_own_is_one_line(own_file, text, said):
     assert refusal(space_named, own_file(text)).startswith(said)
+
+
+def test_a_file_may_have_dataclasses_and_the_name_of_another_module(tmp_path):
+    text = (
+        "from __future__ import annotations\nimport json\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    b: int\n"
+    )
+    drawn = fixed("{'crf/w_depth': FloatDistribution(1, 9)}")
+    (tmp_path / "json.py").write_text(f"{text}json.dumps(A(1).b)\n{drawn}")
+    assert space_named(tmp_path / "json.py").searched(papers_values()) == ["crf.w_depth"]
 
 
 def test_numbers_of_numpy_are_numbers(own_file):
@@ -198,6 +213,7 @@ def test_numbers_of_numpy_are_numbers(own_file):
 
 
 def test_a_file_or_module_that_is_not_there_is_named(tmp_path):
+    assert refusal(space_named, tmp_path / f"{'a' * 300}.py").startswith(f"{tmp_path}/aaa")
     assert refusal(space_named, tmp_path / "no.py") == f"search.space: {tmp_path / 'no.py'} is not a file"
     for module in ("no_such_module", "", ".relative"):
         said = f"search.space: module {module!r} cannot be imported"

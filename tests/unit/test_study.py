@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from ray.tune.search import Searcher
 
 from jointseg.errors import DiskError, InputError
+from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline import study
@@ -15,7 +17,7 @@ from pipeline.log_lines import append_line
 from pipeline.provenance import own_commit
 from pipeline.study import Batches
 from pipeline.trial import TrialJob
-from pipeline.trial_record import confusion_file, read_trials
+from pipeline.trial_record import FrameSums, confusion_file, read_trials, write_confusions
 
 
 class Counting:
@@ -264,8 +266,8 @@ def job_of(folder, **search):
     return TrialJob(config, folder, None, (), folder, folder)
 
 
-def test_a_logged_trial_whose_matrices_are_gone_is_run_again(tmp_path, monkeypatch):
-    """One that failed left none."""
+def test_a_logged_trial_whose_matrices_are_gone_or_damaged_is_run_again(tmp_path, monkeypatch):
+    """One that failed left none. A machine that stopped may have left an empty file."""
 
     class Asker(Counting):
         def limit(self, trials):
@@ -279,8 +281,9 @@ def test_a_logged_trial_whose_matrices_are_gone_is_run_again(tmp_path, monkeypat
 
     for number, state in enumerate(("finished", "finished", "failed", "stopped")):
         append_line(tmp_path / "log.jsonl", {**line_of(number), "state": state})
-    confusion_file(tmp_path, 1).parent.mkdir()
-    confusion_file(tmp_path, 1).touch()
+    sums = FrameSums(SegmentationSums(np.eye(40, dtype=np.int64)), None)
+    write_confusions(confusion_file(tmp_path, 1), 1, [7], [0], [sums])
+    confusion_file(tmp_path, 0).touch()
     monkeypatch.setattr(study, "_tune", begin)
     with pytest.raises(BegunError) as begun:
         study.run_study(job_of(tmp_path, trials=5), Asker(), tell=lambda line: None)

@@ -132,6 +132,20 @@ def test_the_headline_is_each_rows_scores_without_those_that_have_no_value(place
     assert found["unary_sem_depth/rmse"] == tables["table2"]["unary_sem_depth"]["rmse"]
 
 
+def test_figures_of_a_study_are_shown_where_they_are_of_the_result_that_stage_3_began_from(
+    place: Workspace, store: Store
+) -> None:
+    """A study may have been extended since, and its figures drawn anew."""
+    result, own = json.loads(place.crf_settings.read_text()), place.study() / "crf_settings.json"
+    (place.study() / "figures").mkdir()
+    (place.study() / "figures" / "slices.png").write_bytes(b"drawn")
+    for content, shown in ((result, True), ({**result, "trials": 64}, False), ({**result, "settings": {}}, False)):
+        own.write_text(json.dumps(content))
+        report.write(demo(), place, store)
+        assert (place.figures / "search_slices.png").is_file() == shown
+        assert ("search_slices.png" in page(place)) == shown
+
+
 def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: Store) -> None:
     rows = {row: dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan) for row in ROW_NAMES}
     predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}

@@ -118,7 +118,19 @@ def test_a_damaged_memory_is_named(folder, content):
         ("postgresql://me@host/runs", "postgresql://host/runs"),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
         ("databricks", "databricks"),
+        ("http://me:p@ss@server:5000", "http://server:5000"),
+        ("sqlite:////me@home/mlflow.db", "sqlite:////me@home/mlflow.db"),
+        ("postgresql://host/runs?user=me&password=secret&sslmode=off", "postgresql://host/runs?user=me&sslmode=off"),
+        ("postgresql://host/runs?password=secret", "postgresql://host/runs"),
+        ("API request to http://me:secret@server:5000/api failed", "API request to http://server:5000/api failed"),
     ],
 )
 def test_passwords_are_not_shown(uri, shown):
     assert without_password(uri) == shown
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_store_in_memory_is_refused(folder, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=f"^MLFLOW_TRACKING_URI: {uri} is no file, and would end with the process; allowed: "):
+        run_store(folder)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from mlflow.exceptions import MlflowException
 
+from jointseg.errors import InputError
 from pipeline.provenance import own_commit
-from pipeline.tracking import KEY_TAG, PARENT_TAG, TRIAL_RECORD, Tracker
+from pipeline.tracking import KEY_TAG, PARENT_TAG, TOLD_TAG, TRIAL_RECORD, Tracker
 from tests.mlflow_runs import all_runs, history
 
 
@@ -75,7 +77,7 @@ def test_a_trial_is_of_the_commit_that_scored_it(tracker):
     with tracker.run("search") as parent:
         log(tracker, parent, [{**TRIALS[0], "commit": "then"}, TRIALS[1]])
     found = trials_of(tracker, parent)
-    commits = [found[name].data.tags["mlflow.source.git.commit"] for name in ("trial-0000", "trial-0001")]
+    commits = [found[name].data.tags.get("mlflow.source.git.commit") for name in ("trial-0000", "trial-0001")]
     assert commits == ["then", own_commit()]
 
 
@@ -86,12 +88,32 @@ def test_two_studies_have_a_run_each_trial(tracker):
     assert len(all_runs(tracker)) == 4
 
 
+def test_a_failed_trial_that_could_not_be_logged_whole_is_logged_again(tracker, monkeypatch):
+    """Its run has failed either way."""
+    set_tag, refused = tracker.client.set_tag, []
+
+    def refusing(run_id, name, value):
+        if name == "error" and not refused:
+            refused.append(name)
+            raise MlflowException("503")
+        set_tag(run_id, name, value)
+
+    monkeypatch.setattr(tracker.client, "set_tag", refusing)
+    with tracker.run("search") as parent:
+        with pytest.raises(InputError, match="503"):
+            log(tracker, parent, [TRIALS[2]])
+        log(tracker, parent, [TRIALS[2]])
+    (run,) = trials_of(tracker, parent).values()
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "it failed")
+
+
 @pytest.mark.parametrize("left", [TRIALS[0], TRIALS[2]], ids=["finished", "failed"])
 def test_a_trial_that_was_being_logged_when_the_process_died_is_gone_on_with(tracker, left):
     with tracker.run("search") as parent:
         log(tracker, parent, [left])
         (before,) = trials_of(tracker, parent).values()
         tracker.client.update_run(before.info.run_id, status="RUNNING")
+        tracker.client.delete_tag(before.info.run_id, TOLD_TAG)
         log(tracker, parent, [left])
         (after,) = trials_of(tracker, parent).values()
     assert (after.info.run_id, after.info.status) == (before.info.run_id, before.info.status)

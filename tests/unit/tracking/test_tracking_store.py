@@ -50,6 +50,7 @@ def test_of_several_that_find_no_store_one_makes_it(monkeypatch, tmp_path):
         "file:///tmp/mlruns",
         "sqlite:////proc/nowhere/mlflow.db",
         "http://127.0.0.1:9",
+        "http://me:s@cret@127.0.0.1:9",
         "http://no such host",
         "postgresql://user@127.0.0.1:9/mlflow",
     ],
@@ -60,6 +61,7 @@ def test_a_store_that_cannot_be_used_is_named_in_one_line(monkeypatch, tmp_path,
     with pytest.raises(InputError) as caught:
         Tracker.open(tmp_path)
     assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: {without_password(uri)} cannot be used: ")
+    assert "s@cret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [], "a folder remembers a store that has answered"
     assert "\n" not in str(caught.value)
 
