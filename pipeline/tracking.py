@@ -215,12 +215,12 @@ class Tracker:
 
         MLflow lets none change: where a run goes on under another of `config.OPERATIONAL`, that is a tag, `now/PATH`.
         """
-        there = self.client.get_run(run_id).data.params
+        data = self.client.get_run(run_id).data
+        there, tags = data.params, data.tags
         given = {name: str(value)[:MAX_PARAM_LENGTH] for name, value in params.items()}
         changed = {name: value for name, value in given.items() if name in OPERATIONAL and there.get(name, value) != value}
         for name, value in changed.items():
             self.client.set_tag(run_id, f"now/{name}", value)
-        tags = self.client.get_run(run_id).data.tags
         for name in given.keys() - changed.keys():
             if f"now/{name}" in tags:  # it is the parameter's again
                 self.client.delete_tag(run_id, f"now/{name}")
