@@ -69,7 +69,7 @@ class SettingsError(InputError):
             return cls(path, str(inner))
         if first["type"] == "path_type":
             return cls(path, f"{first['input']!r} is not allowed; allowed: a path, such as ./{first['input']}")
-        allowed = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable to parse")[0]
+        allowed = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable to")[0]
         return cls(path, f"{first['input']!r} is not allowed; allowed: {allowed}")
 
 

@@ -21,6 +21,7 @@ from pipeline.cluster import connected, require_resources, required, result_of
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
+from pipeline.run_store import run_store
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.sources import bring_in, check_source, list_frames
@@ -220,6 +221,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         search.check_search(config)
     if "data" in due:
         _check_sources(config)
+    run_store(place.out)  # refused before anything is made, where MLflow's store cannot be used as it is named
     with connected(verbose=verbose):
         require_resources(config)
         if "search" in due:

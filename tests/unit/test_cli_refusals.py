@@ -214,6 +214,12 @@ def test_a_jobs_pictures_go_to_no_relative_folder(mistake, monkeypatch, tmp_path
     assert said.startswith("--to: there is relative, and a job's")
 
 
+def test_a_store_that_would_keep_nothing_is_refused_before_anything_is_made(mistake, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    assert mistake("run", "--out", "x").startswith("MLFLOW_TRACKING_URI: sqlite:// is no file")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ray_client_is_refused(mistake, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
     message = mistake("run", "--out", "x")

@@ -194,6 +194,11 @@ def test_scales_that_come_to_one_size_or_to_none_are_refused(small, value, liste
         with_overrides(small, {"evaluation.scales": value})
 
 
+def test_a_mirror_that_is_neither_is_refused(small):
+    with pytest.raises(SettingsError, match=r"^evaluation\.mirror: 'half' is not allowed; allowed: boolean$"):
+        with_overrides(small, {"evaluation.mirror": "half"})
+
+
 def test_the_order_of_scales_is_nothing(small):
     one, other = (with_overrides(small, {"evaluation.scales": scales}) for scales in ([1.5, 1], [1, 1.5]))
     assert one == other
