@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from jointseg.config import Config, EvaluationConfig
+from jointseg.config import Config
 from jointseg.crf import DenseCRF, PreparedImages
 from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.errors import OutOfRangeError
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import DepthSums, SegmentationSums, crop, depth_metrics, segmentation_metrics
 from jointseg.model import JointModel

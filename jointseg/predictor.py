@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from jointseg.checkpoint import describe_final, load_final
-from jointseg.config import EvaluationConfig
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, predict_image
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.hardware import own_device
 from jointseg.model import trained_model
 from jointseg.stages import TRAININGS

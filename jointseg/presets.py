@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jointseg.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    LossConfig,
-    NetworkConfig,
-    StageConfig,
-    TrainingConfig,
-)
+from jointseg.config import Config, DataConfig, LossConfig, NetworkConfig, StageConfig, TrainingConfig
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.search_config import SearchConfig
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
-from jointseg.config import Config, EvaluationConfig
+from jointseg.config import Config
 from jointseg.data.frame import Frame
 from jointseg.evaluation import Prediction, Sums, score
+from jointseg.evaluation_config import EvaluationConfig
 
 COUNTED = ("crop", "depth_truth")
 """Switches that say which pixels are counted; the others say what is made of the counts."""

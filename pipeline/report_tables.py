@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from jointseg.config import EvaluationConfig
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import CLASS_NAMES
 from jointseg.metrics import CROPS
 from jointseg.published import (

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jointseg.boundary import BoundarySums
-from jointseg.config import EvaluationConfig
 from jointseg.cross_validation import fold_sums, mean_iou
 from jointseg.errors import InputError
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import SegmentationSums
 from jointseg.whole import disk_errors_named, sync

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from jointseg.config import EvaluationConfig
 from jointseg.data.frame import Frame
 from jointseg.errors import OutOfRangeError
 from jointseg.evaluation import (
@@ -24,6 +23,7 @@ from jointseg.evaluation import (
     score,
     score_labels,
 )
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import VOID
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.model import build_crf, build_model

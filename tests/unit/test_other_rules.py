@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jointseg.config import EvaluationConfig
 from jointseg.evaluation import Prediction, score
+from jointseg.evaluation_config import EvaluationConfig
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.evaluate import RowJob, evaluate_rows
