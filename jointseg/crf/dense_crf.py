@@ -7,20 +7,24 @@ Not here: the equations of inference (mean_field.py), the kernels (kernels.py), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from numbers import Integral
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter
-from jointseg.crf.inputs import Guides, finite_range, refuse_others
+from jointseg.crf.inputs import Guides, check_bandwidths, check_kernels, finite_range, refuse_others
 from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices
 from jointseg.crf.prepared import PreparedImages
 from jointseg.crf.settings import CrfSettings
 from jointseg.crf.uncompiled import uncompiled
 from jointseg.errors import InputError
+
+Normalization: TypeAlias = Literal["after", "symmetric"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
 
 class DenseCRF(nn.Module):
@@ -40,6 +44,7 @@ class DenseCRF(nn.Module):
         *,
         kernels: Sequence[Kernel] | None = None,
         filter: FilterName | BuildFilter = "auto",
+        normalization: Normalization = "after",
         learn_bandwidths: bool = False,
         check_inputs: bool = True,
     ) -> None:
@@ -52,31 +57,38 @@ class DenseCRF(nn.Module):
             filter: a name for all kernels, or what builds a filter from `Features`. `auto` takes `exact` for images of up to
                 1024 pixels on CPUs, 4096 on CUDA, else for each kernel what suits it: `separable`, `bilateral_grid`, and for
                 colours `permutohedral` on CPUs, `block_sparse` on CUDA. What `prepare` returns tells which.
+            normalization: of a message, by its kernel's row sums n: `after` divides what is filtered by n, as CRF-as-RNN and
+                the paper do; `symmetric` divides by sqrt(n) before and after, as pydensecrf does unless told otherwise.
             learn_bandwidths: also learn the bandwidths, as `log_bandwidths`: for each kernel the natural logarithms of
-                `Kernel.bandwidths`. Only `exact` and `block_sparse` have this derivative.
+                `Kernel.bandwidths`. Only `exact` and `block_sparse` have this derivative, normalised `after`.
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
-                this waits for the device at each call; turn it off once the pipeline is trusted. Building filters waits too:
-                `prepare` images once where they recur.
+                this waits for the device at each call; turn it off once the pipeline is trusted. What waits all the same:
+                building filters (`prepare` images once where they recur), and inference, for the weights alone.
 
         Raises:
-            InputError: `num_classes` is below 2, `filter` is unknown, or two kernels have one name.
+            InputError: `num_classes` is below 2, `filter` is unknown, or a kernel is not as `Kernel` says or there twice.
         """
         super().__init__()
+        refuse_others("num_classes", num_classes, Integral, "a whole number from 2")
         if num_classes < 2:
             raise InputError(
                 f"num_classes is {num_classes}; allowed: at least 2 "
                 "(one sigmoid logit z makes two classes: torch.cat([torch.zeros_like(z), z], 1))"
             )
         check_filter(filter)
+        if normalization not in NORMALIZATIONS:
+            raise InputError(f"normalization is {normalization!r}; allowed: {', '.join(map(repr, NORMALIZATIONS))}")
+        if learn_bandwidths and normalization != "after":
+            raise InputError(f"learn_bandwidths has no derivative where normalization is {normalization!r}; allowed: 'after'")
         if settings is not None:
             refuse_others("settings", settings, CrfSettings, "CrfSettings")
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self.settings = settings if settings is not None else CrfSettings()
         if kernels is not None:
             refuse_others("kernels", kernels, Iterable, "a sequence of Kernel")
         self.kernels = paper_kernels(self.settings) if kernels is None else tuple(kernels)
-        _check_kernels(self.kernels)
-        self.filter, self.check_inputs = filter, check_inputs
+        check_kernels(self.kernels)
+        self.filter, self.normalization, self.check_inputs = filter, normalization, check_inputs
         identity_CC, ones_CC = torch.eye(num_classes), torch.ones(num_classes, num_classes)
         crfrnn = self.settings.pairwise == "crfrnn"
         start_CC = identity_CC if crfrnn else ones_CC
@@ -107,7 +119,8 @@ class DenseCRF(nn.Module):
             depth: (B, H, W), metres, the dtype of the logits; None leaves out kernels that compare it alone. Where it is 0 a
                 pixel has no depth: it sends and receives no message of kernels that compare it.
             guides: what kernels of your own compare, by name: (B, channels, H, W), the dtype of the logits.
-            mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits: padding.
+            mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits, which may be
+                anything: padding.
             prepared: what `prepare` made of the four above, in their place.
             num_iterations: in place of the settings'; 0 returns the logits as they are.
             probabilities: return q itself. Without gradients on CPUs this costs nothing, where a softmax of the logits does.
@@ -119,6 +132,7 @@ class DenseCRF(nn.Module):
             InputError: a shape, dtype, device or value is not as above.
         """
         num_iterations = self.settings.num_iterations if num_iterations is None else num_iterations
+        refuse_others("num_iterations", num_iterations, Integral, "a whole number, 0 or more")
         if num_iterations < 0:
             raise InputError(f"num_iterations is {num_iterations}; allowed: 0 or more")
         if prepared is not None and not (image is None and depth is None and guides is None and mask is None):
@@ -126,15 +140,19 @@ class DenseCRF(nn.Module):
         if prepared is not None:
             refuse_others("prepared", prepared, PreparedImages, "what `prepare` returned")
         self._check_logits(logits)
-        if self.check_inputs:
-            finite_range("logits", logits)
         if prepared is None:
             given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
             self._check_guides(given, logits)
-            if num_iterations > 0:
-                prepared = self._prepare(given, logits)
+            mask = given.mask
         else:
             self._check_prepared(prepared, logits)
+            mask = prepared.mask
+        # What lies in padding may be no number, which no factor of 0 would keep from the others.
+        heard = logits if mask is None else logits.masked_fill(~mask[:, None], 0)
+        if self.check_inputs:
+            finite_range("logits", heard)
+        if prepared is None and num_iterations > 0:
+            prepared = self._prepare(given, logits)
         if prepared is None or not prepared.kernels or num_iterations == 0:
             return logits.softmax(1) if probabilities else logits
         # Sums over all pixels overflow float16, and its steps are wider than the distances compared.
@@ -143,10 +161,11 @@ class DenseCRF(nn.Module):
             matrices_KCC = pairwise_matrices(weights_KCC, self.compatibility, form=self.settings.pairwise)
             learned = [self.log_bandwidths[kernel.name] for kernel in prepared.kernels] if self._learns_bandwidths else None
             out_BCP = prepared.mean_field(
-                logits.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations, log_bandwidths=learned,
-                probabilities=probabilities,
+                heard.flatten(2), matrices_KCC=matrices_KCC, num_iterations=num_iterations, log_bandwidths=learned,
+                probabilities=probabilities, symmetric=self.normalization == "symmetric",
             )  # fmt: skip
-            return out_BCP.reshape(logits.shape)
+            out = out_BCP.reshape(logits.shape)
+            return out if mask is None else torch.where(mask[:, None], out, logits.softmax(1) if probabilities else logits)
 
     @uncompiled
     def prepare(
@@ -169,6 +188,9 @@ class DenseCRF(nn.Module):
             mask: as in `forward`.
             reusing: what was prepared before: kernels of the same bandwidths over the same values (told by digests) keep
                 their filters.
+
+        Returns:
+            The filters: `filter_names` says which each kernel got, `num_bytes` what they take.
 
         Raises:
             InputError: as `forward`, or neither an image nor a depth nor a guide is given.
@@ -198,7 +220,37 @@ class DenseCRF(nn.Module):
     def extra_repr(self) -> str:
         """What `print(crf)` says beside the parameters."""
         name = self.filter if isinstance(self.filter, str) else getattr(self.filter, "__name__", repr(self.filter))
-        return f"num_classes={self.num_classes}, filter={name!r}, {self.settings!r}"
+        first = (
+            f"num_classes={self.num_classes}, filter={name!r}, normalization={self.normalization!r}, "
+            f"pairwise={self.settings.pairwise!r}, num_iterations={self.settings.num_iterations}"
+        )
+        bandwidths = self.bandwidths
+        own = [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
+        return "\n".join([first, *(f"kernel {kernel.name!r}: {kernel.bandwidths_named}" for kernel in own)])
+
+    def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Beside the tensors, in the metadata of `state_dict()`, what gives them their meaning."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]] |= self._form
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *others: Any
+    ) -> None:
+        """Refuse weights of another form: they would fit, and mean something else.
+
+        Raises:
+            InputError: as said.
+        """
+        for name, own in self._form.items():
+            theirs = local_metadata.get(name, own)
+            if theirs != own:
+                raise InputError(f"the weights of {prefix.rstrip('.') or 'the CRF'} are for {name} {theirs!r}; this is {own!r}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    @property
+    def _form(self) -> dict[str, str]:
+        return {"pairwise": self.settings.pairwise, "normalization": self.normalization}
 
     def _prepare(
         self,
@@ -218,7 +270,10 @@ class DenseCRF(nn.Module):
     @property
     def _kernels_now(self) -> list[Kernel]:
         bandwidths = self.bandwidths
-        return [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
+        kernels = [kernel.with_bandwidths(bandwidths[kernel.name]) for kernel in self.kernels]
+        for kernel in kernels:
+            check_bandwidths(kernel)  # what was learned may have come to anything
+        return kernels
 
     def _check_parameters(self) -> None:
         if self.compatibility.dtype not in (torch.float32, torch.float64):
@@ -269,25 +324,3 @@ class DenseCRF(nn.Module):
         if logits.device != self.compatibility.device:
             raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")
         self._check_parameters()
-
-
-def _check_kernels(kernels: Sequence[Kernel]) -> None:
-    for place, kernel in enumerate(kernels):
-        refuse_others(f"kernels[{place}]", kernel, Kernel, "Kernel")
-        refuse_others(f"kernel {kernel.name!r}: guides", kernel.guides, Mapping, "a mapping of names to bandwidths")
-        refuse_others(f"kernel {kernel.name!r}: weight", kernel.weight, Real, "one number (a matrix goes into crf.weights)")
-        for name, bandwidth in {"position": kernel.position, **kernel.guides}.items():
-            one = "one number (where channels differ, divide those of a guide by their own before)"
-            refuse_others(f"kernel {kernel.name!r}: bandwidth of {name}", bandwidth, Real, one)
-    names = [kernel.name for kernel in kernels]
-    for kernel in kernels:
-        if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict(), kernel.name):
-            raise InputError(
-                f"a kernel is called {kernel.name!r}; allowed: a name without dots that no ParameterDict has for itself"
-            )
-        if names.count(kernel.name) > 1:
-            raise InputError(f"kernel {kernel.name!r} is there {names.count(kernel.name)} times; allowed: one of a name")
-        if not all(0 < bandwidth < float("inf") for bandwidth in kernel.bandwidths):
-            raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: above 0, finite")
-        if not abs(kernel.weight) < float("inf"):
-            raise InputError(f"kernel {kernel.name!r} has weight {kernel.weight}; allowed: finite")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jointseg.crf.kernels import Kernel
 from jointseg.errors import InputError
@@ -70,6 +71,8 @@ class Guides:
             elif not kernel.needs_depth_alone:
                 given = ", ".join(self.channels) or "none"
                 raise InputError(f"kernel {kernel.name!r} compares {', '.join(missing)}; given: {given}")
+        if kernels and not having:
+            raise InputError("depth is not given, and no kernel compares anything else; allowed: depth=")
         return having
 
     def valid_for(self, kernel: Kernel) -> Tensor | None:
@@ -118,11 +121,52 @@ class Guides:
         for name, guide in self.channels.items():
             if guide.dtype == torch.uint8:
                 continue
-            low, high = finite_range(name, guide)
+            allowed = "metres, 0 where there is none (torch.nan_to_num)" if name == "depth" else "finite"
+            low, high = finite_range(name, guide, allowed=allowed)
             if name == "image":
                 _check_levels(guide, low, high)
             if name == "depth" and low < 0:
                 raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
+
+
+def check_kernels(kernels: Sequence[Kernel]) -> None:
+    """Refuse kernels that cannot be computed with, and two of one name.
+
+    Raises:
+        InputError: a name, a guide's name, a bandwidth or a weight is not as `Kernel` says.
+    """
+    for place, kernel in enumerate(kernels):
+        refuse_others(f"kernels[{place}]", kernel, Kernel, "Kernel")
+        refuse_others(f"kernel {kernel.name!r}: guides", kernel.guides, Mapping, "a mapping of names to bandwidths")
+        refuse_others(f"kernel {kernel.name!r}: weight", kernel.weight, Real, "one number (a matrix goes into crf.weights)")
+        for name in kernel.guides:
+            if not isinstance(name, str) or name in {MASK, "position"}:
+                raise InputError(f"kernel {kernel.name!r} compares {name!r}; allowed: a name that is not 'mask' or 'position'")
+        for name, bandwidth in {"position": kernel.position, **kernel.guides}.items():
+            one = "one number (where channels differ, divide those of a guide by their own before)"
+            refuse_others(f"kernel {kernel.name!r}: bandwidth of {name}", bandwidth, Real, one)
+    names = [kernel.name for kernel in kernels]
+    for kernel in kernels:
+        refuse_others("the name of a kernel", kernel.name, str, "str")
+        if not kernel.name or "." in kernel.name or hasattr(nn.ParameterDict(), kernel.name):
+            raise InputError(
+                f"a kernel is called {kernel.name!r}; allowed: a name without dots that no ParameterDict has for itself"
+            )
+        if names.count(kernel.name) > 1:
+            raise InputError(f"kernel {kernel.name!r} is there {names.count(kernel.name)} times; allowed: one of a name")
+        check_bandwidths(kernel)
+        if not abs(kernel.weight) < float("inf"):
+            raise InputError(f"kernel {kernel.name!r} has weight {kernel.weight}; allowed: finite")
+
+
+def check_bandwidths(kernel: Kernel) -> None:
+    """Refuse what nothing can be divided by in float32.
+
+    Raises:
+        InputError: a bandwidth is 0, less, so small that float32 has no such number, NaN or infinite.
+    """
+    if not all(torch.finfo(torch.float32).tiny <= bandwidth < float("inf") for bandwidth in kernel.bandwidths):
+        raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: above 0 in float32, finite")
 
 
 def refuse_others(
@@ -152,7 +196,7 @@ def _check_levels(image: Tensor, low: float, high: float) -> None:
         )
 
 
-def finite_range(name: str, values: Tensor) -> tuple[float, float]:
+def finite_range(name: str, values: Tensor, *, allowed: str = "finite") -> tuple[float, float]:
     """The least and the greatest of the values.
 
     Raises:
@@ -161,6 +205,6 @@ def finite_range(name: str, values: Tensor) -> tuple[float, float]:
     low, high = torch.stack(values.detach().aminmax()).tolist()
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise InputError(
-            f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite; allowed: finite"
+            f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite; allowed: {allowed}"
         )
     return low, high

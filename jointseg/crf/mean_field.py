@@ -125,7 +125,7 @@ def merge_terms(
     blended: GaussianFilter | None = blend(filters, scales_K.tolist())
     if blended is None and matrices_KCC.device.type != "cpu":
         factor = reference_CC[0, 0]
-        if torch.equal(reference_CC, factor * torch.eye(len(reference_CC), dtype=reference_CC.dtype)):
+        if torch.equal(reference_CC, factor * torch.eye(len(reference_CC)).to(reference_CC)):
             return [SummedFilter(filters, (factor * scales_K).tolist())], [None]
         blended = SummedFilter(filters, scales_K.tolist())
     return (filters, list(matrices_KCC)) if blended is None else ([blended], [matrices_KCC[reference]])

@@ -18,6 +18,7 @@ from torch import Tensor
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import fused_mean_field
 from jointseg.crf.filters import BuildFilter, Features, FilterName, GaussianFilter, StructuredFilter, build_filter
+from jointseg.crf.filters.symmetric import SymmetricFilter
 from jointseg.crf.inputs import MASK, Guides
 from jointseg.crf.kernels import Kernel, feature_groups, kernel_features
 from jointseg.crf.mean_field import mean_field
@@ -30,7 +31,8 @@ Key: TypeAlias = tuple[float, tuple[tuple[str, float, str], ...], str]
 class PreparedImages:
     """The filters of a batch of images, for any logits, any weights and any number of iterations.
 
-    It holds for the kernels' bandwidths, and for the number of threads that torch had when it was made.
+    It holds for the kernels' bandwidths, and for the number of threads that torch had when it was made. Of use outside:
+    `filter_names` (by kernel), `kernels`, `num_images`, `size` (H, W), `dtype`, `device`, `mask` and `num_bytes`.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class PreparedImages:
         self.kernels, self.size = tuple(kernels), (like.shape[2], like.shape[3])
         self.num_images, self.dtype, self.device = like.shape[0], like.dtype, like.device
         self.filter, self.num_threads = filter, torch.get_num_threads()
+        self.mask = None if guides.mask is None else guides.mask.clone()
+        """(B, H, W), or None: which pixels take part at all."""
         self.groups = [feature_groups(kernel, guides.channels) for kernel in self.kernels]
         self.keys = None if digests is None else [_key(kernel, digests) for kernel in self.kernels]
         kept = reusing._built() if reusing is not None and reusing._is_like(like, filter) else {}
@@ -66,7 +70,11 @@ class PreparedImages:
 
     def _build(self, kernel: Kernel, guides: Guides, *, like: Tensor) -> tuple[str, GaussianFilter]:
         values_BPF = kernel_features(kernel, guides.channels, like=like)
-        return build_filter(self.filter, Features(values_BPF=values_BPF, size=self.size, valid_BP=guides.valid_for(kernel)))
+        features = Features(values_BPF=values_BPF, size=self.size, valid_BP=guides.valid_for(kernel))
+        try:
+            return build_filter(self.filter, features, kernel=kernel.name)
+        except InputError as error:
+            raise type(error)(f"kernel {kernel.name!r}: {error}") from None
 
     def _built(self) -> dict[Key, tuple[str, GaussianFilter]]:
         if self.keys is None:
@@ -92,7 +100,7 @@ class PreparedImages:
     @property
     def num_bytes(self) -> int:
         """Memory of the arrays that it holds once it has been used; on a GPU but for 4 bytes a pixel of the row sums."""
-        return _bytes_of([self.filters, self._engines])
+        return _bytes_of([self.filters, self._engines, self.mask])
 
     @cached_property
     def _engines(self) -> list[Engine] | None:
@@ -118,6 +126,7 @@ class PreparedImages:
         num_iterations: int,
         log_bandwidths: Sequence[Tensor] | None = None,
         probabilities: bool = False,
+        symmetric: bool = False,
     ) -> Tensor:
         """mean_field.mean_field with these filters, in the fastest way there is for them.
 
@@ -127,14 +136,16 @@ class PreparedImages:
             num_iterations: as there.
             log_bandwidths: of each kernel, in the order of `Kernel.bandwidths`, to differentiate by.
             probabilities: return softmax over C of the logits.
+            symmetric: divide by the roots of the row sums before and after; not beside `log_bandwidths`.
         """
         if log_bandwidths is None and self._engines is not None and num_iterations > 0:
             return fused_mean_field(
                 unary_logits_BCP, self._engines, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
-                probabilities=probabilities,
+                probabilities=probabilities, symmetric=symmetric,
             )  # fmt: skip
+        filters = [SymmetricFilter(gaussian) for gaussian in self.filters] if symmetric else self.filters
         logits_BCP = mean_field(
-            unary_logits_BCP, self.filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
+            unary_logits_BCP, filters, matrices_KCC=matrices_KCC, num_iterations=num_iterations,
             log_bandwidths=None if log_bandwidths is None else self._by_feature(log_bandwidths),
         )  # fmt: skip
         return logits_BCP.softmax(1) if probabilities else logits_BCP
@@ -146,7 +157,7 @@ class PreparedImages:
                     f"kernel {kernel.name!r}: filter {self.filter_names[kernel.name]!r} has no derivative by bandwidths; "
                     "allowed: 'exact', 'block_sparse', or torch.no_grad(), where none is needed"
                 )
-        return [log_G[torch.tensor(groups)] for log_G, groups in zip(log_bandwidths, self.groups, strict=True)]
+        return [log_G[torch.tensor(groups, device="cpu")] for log_G, groups in zip(log_bandwidths, self.groups, strict=True)]
 
     def __repr__(self) -> str:
         """Which filter each kernel got."""

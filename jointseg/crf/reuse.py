@@ -50,9 +50,10 @@ class PreparedCache:
             guides: as there.
             mask: as there.
         """
-        before, num_bytes = self._kept.pop(key, (None, 0))
-        self.num_bytes -= num_bytes
+        before, num_bytes = self._kept.get(key, (None, 0))
         prepared = crf.prepare(image=image, depth=depth, guides=guides, mask=mask, reusing=before)
+        self._kept.pop(key, None)
+        self.num_bytes -= num_bytes
         if prepared is not before:
             num_bytes = prepared.num_bytes
         if self.num_bytes + num_bytes <= self.max_bytes:

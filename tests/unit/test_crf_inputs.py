@@ -56,7 +56,7 @@ BAD = {
     "image above 255": (spoiled("image", 256.0), r"image has values in .*\.\.256; allowed: RGB levels 0..255"),
     "image with its mean taken off": (inputs(image=inputs()["image"] - 116), "not normalised"),
     "image in 0..1": (inputs(image=inputs()["image"] / 255), "as if scaled to 0..1"),
-    "NaN depth": (spoiled("depth", nan), "depth: 1 of 48"),
+    "NaN depth": (spoiled("depth", nan), r"depth: 1 of 48 .*; allowed: metres, 0 where there is none \(torch.nan_to_num\)"),
     "infinite depth": (spoiled("depth", inf), "depth: 1 of 48"),
     "negative depth": (spoiled("depth", -0.5), "depth has values in -0.5"),
 }
@@ -123,6 +123,17 @@ OF_ANOTHER_KIND = {
     "guides": (lambda: DenseCRF(3)(**inputs(guides=[torch.ones(2, 1, H, W)])), "guides is a list; allowed: a mapping of names"),
     "a guide": (lambda: DenseCRF(3)(**inputs(guides={"a": None})), r"guides\['a'\] is a NoneType; allowed: torch.Tensor"),
     "prepared": (lambda: DenseCRF(3)(inputs()["logits"], prepared=inputs()["image"]), "prepared is a Tensor; allowed: what"),
+    "half a class": (lambda: DenseCRF(21.5), "num_classes is a float; allowed: a whole number from 2"),
+    "classes as text": (lambda: DenseCRF("21"), "num_classes is a str"),
+    "half an iteration": (lambda: DenseCRF(3)(**inputs(num_iterations=2.5)), "num_iterations is a float; allowed: a whole"),
+    "NaN iterations": (lambda: DenseCRF(3)(**inputs(num_iterations=nan)), "num_iterations is a float"),
+    "no filter": (lambda: DenseCRF(3, filter=None), "filter: None is unknown; allowed: 'auto', 'exact', .* or a function from"),
+    "a list of filters": (lambda: DenseCRF(3, filter=["exact"]), r"filter: \['exact'\] is unknown"),
+    "what builds none": (
+        lambda: DenseCRF(3, filter=lambda _: None)(**inputs()),
+        "kernel 'appearance': filter '<lambda>' built a NoneType without apply, apply_transposed, row_sums",
+    ),
+    "a kernel's name": (lambda: DenseCRF(3, kernels=[Kernel(name=3, weight=1, position=1)]), "the name of a kernel is a int"),
     "reusing": (lambda: DenseCRF(3).prepare(image=inputs()["image"], reusing={}), "reusing is a dict; allowed: what `prepare`"),
 }
 
@@ -154,3 +165,67 @@ def test_fewer_than_two_classes_and_negative_iterations_are_refused():
     given = inputs()
     with pytest.raises(InputError, match="num_iterations is -1"):
         DenseCRF(3, CrfSettings())(given.pop("logits"), **given, num_iterations=-1)
+
+
+@pytest.mark.parametrize("name", ["mask", "position", 3])
+def test_a_guide_has_a_name_of_its_own(name):
+    with pytest.raises(InputError, match=f"kernel 'own' compares {name!r}; allowed: a name that is not 'mask' or 'position'"):
+        DenseCRF(3, kernels=[Kernel(name="own", weight=1.0, position=2.0, guides={name: 1.0})])
+
+
+def test_a_filter_that_cannot_take_a_kernel_says_which():
+    with pytest.raises(InputError, match=r"^kernel 'appearance': filter 'separable': features are not the pixels' x and y"):
+        DenseCRF(3, filter="separable")(**inputs())
+
+
+def test_depth_that_is_forgotten_is_asked_for_where_nothing_else_is_compared():
+    crf, given = DenseCRF(3, kernels=[Kernel(name="deep", weight=1.0, position=2.0, guides={"depth": 0.5})]), inputs()
+    for call in (lambda: crf(given["logits"]), lambda: crf(given["logits"], image=given["image"])):
+        with pytest.raises(InputError, match="depth is not given, and no kernel compares anything else; allowed: depth="):
+            call()
+    assert not torch.equal(crf(given["logits"], depth=given["depth"]), given["logits"])
+
+
+@pytest.mark.parametrize("value", [-200.0, 200.0, nan])
+def test_bandwidths_that_learning_has_spoilt_are_named(value):
+    crf = DenseCRF(3, filter="exact", learn_bandwidths=True)
+    with torch.no_grad():
+        crf.log_bandwidths["appearance"].fill_(value)
+    with pytest.raises(InputError, match=r"kernel 'appearance' has bandwidths .*; allowed: above 0 in float32, finite"):
+        crf(**inputs())
+
+
+@pytest.mark.parametrize("filter", ["auto", "exact", "permutohedral"])
+@pytest.mark.parametrize("prepare", [False, True])
+def test_logits_of_masked_pixels_may_be_anything_and_stay_that(filter, prepare):
+    given = {name: part.repeat(1, *[10] * (part.ndim - 1))[:, :3] if name != "depth" else part.repeat(1, 10, 10)
+             for name, part in inputs().items()}  # fmt: skip
+    mask = torch.rand(2, 10 * H, 10 * W, generator=torch.Generator().manual_seed(1)) > 0.1
+    crf = DenseCRF(3, CrfSettings(num_iterations=3), filter=filter).requires_grad_(False)
+    logits = given.pop("logits")
+    around = {"prepared": crf.prepare(**given, mask=mask)} if prepare else given | {"mask": mask}
+    anything = logits.masked_fill(~mask[:, None], nan)
+    anything[0, 0, ~mask[0]] = -inf
+    here = mask[:, None].expand_as(logits)
+    for probabilities in (False, True):
+        expected, out = (crf(values, **around, probabilities=probabilities) for values in (logits, anything))
+        assert torch.equal(out[here], expected[here])
+    torch.testing.assert_close(crf(anything, **around)[~here], anything[~here], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_logit_that_counts_is_checked_beside_masked_ones():
+    given, mask = spoiled("logits", nan), torch.ones(2, H, W, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(InputError, match="logits: 1 of 144 values are NaN"):
+        DenseCRF(3)(**given, mask=mask)
+    given["logits"][0] = 0
+    given["logits"][1] = nan
+    assert DenseCRF(3)(**given, mask=mask)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("filter", ["exact", "permutohedral"])
+def test_another_default_device_changes_nothing(filter):
+    crf, given = DenseCRF(3, filter=filter, learn_bandwidths=filter == "exact"), inputs()
+    expected = crf(**given)
+    with torch.device("meta"):
+        assert torch.equal(crf(**given), expected)

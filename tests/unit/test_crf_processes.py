@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jointseg
+from jointseg.crf.cpu.compiled import KeptCode
 
 PROGRAM = """
 import hashlib
@@ -35,9 +36,26 @@ def test_processes_that_compile_at_once_agree_and_later_ones_compile_nothing(tmp
     first, second = (process.communicate()[0].split() for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert first[0] == second[0]
-    assert int(first[1]) > 0
+    assert max(int(first[1]), int(second[1])) > 0
     later = start(tmp_path)
     assert later.communicate()[0].split() == [first[0], "0"]
+
+
+def test_what_is_compiled_at_the_same_moment_never_takes_the_place_of_another(tmp_path):
+    one, other = (KeptCode(str(tmp_path), "m.f-1.py311", "a" * 12) for _ in range(2))
+    one.save(("float32", 8), "eight")
+    other.save(("float64", 8), "double")
+    assert (one.load(("float64", 8)), other.load(("float32", 8)), one.load(("float32", 40))) == ("double", "eight", None)
+
+
+def test_what_an_earlier_version_compiled_is_thrown_away(tmp_path):
+    for name in ("m.f-1.py311", "m.f-12.py311", "m.ff-1.py311"):
+        KeptCode(str(tmp_path), name, "a" * 12).save("key", 1)
+    newer = KeptCode(str(tmp_path), "m.f-1.py311", "b" * 12)
+    assert newer.load("key") is None
+    newer.save("key", 2)
+    assert newer.load("key") == 2
+    assert sorted(file.name.partition(".py")[0] for file in tmp_path.iterdir()) == ["m.f-1", "m.f-12", "m.ff-1"]
 
 
 def test_where_nothing_can_be_cached_each_process_compiles_for_itself(tmp_path):
@@ -80,9 +98,13 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 expected = call()
-started = time.perf_counter()
-call()
-one = time.perf_counter() - started
+
+def seconds():
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+one = min(seconds() for _ in range(5))
 signal.signal(signal.SIGALRM, interrupt)
 random.seed(0)
 for _ in range(150):
@@ -90,11 +112,18 @@ for _ in range(150):
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, one))
         for _ in range(4):  # not for ever: Python drops what is raised in a weak reference's callback
             call()
+        signal.setitimer(signal.ITIMER_REAL, 0)
     except (KeyboardInterrupt, SystemError, RuntimeError):  # numba and Thread.start may make the others of the one
         signal.setitimer(signal.ITIMER_REAL, 0)
-time.sleep(1)
-# Alive: where Thread.start is cut short before there is a thread, `enumerate` names it all the same.
-left = [thread.name for thread in threading.enumerate() if thread.name.startswith("crf-") and thread.is_alive()]
+
+def left_over():
+    # Alive: where Thread.start is cut short before there is a thread, `enumerate` names it all the same.
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("crf-") and thread.is_alive()]
+
+deadline = time.monotonic() + 30
+while left_over() and time.monotonic() < deadline:
+    time.sleep(0.1)
+left = left_over()
 print(left, torch.equal(call(), expected))
 """
 

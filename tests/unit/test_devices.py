@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from jointseg.batches import Batch
 from jointseg.config import Config
 from jointseg.crf import CrfSettings, DenseCRF
-from jointseg.crf.filters import FILTERS, Features
+from jointseg.crf.filters import FILTERS, ExactFilter, Features
+from jointseg.crf.mean_field import merge_terms
 from jointseg.model import build_model
 from jointseg.optimizer import build_optimizer, freeze_for
 from jointseg.resuming import Run
@@ -61,6 +62,20 @@ def test_the_simulated_gpu_refuses_a_mix(child):
     for mixing in (add, look_up):
         with pytest.raises(RuntimeError, match=r"takes tensors on gpu:0, and one is on cpu"):
             child.submit(mixing).result()
+
+
+def test_inference_on_a_device_does_not_ask_which_one_is_the_default(child):
+    assert child.submit(merged_terms).result() == (1, [None])
+
+
+def merged_terms() -> tuple[int, list[None]]:
+    """How many filters multiples of the identity are merged into, and the matrices left."""
+    device = simulated_gpu.registered()
+    filters = [ExactFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)), budget_bytes=1) for _ in range(2)]
+    with simulated_gpu.SimulatedGpu(), torch.device("meta"):
+        matrices_KCC = torch.stack([torch.eye(3, device="cpu"), 2 * torch.eye(3, device="cpu")]).to(device)
+        left, matrices = merge_terms(filters, matrices_KCC)
+    return len(left), list(matrices)
 
 
 def add() -> None:

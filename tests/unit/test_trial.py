@@ -217,7 +217,7 @@ def test_bandwidths_that_a_filter_cannot_have_fail_the_trial(job, monkeypatch):
     monkeypatch.setattr("pipeline.trial.build_crf", lambda config: DenseCRF(40, config.crf, filter="permutohedral"))
     line = TrialRunner(job).run(0, {"crf.theta_beta": 1e-3})
     assert line["state"] == "failed"
-    assert line["error"].startswith("filter 'permutohedral': features reach ")
+    assert line["error"].startswith("kernel 'appearance': filter 'permutohedral': features reach ")
 
 
 def test_a_score_that_is_no_number_fails_the_trial(job):

@@ -5,6 +5,7 @@ Not here: the functions.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,39 @@ _HERE = b"\0".join(file.read_bytes() for file in sorted(Path(__file__).parent.gl
 
 
 def _stamp(function: Callable[..., Any]) -> str:
-    """Changes with any file of this folder, and with the function's own."""
-    return hashlib.sha256(_HERE + b"\0" + Path(function.__code__.co_filename).read_bytes()).hexdigest()
+    """Changes with any file of this folder, with the function's own, and with numba."""
+    parts = (numba.__version__.encode(), _HERE, Path(function.__code__.co_filename).read_bytes())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+class KeptCode(IndexDataCacheFile):
+    """A function's compiled versions on disk, a file each, named by what it was compiled for.
+
+    Numba numbers the files and has an index, which it reads, changes and writes: of two processes that compile at the same time
+    both may take one number, and a later one would load the other's code.
+    """
+
+    def __init__(self, folder: str, function: str, stamp: str) -> None:
+        super().__init__(folder, f"{function}-{stamp}", stamp)
+        self._function, self._stamp = function, stamp
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep it, and throw away what earlier versions of the package kept of this function."""
+        self._save_data(self._file_of(key), (key, data))
+        for file in Path(self._cache_path).glob(f"{glob.escape(self._function)}-*.nb[ci]"):
+            if not file.name.startswith(f"{self._function}-{self._stamp}."):
+                file.unlink(missing_ok=True)
+
+    def load(self, key: Any) -> Any:
+        """What was kept for this key, or None."""
+        try:
+            kept_key, data = self._load_data(self._file_of(key))
+        except OSError:
+            return None
+        return data if kept_key == key else None
+
+    def _file_of(self, key: Any) -> str:
+        return f"{self._function}-{self._stamp}.{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
 
 
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
@@ -31,8 +63,7 @@ def _kept(function: Callable[..., Any], **options: Any) -> Any:
         return dispatcher
     # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed. Each
     # version of this folder has files of its own: another's may name classes that are no more.
-    stamp = _stamp(function)
-    cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{stamp[:12]}", stamp)
+    cache._cache_file = KeptCode(cache._cache_path, cache._impl.filename_base, _stamp(function))
     return dispatcher
 
 

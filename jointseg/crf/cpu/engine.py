@@ -74,7 +74,14 @@ class Engine:
         return out_PC
 
     def mean_field(
-        self, unary_PC: Array, matrices: Array, num_iterations: int, *, keep: bool = False, probabilities: bool = False
+        self,
+        unary_PC: Array,
+        matrices: Array,
+        num_iterations: int,
+        *,
+        keep: bool = False,
+        probabilities: bool = False,
+        symmetric: bool = False,
     ) -> tuple[Array, Array]:
         """Logits (P, C) after `num_iterations` >= 1 of U - sum_k A_k message_k, from q = softmax(U), and (T, N) q if kept.
 
@@ -84,9 +91,11 @@ class Engine:
             num_iterations: at least 1.
             keep: whether to return q of each iteration, the first of them softmax(U).
             probabilities: return q in place of the logits.
+            symmetric: divide by the roots of the row sums before and after, not by the row sums after.
         """
         C, unary = unary_PC.shape[1], unary_PC.reshape(-1)
-        weighing = self._weighing(self._inverse_PK, self._mask_PK)
+        after_PK, before_PK = self._norms(symmetric)
+        weighing = self._weighing(after_PK, before_PK)
         kept_TN = np.empty((num_iterations, len(unary)) if keep else (1, 1), self.dtype)
 
         def work(member: _Member) -> None:
@@ -102,7 +111,7 @@ class Engine:
         return unary_PC, kept_TN
 
     def mean_field_backward(
-        self, grad_PC: Array, kept_TN: Array, matrices: Array, *, by_matrices: bool
+        self, grad_PC: Array, kept_TN: Array, matrices: Array, *, by_matrices: bool, symmetric: bool = False
     ) -> tuple[Array, Array | None]:
         """The derivative of `mean_field`: by U (P, C), and by the A_k (K, C, C) where asked.
 
@@ -111,9 +120,11 @@ class Engine:
             kept_TN: what `mean_field` kept.
             matrices: the same A_k.
             by_matrices: whether to compute the second.
+            symmetric: as it was.
         """
         C = grad_PC.shape[1]
-        weighing, plain = self._weighing(self._mask_PK, self._inverse_PK), self._weighing(self._mask_PK, self._mask_PK)
+        after_PK, before_PK = self._norms(symmetric)
+        weighing, beforehand = self._weighing(before_PK, after_PK), self._weighing(self._mask_PK, before_PK)
         sums = np.zeros((self.num_threads, self.num_kernels, C, C), self.dtype) if by_matrices else None
         by_unary_PC = grad_PC.copy()
         grad, by_unary = grad_PC.reshape(-1), by_unary_PC.reshape(-1)
@@ -125,7 +136,7 @@ class Engine:
                 member.settle(mixing=False)
                 if sums is not None and beside is not None:
                     other = member.beside(self.structure, beside)
-                    other.step(READ, plain, q, by_unary, by_unary, reading=False)
+                    other.step(READ, beforehand, q, by_unary, by_unary, reading=False)
                     other.settle(blurring=False, mixing=False)
                     member.outer_products(other, sums)
                 member.settle(gathering=False, blurring=False)
@@ -153,6 +164,13 @@ class Engine:
             if isinstance(part, Separable):
                 sums_PK[:, k] = separable_sums(part, valid_P, size)
         return sums_PK
+
+    def _norms(self, symmetric: bool) -> tuple[Array, Array]:
+        """What a message is weighed by after it was filtered, and before; 0 where a pixel takes no part."""
+        if not symmetric:
+            return self._inverse_PK, self._mask_PK
+        roots_PK = np.sqrt(self._inverse_PK)
+        return roots_PK, roots_PK
 
     def _weighing(self, reading_PK: Array, writing_PK: Array) -> _Weighing:
         return _Weighing((reading_PK, writing_PK), writing_PK is self._mask_PK and self._all_valid)

@@ -50,14 +50,16 @@ def fused_mean_field(
     matrices_KCC: Tensor,
     num_iterations: int,
     probabilities: bool = False,
+    symmetric: bool = False,
 ) -> Tensor:
     """As mean_field.mean_field, for engines of the same K kernels, one an image. Differentiable once.
 
-    `probabilities`: return softmax over C of the logits, which costs nothing where no gradient is recorded.
+    `probabilities`: return softmax over C of the logits, which costs nothing where no gradient is recorded. `symmetric`: divide
+    by the roots of the row sums before and after.
     """
     learning = torch.is_grad_enabled() and (unary_logits_BCP.requires_grad or matrices_KCC.requires_grad)
     result: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
-        unary_logits_BCP, matrices_KCC, engines, num_iterations, learning, probabilities and not learning
+        unary_logits_BCP, matrices_KCC, engines, num_iterations, learning, probabilities and not learning, symmetric
     )
     return result.softmax(1) if probabilities and learning else result
 
@@ -74,14 +76,15 @@ class _Fused(torch.autograd.Function):
         num_iterations: int,
         learning: bool,
         probabilities: bool,
+        symmetric: bool,
     ) -> Tensor:
         matrices = _padded_matrices(matrices_KCC.detach())
-        ctx.engines, kept = engines, []
+        ctx.engines, ctx.symmetric, kept = engines, symmetric, []
         out_BCP = empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
             with as_rows(unary_CP, _NEVER, engine.num_threads) as unary_PC:
                 rows_PC, kept_TN = engine.mean_field(
-                    unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities
+                    unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities, symmetric=symmetric
                 )
                 from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             kept.append(torch.from_numpy(kept_TN))
@@ -90,7 +93,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor | None, ...]:
         matrices_KCC, *kept = ctx.saved_tensors
         matrices = _padded_matrices(matrices_KCC.detach())
         by_unary_BCP = empty_like(grad_BCP)
@@ -98,12 +101,12 @@ class _Fused(torch.autograd.Function):
         for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, kept, by_unary_BCP, strict=True):
             with as_rows(grad_CP, 0.0, engine.num_threads) as grad_PC:
                 rows_PC, sums = engine.mean_field_backward(
-                    grad_PC, kept_TN.numpy(), matrices, by_matrices=by_matrices_KCC is not None
+                    grad_PC, kept_TN.numpy(), matrices, by_matrices=by_matrices_KCC is not None, symmetric=ctx.symmetric
                 )
             from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             if by_matrices_KCC is not None and sums is not None:
                 by_matrices_KCC += torch.from_numpy(sums)[:, : len(out_CP), : len(out_CP)]
-        return by_unary_BCP, by_matrices_KCC, None, None, None, None
+        return by_unary_BCP, by_matrices_KCC, None, None, None, None, None
 
 
 def _padded_matrices(matrices_KCC: Tensor) -> NDArray[Any]:

@@ -15,6 +15,7 @@ the derivative is that of what was computed, also where a filter approximates.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeAlias
@@ -42,8 +43,16 @@ from jointseg.needs import missing_for_triton
 class GaussianFilter(Protocol):
     """One kernel over B images, ready to be applied.
 
-    It may also have `add_to(total_BCP, values_BCP, factors_BP, *, first)`, which adds factors * K v to a contiguous total, or
-    `first` puts it there, in one pass where that saves one.
+    It may also have
+
+    - `add_to(total_BCP, values_BCP, factors_BP, *, first)`: adds factors * K v to a contiguous total, or `first` puts it there,
+      in one pass where that saves one;
+    - `has_row_sums`, False while only a first application would bring them without work of its own;
+    - `is_normalised`, True where its rows are divided by their sums already;
+    - `bandwidth_gradient(y_BCP, v_BCP)`, as `ExactFilter` has it: what `learn_bandwidths` needs.
+
+    On CPUs kernels are fused into one pass where every filter is a `StructuredFilter`, as `FILTERS` builds them: not where one
+    is wrapped in another class.
     """
 
     @property
@@ -79,12 +88,12 @@ DEVICES = tuple(EXACT_UP_TO)
 """What the filters run on: they need float64, which MPS lacks."""
 
 
-def choose_filters(features: Features) -> list[str]:
+def choose_filters(features: Features, *, kernel: str = "") -> list[str]:
     """What `auto` takes for each image: `exact` for small ones; else by the kernel.
 
     `separable` for positions alone, `bilateral_grid` for one more channel as long as its grid is small; for the rest on CPUs
     `permutohedral` where it has room, on CUDA `block_sparse` (float32, with Triton); else `exact`, with a warning: its time
-    grows with P².
+    grows with P². `kernel` is its name, for that warning.
     """
     device, (B, P, F) = features.values_BPF.device.type, features.values_BPF.shape
     if EXACT_UP_TO[device] >= P:
@@ -104,9 +113,18 @@ def choose_filters(features: Features) -> list[str]:
     fits_B = zip(grid_fits_B, general_fits_B, strict=True)
     names = ["bilateral_grid" if grid else general if other else "exact" for grid, other in fits_B]
     if "exact" in names:
-        slow = f"filter='auto' takes 'exact' for {P} pixels, which is slow: {general!r} needs {needed}"
-        warnings.warn(slow, stacklevel=2)
+        of = f"kernel {kernel!r}: " if kernel else ""
+        slow = f"{of}filter='auto' takes 'exact' for {P} pixels, which is slow: {general!r} needs {needed}"
+        warnings.warn(slow, stacklevel=_levels_to_caller())
     return names
+
+
+def _levels_to_caller() -> int:
+    """How far up the stack the first function is that is neither of this package nor of torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("jointseg.crf", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def missing_for_block_sparse(dtype: torch.dtype) -> str | None:
@@ -118,20 +136,29 @@ def missing_for_block_sparse(dtype: torch.dtype) -> str | None:
 
 
 def check_filter(choice: FilterName | BuildFilter) -> None:
-    """Refuse names that no filter has.
+    """Refuse names that no filter has, and what builds none.
 
     Raises:
-        InputError: no filter has this name.
+        InputError: no filter has this name, or it cannot be called.
     """
-    if isinstance(choice, str) and choice != "auto" and choice not in FILTERS:
-        raise InputError(f"filter: {choice!r} is unknown; allowed: 'auto', {', '.join(map(repr, FILTERS))}")
+    if not callable(choice) and choice != "auto" and (not isinstance(choice, str) or choice not in FILTERS):
+        named = ", ".join(map(repr, FILTERS))
+        raise InputError(f"filter: {choice!r} is unknown; allowed: 'auto', {named}, or a function from Features to a filter")
 
 
-def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[str, GaussianFilter]:
-    """The name of the filter taken for these features, and the filter."""
+def build_filter(choice: FilterName | BuildFilter, features: Features, *, kernel: str = "") -> tuple[str, GaussianFilter]:
+    """The name of the filter taken for these features, and the filter; `kernel` names it in warnings.
+
+    Raises:
+        InputError: the filter cannot take these features, or what was built is no filter.
+    """
     if not isinstance(choice, str):
-        return getattr(choice, "__name__", repr(choice)), choice(features)
-    names = choose_filters(features) if choice == "auto" else [choice] * len(features.values_BPF)
+        name, built = getattr(choice, "__name__", repr(choice)), choice(features)
+        missing = [part for part in ("apply", "apply_transposed", "row_sums") if not hasattr(built, part)]
+        if missing:
+            raise InputError(f"filter {name!r} built a {type(built).__name__} without {', '.join(missing)}; see GaussianFilter")
+        return name, built
+    names = choose_filters(features, kernel=kernel) if choice == "auto" else [choice] * len(features.values_BPF)
     taken = sorted(set(names))
     if len(taken) == 1:
         return taken[0], FILTERS[taken[0]](features)
@@ -145,5 +172,6 @@ def build_filter(choice: FilterName | BuildFilter, features: Features) -> tuple[
 
 __all__ = [
     "DEVICES", "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
-    "StructuredFilter", "SummedFilter", "blend", "build_filter", "check_filter", "choose_filters",
+    "StructuredFilter", "SummedFilter", "bilateral_grid", "blend", "build_filter", "check_filter", "choose_filters",
+    "permutohedral", "separable_filter",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ import os
 import torch
 from torch import Tensor
 
-from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.features import SCALE, Features
 from jointseg.crf.filters.tile_pairs import choose_pairs, cut_into_items, kernels, row_sums_over
-from jointseg.crf.filters.tiles import SCALE, sort_into_tiles, with_squares
+from jointseg.crf.filters.tiles import sort_into_tiles, with_squares
 from jointseg.errors import InputError
 from jointseg.needs import missing_for_triton
 

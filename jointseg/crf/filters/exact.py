@@ -7,19 +7,16 @@ Not here: anything approximate, and the normalisation by row sums (mean_field.py
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.features import SCALE, Features
 
 DEFAULT_BUDGET_BYTES = 256 * 2**20
 _CACHE_BYTES = 2**19
 _MIN_ROWS_FOR_MATMUL = 16
-_SCALE = math.sqrt(0.5 * math.log2(math.e))
-"""exp(-d^2/2) = 2^-(s d)^2. Not exp: MKL's is 15 times slower on arguments that underflow, and most pairs of colours do."""
 
 
 class ExactFilter:
@@ -42,7 +39,7 @@ class ExactFilter:
         """
         features_BPF = features.values_BPF
         self._invalid_BP = None if features.valid_BP is None else ~features.valid_BP
-        self._features_FBP = (features_BPF.detach() * _SCALE).permute(2, 0, 1).contiguous()
+        self._features_FBP = (features_BPF.detach() * SCALE).permute(2, 0, 1).contiguous()
         self._rows_per_block = self._fitting_rows(budget_bytes)
         self._matrix_BPP: Tensor | None = None
         self.row_sums = self._build(keep=self._bytes_of_rows(features_BPF.shape[1]) <= budget_bytes)
@@ -74,7 +71,7 @@ class ExactFilter:
             for f, feature_BP in enumerate(self._features_FBP):
                 difference_BRP = feature_BP[:, rows, None] - feature_BP[:, None, :]
                 sums_FB[f] += (shared_BRP * difference_BRP.square_()).sum((1, 2))
-        return sums_FB.T / _SCALE**2
+        return sums_FB.T / SCALE**2
 
     @torch.no_grad()
     def _build(self, *, keep: bool) -> Tensor:
@@ -128,6 +125,8 @@ class ExactFilter:
 
 class BlendedFilter:
     """sum_k s_k K_k / (K_k 1) as one matrix: several normalised kernels for the price of one."""
+
+    is_normalised = True
 
     def __init__(self, matrix_BPP: Tensor) -> None:
         self._matrix_BPP = matrix_BPP

@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+SCALE = math.sqrt(0.5 * math.log2(math.e))
+"""exp(-d^2/2) = 2^-(s d)^2. Not exp: MKL's is 15 times slower on arguments that underflow, and most pairs of colours do."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

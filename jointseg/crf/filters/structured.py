@@ -169,9 +169,10 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
     cells = cells_per_sigma(tolerance)
     F, rows = features.values_BPF.shape[2], max(grid_rows(features, cells))
     if F > _MAX_GRID_FEATURES or rows > _MAX_GRID_ROWS:
+        other = "permutohedral" if features.values_BPF.device.type == "cpu" else "block_sparse"
         raise OutOfRangeError(
             f"filter 'bilateral_grid': {F} features over {rows:.3g} cells; allowed: {_MAX_GRID_FEATURES} over {_MAX_GRID_ROWS};"
-            " use larger bandwidths, 'permutohedral' or 'exact'"
+            f" use larger bandwidths, {other!r} or 'exact'"
         )
     if features.values_BPF.device.type != "cpu":
         return GridMatrices(features, cells_per_sigma=cells)

@@ -14,7 +14,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from jointseg.crf.filters.features import Features
+from jointseg.crf.filters.features import SCALE, Features
 
 EXPANDED_UP_TO = 4096.0
 """The most that |f|^2 may be where 2^-|f - g|^2 is computed from |f|^2, |g|^2 and f.g. Tensor cores cut what they add to about
@@ -24,8 +24,6 @@ _EXPANDED_FEATURES = 16
 SHIFT = 14.0
 """Weights in float16 are 2^14 times as large, so that those from 2^-38 on are numbers there, not from 2^-24."""
 _FAR = 1e18
-SCALE = math.sqrt(0.5 * math.log2(math.e))
-"""exp(-d^2/2) = 2^-(s d)^2."""
 
 
 @dataclass(frozen=True, kw_only=True)

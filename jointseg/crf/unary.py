@@ -1,0 +1,61 @@
+"""Logits for the CRF out of what is not logits: labels that somebody gave, probabilities. Not here: the CRF."""
+
+# B images, C classes
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from jointseg.crf.inputs import refuse_others
+from jointseg.errors import InputError
+
+
+def logits_from_labels(labels: Tensor, num_classes: int, *, confidence: float = 0.7, ignore_index: int = 255) -> Tensor:
+    """Logits of a probability of `confidence` at each pixel's label and the rest of it shared by the others.
+
+    As pydensecrf's `unary_from_labels`, whose label 0 is `ignore_index` here.
+
+    Args:
+        labels: (B, H, W), integers: 0..C-1, or `ignore_index` where nothing is known: there all classes are as likely.
+        num_classes: C, at least 2.
+        confidence: above 0, below 1.
+        ignore_index: which label is none.
+
+    Returns:
+        (B, C, H, W), float32.
+
+    Raises:
+        InputError: labels of another shape, dtype or range, or a number that is not as above.
+    """
+    refuse_others("labels", labels)
+    if labels.ndim != 3 or labels.dtype.is_floating_point or labels.dtype in {torch.bool, torch.complex64, torch.complex128}:
+        raise InputError(f"labels are {tuple(labels.shape)} {labels.dtype}; allowed: (B, H, W), of integers")
+    if not (num_classes >= 2 and 0 < confidence < 1):
+        raise InputError(f"num_classes is {num_classes}, confidence {confidence}; allowed: at least 2, between 0 and 1")
+    wide, known = labels.long(), labels != ignore_index
+    wrong = known & ((wide < 0) | (wide >= num_classes))
+    if bool(wrong.any()):
+        allowed = f"0..{num_classes - 1}, or ignore_index, {ignore_index}"
+        raise InputError(f"labels: {int(wrong.sum())} are out of range, as {int(wide[wrong][0])}; allowed: {allowed}")
+    likely, other, any_class = (math.log(p) for p in (confidence, (1 - confidence) / (num_classes - 1), 1 / num_classes))
+    logits = torch.full((labels.shape[0], num_classes, *labels.shape[1:]), other, device=labels.device)
+    logits.scatter_(1, wide.masked_fill(~known, 0)[:, None], likely)
+    return logits.masked_fill_(~known[:, None], any_class)
+
+
+def logits_from_probabilities(probabilities: Tensor, *, least: float = 1e-5) -> Tensor:
+    """Their logarithm, as pydensecrf's `unary_from_softmax`.
+
+    Args:
+        probabilities: of classes, (B, C, H, W), 0..1.
+        least: what less than this counts as, above 0.
+
+    Raises:
+        InputError: `least` is not above 0.
+    """
+    if not least > 0:
+        raise InputError(f"least is {least}; allowed: above 0")
+    return probabilities.clamp(min=least).log()
