@@ -11,19 +11,32 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from scipy.io import savemat
+
+# Examples are the same in every run, and none fails because the machine was busy with something else.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+settings.load_profile("suite")
+
+TOGETHER = ("tests/integration/", "tests/unit/report/", "tests/unit/tracking/", "tests/unit/test_rooms.py")
+"""Tests of Ray go to one process, one after the other, while the other processes run the rest; so do those that share what
+takes seconds to make."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of Ray go to one process, one after the other, while the other processes run the rest."""
+    """Keep together what is in TOGETHER, in the order in which it was collected: Ray's first, which take longest."""
     from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
 
-    class RayInOneProcess(LoadScopeScheduling):
+    class SomeTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if nodeid.startswith("tests/integration/") else nodeid
+            return next((part for part in TOGETHER if nodeid.startswith(part)), nodeid)
 
-    return RayInOneProcess(config, log)
+    config.option.loadscopereorder = False
+    return SomeTogether(config, log)
 
 
 @pytest.fixture(scope="session")

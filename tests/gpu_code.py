@@ -1,7 +1,7 @@
 """Kernels as machine code for a GPU that need not be there; prints what each takes of it, as JSON.
 
-The CRF's filters' (`python -m tests.gpu_code 90`) or the network's (`python -m tests.gpu_code 90 network`), in a process
-of its own: Triton must not have been imported for its interpreter.
+The CRF's filters' and the network's (`python -m tests.gpu_code 90`), in a process of its own: Triton must not have been
+imported for its interpreter.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def resources(kernel: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(capability: int, of: str) -> None:
-    """Every kernel of "filter" or "network"."""
+def main(capability: int) -> None:
+    """Every kernel, of the filters and of the network."""
     target = GPUTarget("cuda", capability, 32)
     driver.set_active(
         SimpleNamespace(get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0)
     )
-    rows = network_kernels() if of == "network" else filter_kernels(capability)
-    print(json.dumps([resources(kernel) for kernel in rows]))  # noqa: T201
+    rows = {"filters": filter_kernels(capability), "network": network_kernels()}
+    print(json.dumps({of: [resources(kernel) for kernel in found] for of, found in rows.items()}))  # noqa: T201
 
 
 def tiles_of(T: int) -> Tiles:
@@ -137,4 +137,4 @@ def network_kernels() -> list[Any]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *(sys.argv[2:] or ["filter"]))
+    main(int(sys.argv[1]))

@@ -22,7 +22,8 @@ from pathlib import Path
 from pipeline.__main__ import main
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.run", "pipeline.score", "pipeline.reproduce", "jointseg.training", "torch._dynamo"])
+IMPORTED = ["pipeline.run", "pipeline.score", "pipeline.reproduce", "jointseg.training", "torch._dynamo"]
+"""By the process that commands are forked from."""
 
 
 def run_here(words: tuple[str, ...], environment: dict[str, str], printed: Path) -> None:
@@ -44,7 +45,7 @@ class CommandLine:
     folder: Path
     """For what it prints."""
 
-    def __call__(self, *words: str, code: int = 0, timeout: float = 400) -> str:
+    def __call__(self, *words: str, code: int = 0, timeout: float = 900) -> str:
         process, printed = self._started(words)
         process.join(timeout)
         if process.is_alive():
@@ -54,7 +55,7 @@ class CommandLine:
         assert process.exitcode == code, f"exit code {process.exitcode}, not {code}\n{said}"
         return said
 
-    def kill_when(self, reached: Callable[[], bool], *words: str, timeout: float = 300) -> None:
+    def kill_when(self, reached: Callable[[], bool], *words: str, timeout: float = 900) -> None:
         """Start the command, and kill it and its training workers (SIGKILL) once `reached`; it must not end before."""
         process, printed = self._started(words)
         deadline = time.monotonic() + timeout
@@ -109,7 +110,7 @@ def free_port() -> int:
 
 
 def training_workers(driver: int) -> list[int]:
-    """The processes of Ray Train's workers on the Ray that `driver` started, the first started first."""
+    """The processes of Ray Train's workers on the Ray that `driver` started."""
     parents, titles = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,12 +22,14 @@ from pipeline.__main__ import RAY_ENVIRONMENT
 
 for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
     os.environ.setdefault(name, value)
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # others may fill the memory
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers are nice by default, and the other tests would go first
 
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from pipeline.cluster import connected
-from tests.integration.command_line import CommandLine, free_port
+from tests.integration.command_line import IMPORTED, PROCESSES, CommandLine, free_port
 
 # A whole pipeline in about a minute: six rooms to train on, a handful of steps a stage, four trials.
 TINY = {
@@ -51,6 +55,8 @@ def as_options(settings: dict[str, object]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def jointseg(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    PROCESSES.set_forkserver_preload(IMPORTED)  # here, for it is one setting of this process, and other tests have theirs
+    forkserver.ensure_running()
     left_out = {"RAY_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     repository = str(Path(__file__).resolve().parents[2])
@@ -80,24 +86,32 @@ class Head:
     address: str
     environment: dict[str, str]
 
+    def answers(self, token: str) -> bool:
+        """Whether its job server does."""
+        asked = urllib.request.Request(f"{self.address}/api/version", headers={"Authorization": f"Bearer {token}"})
+        try:
+            return bool(urllib.request.urlopen(asked, timeout=10).status == 200)
+        except OSError:
+            return False
+
     def job(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`ray job` with these words, from the repository's root."""
         command = [RAY, "job", words[0], "--address", self.address, *words[1:]]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=500, check=False)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=1200, check=False)
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `jointseg` as a submitted job to its end. The head's agent, which starts jobs, comes up after its server."""
-        deadline = time.monotonic() + 120
+        """Run a command as a submitted job to its end. The head's agent, which starts jobs, comes up after its server."""
+        deadline = time.monotonic() + 400
         while True:
-            done = self.job("submit", "--", str(Path(sys.executable).with_name("jointseg")), *words)
+            done = self.job("submit", "--", *words)
             if "No available agent" not in done.stderr or time.monotonic() > deadline:
                 return done
             time.sleep(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A head node with token authentication, as Ray has it wherever a token is found; it ends with the tests."""
+    """A head node with token authentication, as Ray has it wherever a token is found; it ends with the tests of a file."""
     port, dashboard = free_port(), free_port()
     token = tmp_path_factory.mktemp("token") / "token"
     token.touch(mode=0o600)
@@ -114,10 +128,10 @@ def head(jointseg: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Ite
         command, env=environment | at_once, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 180
-        while there.job("list").returncode:
+        deadline = time.monotonic() + 400
+        while not there.answers(token.read_text()):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, f"the head did not start: {there.job('list').stderr}"
+            assert time.monotonic() < deadline, "the head did not start"
             time.sleep(1)
         yield there
     finally:

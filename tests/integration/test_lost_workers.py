@@ -63,8 +63,9 @@ class Story:
 @pytest.fixture(scope="module")
 def three_cpus() -> Iterator[None]:
     """A Ray with room for three workers, however many cores there are."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, "wait": False})
     try:
+        cluster.wait_for_nodes(timeout=180)
         ray.init(address=cluster.address, log_to_driver=False)
         yield
     finally:
@@ -97,16 +98,20 @@ def story(three_cpus: None, store: Store, tmp_path_factory: pytest.TempPathFacto
 
 @contextmanager
 def at_steps(happens: dict[int, Callable[[list[int]], None]], folder: CheckpointFolder) -> Iterator[None]:
-    """Do things to the workers' processes, each once the stage's log has its step, and the stage a checkpoint at all; all must
-    get their turn.
+    """Do things to the workers' processes, each once these workers have come to its step, and the stage to a checkpoint at all;
+    all must get their turn.
     """
-    given_up = threading.Event()
+    given_up, log = threading.Event(), folder.path / "log.jsonl"
 
     def watch() -> None:
+        seen = len(read_lines(log))
         while happens and not given_up.wait(0.005):
-            last = max((line["step"] for line in read_lines(folder.path / "log.jsonl")), default=0)
-            for step in [step for step in happens if step <= last and folder.steps()]:
-                happens.pop(step)(training_workers(os.getpid()))
+            due = min(happens)
+            if folder.steps() and any(line["step"] >= due for line in read_lines(log)[seen:]):
+                workers = training_workers(os.getpid())
+                if len(workers) == CONFIG.training.num_workers:
+                    happens.pop(due)(workers)
+                    seen = len(read_lines(log))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -45,8 +45,9 @@ TRIALS = 7
 @pytest.fixture(scope="module")
 def four_cpus() -> Iterator[Cluster]:
     """A Ray that may run four trials at once, however many cores there are, and that nodes can join."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, "wait": False})
     try:
+        cluster.wait_for_nodes(timeout=180)
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster
     finally:
@@ -167,7 +168,8 @@ def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
     """At first there is room for trials on the second node alone."""
     elsewhere = ray.remote(num_cpus=4)(Occupied).remote()
     ray.get(elsewhere.ready.remote())
-    node = four_cpus.add_node(num_cpus=2)
+    node = four_cpus.add_node(wait=False, num_cpus=2)
+    four_cpus.wait_for_nodes(timeout=180)
 
     def kill_node(trial: int) -> None:
         four_cpus.remove_node(node, allow_graceful=False)
@@ -217,11 +219,12 @@ def _in_the_middle_of_a_trial(folder: Path, ancestor: int, *, strike: Callable[[
             if len(read_trials(folder / "log.jsonl")) < 2:
                 continue
             for trial in _running_trials(ancestor):
-                os.kill(trial, signal.SIGSTOP)  # it cannot end meanwhile
-                if trial in _running_trials(ancestor):
-                    strike(trial)
-                    return True
-                os.kill(trial, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # it may have ended
+                    os.kill(trial, signal.SIGSTOP)  # it cannot end meanwhile
+                    if trial in _running_trials(ancestor):
+                        strike(trial)
+                        return True
+                    os.kill(trial, signal.SIGCONT)
         return False
 
     with ThreadPoolExecutor(1) as pool:

@@ -32,22 +32,22 @@ def test_the_ui_serves_the_folders_runs_and_ends_with_its_processes(
     with tracker.run("stage1"):
         pass
     with jointseg.in_background("ui", "--out", str(place.out), "--port", str(port)) as (process, printed):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not answers(port):
             assert process.poll() is None and time.monotonic() < deadline, printed.read_text()
             time.sleep(0.2)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=180) as page:
             assert "MLflow" in page.read().decode()
         asked = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search",
             data=json.dumps({"experiment_ids": [tracker.experiment_id]}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(asked, timeout=60) as found:
+        with urllib.request.urlopen(asked, timeout=180) as found:
             assert [run["info"]["run_name"] for run in json.load(found)["runs"]] == ["stage1"]
         process.terminate()
-        process.wait(timeout=60)
-        deadline = time.monotonic() + 30
+        process.wait(timeout=180)
+        deadline = time.monotonic() + 120
         while answers(port):
             assert time.monotonic() < deadline, "a process of the UI was left"
             time.sleep(0.2)

@@ -6,8 +6,10 @@ Not here: data in NYU's layout that is made up (tests/conftest.py).
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,15 @@ from jointseg.settings import with_overrides
 from jointseg.training import train
 from pipeline.cli import run_command_line
 from tests.trainings import ALONE, InterruptedRunError
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_from_what_has_imported_training() -> None:
+    """Processes are forked from a clean one that has imported what takes seconds: optimisers import torch._dynamo when first
+    made. There is one such process to each of pytest's, and whoever is first says what it imports.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["jointseg.training", "torch._dynamo"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

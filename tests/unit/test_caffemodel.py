@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jointseg.errors import InputError
@@ -200,7 +200,7 @@ def test_a_file_cut_anywhere_but_between_two_layers_is_refused(read, refusal, ki
 WHOLE = caffemodel(TENSORS, "layers", old=True) + caffemodel({f"a{n}": t for n, t in TENSORS.items()}, "layer")
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(data=st.data())
 def test_any_other_bytes_are_read_or_refused(read, data):
     content = bytearray(WHOLE)
@@ -213,7 +213,7 @@ def test_any_other_bytes_are_read_or_refused(read, data):
         assert "\n" not in str(error)  # noqa: PT017
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(content=st.one_of(st.binary(max_size=60), st.binary(max_size=40).map(lambda body: delimited(2, delimited(6, body)))))
 def test_noise_is_read_or_refused(read, content):
     try:

@@ -52,7 +52,7 @@ def failing(path: Path) -> None:
 
 
 def look_on(writer: CheckpointWriter) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         writer.check()
         time.sleep(0.01)
 

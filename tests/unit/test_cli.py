@@ -7,12 +7,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import pipeline.run
+from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError
@@ -301,3 +303,14 @@ def test_without_the_extra_the_package_to_install_is_named(tmp_path):
     done = process(program=("-c", program), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: the command line needs 'typer'; install it with: pip install 'jointseg[pipeline]'\n"
+
+
+def test_workers_that_the_cluster_has_no_room_for_are_refused_before_a_folder_is_made(mistake, monkeypatch):
+    def refuse(config):
+        raise InputError(f"no room for {config.training.num_workers}")
+
+    monkeypatch.setattr("pipeline.run.connected", lambda **_: nullcontext())
+    monkeypatch.setattr("pipeline.run.require_resources", refuse)
+    words = ("train", "--stage", "1", "--preset", "demo", "--out", "run", "--set", "training.num_workers=500")
+    assert mistake(*words) == "no room for 500"
+    assert not Path("run").exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,8 +196,3 @@ def test_a_saved_figure_is_a_whole_png_and_nothing_else(tmp_path: Path) -> None:
     first = path.read_bytes()
     save_png(qualitative(FRAMES, PREDICTIONS, title="a title"), path)
     assert path.read_bytes() == first
-
-
-def test_drawing_needs_no_pyplot() -> None:
-    code = "import sys, jointseg.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

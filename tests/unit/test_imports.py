@@ -67,6 +67,8 @@ before = state()
 import jointseg, jointseg.training, jointseg.crf, jointseg.evaluation, jointseg.presets, jointseg.data.rooms
 assert state() == before
 assert not {PIPELINE_ONLY | {"pyarrow", "triton"}!r} & set(sys.modules)
+import jointseg.figures
+assert "matplotlib.pyplot" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

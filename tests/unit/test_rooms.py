@@ -287,11 +287,17 @@ def test_rooms_that_the_disk_has_no_room_for_are_refused_before_any_is_rendered(
 
 
 def test_what_rooms_are_said_to_need_they_take(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr("jointseg.data.rooms.check_space", lambda path, *, needed: asked.append(needed))
-    write_rooms(tmp_path / "nyu", num_train=2, num_test=1, seed=4)
+    class AskedError(Exception):
+        pass
+
+    def ask(path: Path, *, needed: int) -> None:
+        raise AskedError(needed)
+
+    monkeypatch.setattr("jointseg.data.rooms.check_space", ask)
+    with pytest.raises(AskedError) as asked:
+        write_rooms(tmp_path / "nyu", num_train=2, num_test=1, seed=4)
     taken = sum(path.stat().st_size for path in written.iterdir())
-    assert 0.8 * asked[0] < taken < asked[0]
+    assert 0.8 * asked.value.args[0] < taken < asked.value.args[0]
 
 
 def test_a_folder_that_holds_frames_is_refused_and_kept(written: Path) -> None:

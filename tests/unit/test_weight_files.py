@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
@@ -263,7 +263,7 @@ def test_a_file_cut_anywhere_is_refused(refusal, kind):
         refusal(content[:size])
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(["safetensors", "zip", "pickle"]))
 def test_any_other_bytes_are_read_or_refused(read, data, kind):
     content = bytearray(KINDS[kind])

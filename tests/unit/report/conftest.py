@@ -59,8 +59,9 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
 
 
 @pytest.fixture
-def place(evaluated: Workspace, tmp_path: Path) -> Workspace:
-    """A copy to change, without predictions: drawing is most of a report's time."""
+def place(evaluated: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A copy to change, without predictions, and figures that are not rendered: that is most of a report's time."""
+    monkeypatch.setattr(report, "save_png", lambda figure, path: path.write_bytes(b""))
     place = Workspace(shutil.copytree(evaluated.out, tmp_path / "small"))
     for row in ROW_NAMES:
         np.savez(place.evaluation / f"predictions_{row}.npz")

@@ -7,7 +7,7 @@ import pytest
 from pipeline.tracking import Tracker
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory):
     """One store for all tests: making one takes seconds. Each test has a folder, and so an experiment, of its own."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'shared.db'}"

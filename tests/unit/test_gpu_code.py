@@ -1,6 +1,6 @@
-"""Laws of the filters' kernels as machine code: they compile for GPUs that are not there, and fit into them.
+"""Laws of the kernels as machine code: they compile for GPUs that are not there, and fit into them.
 
-Not here: what they compute (test_crf_block_sparse.py, test_crf_on_gpu_filters.py).
+Not here: what they compute (test_crf_block_sparse.py, test_crf_on_gpu_filters.py, test_bilinear.py).
 """
 
 from __future__ import annotations
@@ -34,9 +34,15 @@ def test_every_kernel_compiles_onto_tensor_cores_and_keeps_to_registers(capabili
     here = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    rows = json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    rows = found["filters"]
     assert {row["kernel"] for row in rows} == KERNELS
     assert [row for row in rows if row["stack"]] == []
     assert [row for row in rows if row["shared"] > shared] == []
     summing = [row for row in rows if row["kernel"] in {"_apply", "_moments"}]
     assert [row for row in summing if not all(used.startswith(matrix) for used in row["matrix"]) or not row["matrix"]] == []
+    rows = found["network"]
+    assert {row["kernel"] for row in rows} == {"_upsample", "_gradients"}
+    assert [row for row in rows if row["stack"]] == []
+    assert [row for row in (rows[0], rows[2]) if not row["vectors"]] == [], "16 bytes at once where channels are innermost"
+    assert [row for row in rows if row["shared"] > 48 * 1024] == []
