@@ -14,7 +14,7 @@ from multiprocessing import get_context
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from jointseg.config import Config, StageConfig
 from jointseg.data.augment import coloured, view_of_visit
@@ -128,7 +128,9 @@ def batches(
 
 def _stack(rows: list[tuple[Sample, Mapping[str, Tensor] | None]]) -> Batch:
     samples = [sample for sample, _ in rows]
-    image, labels, depth = (torch.stack([getattr(s, name) for s in samples]) for name in ("image", "labels", "depth"))
+    # Within a loader's process default_collate stacks into shared memory, and says where there is too little of it. What sends
+    # a batch that is not there yet would say nothing, and the batch be waited for without end.
+    image, labels, depth = (default_collate([getattr(s, name) for s in samples]) for name in ("image", "labels", "depth"))
     kept = [features for _, features in rows if features is not None]
-    features = {name: torch.stack([each[name] for each in kept]) for name in kept[0]} if kept else None
+    features = {name: default_collate([each[name] for each in kept]) for name in kept[0]} if kept else None
     return Batch(image, labels, depth, features)

@@ -198,6 +198,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedCheckpointError(f"{path}: not found; {folder} holds no whole checkpoint") from None
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise DamagedCheckpointError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
     if not isinstance(description, dict) or "format" not in description:

@@ -147,6 +147,9 @@ class LossConfig(Settings):
     class_balance: float = Field(0.0, ge=0, le=1)
     """p: a pixel of class c weighs f_c^-p in the semantic loss, f_c the class's share of the training pixels, scaled so that
     the mean weight of a pixel is 1. 0 is the paper's: all weigh the same."""
+    crf_temperature: float = Field(1.0, gt=0)
+    """T: in the semantic loss the CRF's logits are divided by it. The CRF is surer than it is right, because it counts what
+    neighbours have in common once for each; at 1, the paper's, its training is mostly about being less sure."""
     depth_invariance: float = Field(1.0, ge=0, le=1)
     """1 is Eq 4, which leaves the depth's overall scale free; below 1 the scale is learned too (Eigen et al. 2014: 0.5)."""
 

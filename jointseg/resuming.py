@@ -43,7 +43,7 @@ class Run:
     """What `network.weights` gave the network; None where the stage began otherwise, or was resumed."""
 
     @property
-    def best_model(self) -> JointModel:
+    def kept_model(self) -> JointModel:
         """The model to validate and to keep: with the mean of the weights where there is one."""
         return self.model if self.average is None else self.average.model
 
@@ -58,7 +58,7 @@ class Run:
         optimizer = self.optimizer.state_dict()
         if self.average is not None:
             optimizer = {**optimizer, IN_TRAINING: self.model.state_dict(), NUM_AVERAGED: torch.tensor(self.average.count)}
-        weights = self.best_model.state_dict()
+        weights = self.kept_model.state_dict()
         return Checkpoint(self.stage.name, self.step, self.config, weights, optimizer, random_states, dict(metrics or {}))
 
 

@@ -150,8 +150,9 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run, weights: Tensor | None) -
             num_iterations=config.crf_train_iterations,
             features=_unpacked(batch.features, config),
         )
+    with_crf = stage.kernels is not Kernels.NONE
     return joint_loss(
-        output.logits,
+        output.logits / config.loss.crf_temperature if with_crf else output.logits,
         batch.labels,
         depth=output.depth,
         target_depth=batch.depth,
@@ -223,7 +224,7 @@ def validate(run: Run, store: Store, numbers: Sequence[int], *, place: Place) ->
     evaluation = run.config.evaluation
     own: Sums | None = None
     for frame, prediction in predict(
-        run.best_model, frames, run.config, kernels=run.stage.kernels, with_depth=run.stage.with_depth, device=place.device
+        run.kept_model, frames, run.config, kernels=run.stage.kernels, with_depth=run.stage.with_depth, device=place.device
     ):
         sums = score(frame, prediction, evaluation)
         own = sums if own is None else own.plus(sums)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError, RayTaskError
 
 import jointseg
@@ -26,7 +25,7 @@ import pipeline
 import tune_spaces
 from jointseg.config import Config
 from jointseg.errors import DeviceMemoryError, InputError
-from pipeline.failures import LostWorkerError
+from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
 from pipeline.run_store import IN_JOB
 
 
@@ -134,9 +133,9 @@ def result_of(task: ray.ObjectRef) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
-        if isinstance(error.cause, torch.OutOfMemoryError):
+        if lacks_device_memory(error.cause):
             why = "lower evaluation.processes_per_gpu, or other work shares it, or it is too small"
-            raise DeviceMemoryError(f"{str(error.cause).split('. ')[0]}; {why}") from None
+            raise DeviceMemoryError(f"{first_sentence(error.cause)}; {why}") from None
         raise
     except RayError as error:
         said = " ".join(str(error).split())

@@ -14,6 +14,9 @@ from jointseg.errors import DeviceMemoryError, InputError
 _PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # gloo and NCCL, in the workers that are left
 
 _NOT_STARTED = ("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError")  # Ray Train keeps them to itself
+_NO_SHARED_MEMORY = re.compile("out of shared memory|unable to allocate shared memory|unable to resize file </torch_")
+_NO_DEVICE_MEMORY = re.compile(r"CUDA error: out of memory|CU\w+_STATUS_(\w+_)?ALLOC(ATION)?_FAILED")
+"""What a GPU's memory that is full looks like where it is not PyTorch that asks for some: at the start of a process, say."""
 _LOADER_GONE = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
 
 
@@ -31,6 +34,17 @@ def is_interruption(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__context__
     return cause is not None
+
+
+def lacks_device_memory(error: BaseException) -> bool:
+    """Whether this is a GPU whose memory is full."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    return "torch.OutOfMemoryError" in kinds or bool(_NO_DEVICE_MEMORY.search(str(error)))
+
+
+def first_sentence(error: BaseException) -> str:
+    """Of its message, in one line."""
+    return str(error).splitlines()[0].split(". ")[0]
 
 
 def explained(error: Exception, *, stage: str, max_failures: int, last_step: int | None) -> Exception | None:
@@ -54,16 +68,15 @@ def explained(error: Exception, *, stage: str, max_failures: int, last_step: int
         for cause in _causes(failure):
             if isinstance(cause, InputError):
                 return cause
-            if "out of shared memory" in str(cause):
+            if _NO_SHARED_MEMORY.search(str(cause)):
                 return InputError(
                     f"{stage}: the processes that cut views have run out of shared memory (/dev/shm); give the machine or the "
                     "container more (docker run --shm-size), or set training.loader_workers or the stage's batch_size lower"
                 )
-            if any(f"{kind.__module__}.{kind.__name__}" == "torch.OutOfMemoryError" for kind in type(cause).__mro__):
-                said = str(cause).split(". ")[0]
+            if lacks_device_memory(cause):
                 return DeviceMemoryError(
-                    f"{stage}: {said}; a smaller batch_size with more accumulate takes the same steps in less memory, as does "
-                    "training.recompute=true"
+                    f"{stage}: {first_sentence(cause)}; a smaller batch_size with more accumulate takes the same steps in less "
+                    "memory, as does training.recompute=true"
                 )
     # Ray's own errors are about a worker. Other errors were raised in one, where the end of another looks like this.
     lost = [_described(rank, failure) for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")]

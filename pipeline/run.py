@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from jointseg.checkpoint import describe_final
 from jointseg.config import Config
 from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
@@ -53,10 +54,14 @@ class Pipeline:
         return frames
 
     def stage_config(self, stage: Stage) -> Config:
-        """The config a stage trains and is evaluated with: stage 3 takes the CRF settings that the search found."""
+        """The config a stage trains with: stage 3 takes the CRF settings that the search found."""
         if stage.settings != "stage3":
             return self.config
         return load_settings(self.place.crf_settings, self.config)
+
+    def trained_config(self, stage: Stage) -> Config:
+        """The config a stage is evaluated with: its CRF is the one that it was trained with, whatever was found since."""
+        return self.config.model_copy(update={"crf": describe_final(self.place.final(stage))[1].crf})
 
 
 def prepare_data(pipeline: Pipeline) -> None:
@@ -143,7 +148,7 @@ def evaluate_test(pipeline: Pipeline) -> None:
     config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
     store = pipeline.store
     jobs = {
-        stage: evaluate.RowJob(pipeline.stage_config(stage), stage.name, place.store, place.final(stage))
+        stage: evaluate.RowJob(pipeline.trained_config(stage), stage.name, place.store, place.final(stage))
         for stage in STAGES.values()
     }
     drawn = store.test[: config.evaluation.num_figures]
@@ -217,6 +222,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         for needed in NEEDS[phase]:
             if needed not in due[: due.index(phase)]:
                 place.require(needed, wanted=phase)
+    place.refuse_other_frames()
     if not place.finished("search"):
         search.check_search(config)
     if "data" in due:
@@ -244,6 +250,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
     there = place.load_config()
     place.refuse_other_config(config if there is None else config.model_copy(update={"search": there.search}))
     place.require("stage2", wanted="search")
+    place.refuse_other_frames()
     study = search.open_study(config, place)
     result = search.finished_result(study)
     if result is not None:

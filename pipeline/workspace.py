@@ -16,6 +16,8 @@ from typing import Any
 from jointseg.checkpoint import refuse_other_config, write_atomically
 from jointseg.config import Config
 from jointseg.data.files import is_file_to_read
+from jointseg.data.manifest import read_origin
+from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.stages import Stage
 
@@ -84,9 +86,16 @@ class Workspace:
         return self.out / "crf_settings.json"
 
     def study(self) -> Path:
-        """The folder of that study, once there is a result."""
-        name: str = json.loads(self.crf_settings.read_text(encoding="utf-8"))["study"]
-        return self.search / name
+        """The folder of that study, once there is a result.
+
+        Raises:
+            InputError: the result is missing, or is none of a search.
+        """
+        try:
+            name: str = json.loads(self.crf_settings.read_text(encoding="utf-8"))["study"]
+            return self.search / name
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.crf_settings}: not a search's result ({error!r})") from None
 
     def trials(self) -> Path:
         """One row a trial of that study."""
@@ -158,6 +167,16 @@ class Workspace:
         """Raise InputError unless the phase has finished."""
         if not self.finished(phase):
             raise InputError(f"{self.out}: {wanted} needs {phase}, which has not finished there; finished: {self._list()}")
+
+    def refuse_other_frames(self) -> None:
+        """Raise InputError where the store is another than the one that the views are of: it may be a link, and made again."""
+        if self.finished("data"):
+            then, now = read_origin(self.views).store_digest, Store.open(self.store).digest
+            if then != now:
+                raise InputError(
+                    f"{self.store}: other frames than {self.out} began with (digest {now[:12]}, not {then[:12]}); allowed: "
+                    "the same, or a new --out"
+                )
 
     def _list(self) -> str:
         return ", ".join(self.done()) or "nothing"

@@ -5,6 +5,7 @@ Not here: how one is cut (test_views.py).
 
 from __future__ import annotations
 
+import resource
 from functools import partial
 
 import pytest
@@ -132,3 +133,18 @@ def test_colours_change_where_that_is_asked_for_and_labels_stay(rooms, views, sm
         assert torch.equal(other.image, recoloured.image)
         assert not torch.equal(other.image, one.image)
         assert torch.equal(other.labels, one.labels)
+
+
+class Filling(ViewDataset):
+    """From its second picture on its process may write no more than a thousand bytes into a file, or into shared memory."""
+
+    def __getitem__(self, index):
+        if index:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        return super().__getitem__(index)
+
+
+def test_shared_memory_that_is_full_is_said_and_not_waited_for(rooms, views, small):
+    dataset = Filling(rooms, views, small)
+    with pytest.raises(RuntimeError, match=r"unable to (allocate shared memory|resize file)"):
+        list(batches(dataset, small.stage1, ALONE, first_step=0, loader_workers=1))

@@ -204,6 +204,13 @@ def test_a_description_that_is_none_is_named(folder, description):
     assert str(folder / "checkpoint.json") in refusal(folder)
 
 
+def test_a_folder_where_the_description_should_be_is_named(folder):
+    path = folder / "checkpoint.json"
+    path.unlink()
+    path.mkdir()
+    assert refusal(folder) == f"{path}: cannot be read: Is a directory"
+
+
 def test_a_config_that_this_version_does_not_know_is_named_with_its_file(folder):
     path = folder / "checkpoint.json"
     rewrite(folder, lambda description: description["config"]["crf"].update({"theta_omega": 1.0}))

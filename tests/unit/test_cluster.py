@@ -134,6 +134,11 @@ def test_what_starts_apart_hears_no_signal_to_our_group(init, monkeypatch):
             DeviceMemoryError,
             "CUDA out of memory; lower evaluation.processes_per_gpu, or other work shares it, or it is too small",
         ),
+        (
+            RayTaskError("f", "Traceback", RuntimeError("CUDA error: out of memory\nmore")),
+            DeviceMemoryError,
+            "CUDA error: out of",
+        ),
         (WorkerCrashedError(), LostWorkerError, "lost a process of Ray: "),
     ],
 )

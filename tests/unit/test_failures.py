@@ -77,6 +77,20 @@ def test_a_gpu_without_memory_is_one_line_with_what_to_do():
     assert str(error).startswith("stage1: CUDA out of memory; a smaller batch_size with more accumulate takes the same steps")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_gpu_that_has_no_memory_for_a_library_is_as_one_that_has_none_for_pytorch(text):
+    error = said({0: RuntimeError(text)})
+    assert isinstance(error, DeviceMemoryError)
+    assert str(error).startswith(f"stage1: {text.splitlines()[0]}; a smaller batch_size")
+
+
 @pytest.mark.parametrize("end", ["exited unexpectedly", "is killed by signal: Killed. "])
 def test_a_lost_loader_is_a_loss(end):
     error = said({0: RuntimeError(f"DataLoader worker (pid(s) 4242) {end}")})
@@ -84,9 +98,17 @@ def test_a_lost_loader_is_a_loss(end):
     assert str(error).startswith("stage1: lost a process that cuts views, more than")
 
 
-def test_loaders_without_shared_memory_are_no_loss_but_for_the_user_to_mend():
-    end = "is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory."
-    error = said({0: RuntimeError(f"DataLoader worker (pid 4242) {end}")})
+@pytest.mark.parametrize(
+    "end",
+    [
+        "DataLoader worker (pid 4242) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory.",
+        "Caught RuntimeError in DataLoader worker process 0.\nTraceback\nRuntimeError: unable to allocate shared memory(shm) "
+        "for file </torch_7_1_0>: No space left on device (28)",
+    ],
+)
+def test_loaders_without_shared_memory_are_no_loss_but_for_the_user_to_mend(end):
+    error = said({0: RuntimeError(end)})
     assert isinstance(error, InputError)
     assert str(error).startswith("stage1: the processes that cut views have run out of shared memory (/dev/shm); give")
     assert "training.loader_workers" in str(error)

@@ -148,7 +148,7 @@ def test_the_kept_weights_are_the_running_mean_of_those_in_training(rooms, views
         mean = decay * mean + (1 - decay) * weight
     run, _ = fit(with_overrides(plain, {"stage1.ema": 0.2}), rooms, views)
     assert torch.equal(run.model.network.conv1_1.weight, after[-1])
-    torch.testing.assert_close(run.best_model.network.conv1_1.weight, mean)
+    torch.testing.assert_close(run.kept_model.network.conv1_1.weight, mean)
     assert not torch.allclose(mean, after[-1], atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_an_averaged_run_goes_on_bit_for_bit_and_keeps_the_mean(rooms, views, sm
     assert largest_difference(left_alone, resumed) == 0
     kept = resume(config, STAGES["stage1"], tmp_path / "again" / "4", place=ALONE)
     for run in (resumed, kept):
-        means = left_alone.best_model.state_dict(), run.best_model.state_dict()
+        means = left_alone.kept_model.state_dict(), run.kept_model.state_dict()
         assert all(torch.equal(mean, means[1][name]) for name, mean in means[0].items())
 
 
@@ -182,7 +182,7 @@ def test_the_mean_is_what_is_validated(rooms, views, small):
     config = with_overrides(small, {"stage1.ema": 0.9, "stage1.lr": 1e-2})
     run, rows = fit(config, rooms, views, validation=rooms.train)
     twin = begin(with_overrides(config, {"stage1.ema": 0}), STAGES["stage1"], place=ALONE, start=None)
-    twin.model.load_state_dict(run.best_model.state_dict())
+    twin.model.load_state_dict(run.kept_model.state_dict())
     said = {name: value for name, value in rows[-1].items() if name.startswith("validation/")}
     assert validate(twin, rooms, rooms.train, place=ALONE) == said
     twin.model.load_state_dict(run.model.state_dict())

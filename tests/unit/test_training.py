@@ -9,13 +9,14 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from jointseg.batches import Place
+from jointseg.batches import Batch, Place
 from jointseg.checkpoint import save_final
 from jointseg.metrics import DepthSums, depth_metrics
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.training import TrainingDivergedError, validate
+from jointseg.training import TrainingDivergedError, _loss_of, validate
 from jointseg.units import convert_rate
 from tests.trainings import ALONE, copied, fresh, moved
 
@@ -82,6 +83,20 @@ def test_lambda_of_the_mean_is_that_of_the_sum_over_the_pixels(small, fit):
     ]
     losses = [{name: value for name, value in report.metrics.items() if name.startswith("loss/")} for report in first]
     assert losses[0] == losses[1]
+
+
+def test_the_crfs_logits_are_divided_by_their_temperature_in_the_loss_alone(small, rooms):
+    changes = {"network.dropout": 0, "loss.crf_temperature": 4.0}
+    run = fresh(with_overrides(small, changes), "stage3")
+    labels = torch.zeros(2, 65, 65, dtype=torch.int64)
+    batch = Batch(torch.randn(2, 3, 65, 65), labels, torch.ones(2, 65, 65), None)
+    run.model.eval()
+    with torch.no_grad():
+        output = run.model(batch.image, kernels=run.stage.kernels, num_iterations=run.config.crf_train_iterations)
+        loss = _loss_of(run.model, batch, run, None)
+    expected = cross_entropy(output.logits / 4, labels)
+    assert float(loss.semantic) == pytest.approx(float(expected), rel=1e-5)
+    assert float(expected) != pytest.approx(float(cross_entropy(output.logits, labels)), rel=1e-4)
 
 
 # Which parts a stage trains

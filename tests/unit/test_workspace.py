@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from jointseg.data.manifest import write_manifest
+from jointseg.data.rooms import write_rooms
+from jointseg.data.store import prepare
+from jointseg.data.views import make_views
 from jointseg.errors import InputError
 from jointseg.presets import demo, paper
 from jointseg.settings import with_overrides
@@ -167,6 +171,29 @@ def test_every_phase_has_its_work_and_needs_only_earlier_ones():
 def needed_by(phase):
     """Everything that must have finished, near and far."""
     return set(NEEDS[phase]).union(*(needed_by(needed) for needed in NEEDS[phase]))
+
+
+@pytest.mark.parametrize("text", ['{"settings": {}}', "[]", "{", ""])
+def test_settings_that_no_search_found_name_no_study(place, text):
+    place.out.mkdir()
+    place.crf_settings.write_text(text)
+    assert refusal(place.study).startswith(f"{place.crf_settings}: not a search's result (")
+
+
+def test_a_store_that_was_made_again_of_other_frames_is_refused(place, rooms, tmp_path):
+    place.out.mkdir()
+    place.store.symlink_to(rooms.path)
+    write_manifest(make_views(rooms.train, demo().data), place.views, seeds={}, store_digest=rooms.digest)
+    place.finish("data", seconds=1)
+    place.refuse_other_frames()
+    write_rooms(tmp_path / "others", num_train=1, num_test=1, seed=9)
+    others = prepare(tmp_path / "others", tmp_path / "store")
+    place.store.unlink()
+    place.store.symlink_to(others.path)
+    assert refusal(place.refuse_other_frames) == (
+        f"{place.store}: other frames than {place.out} began with (digest {others.digest[:12]}, not {rooms.digest[:12]}); "
+        "allowed: the same, or a new --out"
+    )
 
 
 def test_two_runs_never_work_in_one_folder(place):
