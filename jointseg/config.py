@@ -116,6 +116,9 @@ class DataConfig(Settings):
     """Depth trained on: `raw` is the sensor's, with holes left out (paper, 4.2)."""
     validation_frames: Count = 100
     """Frames of the train split drawn for validation and for the CRF search (paper, 4.1: 100)."""
+    validation_by: Literal["frame", "scene"] = "frame"
+    """What is drawn: single frames, as in the paper, whose neighbours are trained on; or whole runs of consecutive numbers,
+    which in NYUv2 are one scene after the other, so that none of a scene that is validated on is trained on."""
     validation_seed: Seed = 0
     """Seed of that draw."""
     train_on_validation: bool = False

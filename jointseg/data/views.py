@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ from jointseg.data.frame import FRAME_SIZE, Frame, valid_depth
 from jointseg.labels import VOID
 from jointseg.network.network import CAFFE_MEAN_BGR
 from jointseg.settings import SettingsError
+
+_MOST_DRAWS = 100
 
 MEAN_PIXEL = tuple(round(level) for level in reversed(CAFFE_MEAN_BGR))
 """RGB of the padding, (123, 117, 104): DeepLab's mean, rounded. Those of VGG-16 and of torchvision are within a level of it."""
@@ -107,7 +110,7 @@ def draw_validation(train: Sequence[int], config: DataConfig) -> tuple[int, ...]
     """Frames of the train split drawn for validation, ascending (paper, 4.1: 100 of 795).
 
     Raises:
-        SettingsError: there are not as many, or none would be left to train on.
+        SettingsError: there are not as many, or none would be left to train on, or not so many are in whole scenes.
     """
     num_frames, seed = config.validation_frames, config.validation_seed
     most = len(train) if config.train_on_validation else len(train) - 1
@@ -115,8 +118,29 @@ def draw_validation(train: Sequence[int], config: DataConfig) -> tuple[int, ...]
         raise SettingsError(
             "data.validation_frames", f"{num_frames} is not allowed; allowed: up to {most} of the {len(train)} train frames"
         )
-    drawn = np.random.default_rng(seed).choice(sorted(train), size=num_frames, replace=False)
+    generator = np.random.default_rng(seed)
+    if config.validation_by == "scene":
+        return _draw_runs(sorted(train), num_frames, generator)
+    drawn = generator.choice(sorted(train), size=num_frames, replace=False)
     return tuple(sorted(drawn.tolist()))
+
+
+def _draw_runs(train: Sequence[int], num_frames: int, generator: np.random.Generator) -> tuple[int, ...]:
+    """Whole runs of consecutive numbers, in random order, each that still fits; drawn again where they do not add up."""
+    starts = [place for place, number in enumerate(train) if not place or number != train[place - 1] + 1]
+    runs = [train[start:stop] for start, stop in pairwise([*starts, len(train)])]
+    for _ in range(_MOST_DRAWS):
+        drawn: list[int] = []
+        for place in generator.permutation(len(runs)):
+            if len(drawn) + len(runs[place]) <= num_frames:
+                drawn += runs[place]
+        if len(drawn) == num_frames:
+            return tuple(sorted(drawn))
+    raise SettingsError(
+        "data.validation_by",
+        f"'scene' finds no {num_frames} frames in {len(runs)} whole run(s) of consecutive numbers; allowed here: 'frame', "
+        "or another data.validation_frames",
+    )
 
 
 def subset_digest(numbers: Iterable[int], seed: int, store_digest: str) -> str:

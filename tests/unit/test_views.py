@@ -121,6 +121,18 @@ def test_validation_frames_are_drawn_from_train_by_the_seed() -> None:
     assert drawn == draw_validation(train[::-1], DataConfig()) != draw_validation(train, DataConfig(validation_seed=1))
 
 
+def test_scenes_are_validated_on_whole_or_trained_on() -> None:
+    lengths = (29, 2, 1, 9, 5, 5, 3, 3, 1, 1, 1, 1, 8, 6)
+    train = [number for run, length in enumerate(lengths) for number in range(100 * run, 100 * run + length)]
+    config = DataConfig(validation_frames=40, validation_by="scene")
+    drawn = set(draw_validation(train[::-1], config))
+    assert len(drawn) == 40
+    assert [number for number in drawn if {number - 1, number + 1} & (set(train) - drawn)] == []
+    assert len({draw_validation(train, config.model_copy(update={"validation_seed": seed})) for seed in range(9)}) > 3
+    with pytest.raises(InputError, match=r"data\.validation_by: 'scene' finds no 40 frames in 1 whole run\(s\) of consecutive"):
+        draw_validation(range(1, 60), config)
+
+
 def test_some_frame_must_be_left_to_train_on() -> None:
     assert len(draw_validation((4, 5, 9), DataConfig(validation_frames=2))) == 2
     with pytest.raises(InputError, match=r"data\.validation_frames: 3 is not allowed; allowed: up to 2 of the 3 train frames"):
