@@ -35,7 +35,8 @@ def logits_from_labels(labels: Tensor, num_classes: int, *, confidence: float = 
         raise InputError(f"labels are {tuple(labels.shape)} {labels.dtype}; allowed: (B, H, W), of integers")
     if not (num_classes >= 2 and 0 < confidence < 1):
         raise InputError(f"num_classes is {num_classes}, confidence {confidence}; allowed: at least 2, between 0 and 1")
-    wide, known = labels.long(), labels != ignore_index
+    wide = labels.long()
+    known = wide != ignore_index
     wrong = known & ((wide < 0) | (wide >= num_classes))
     if bool(wrong.any()):
         allowed = f"0..{num_classes - 1}, or ignore_index, {ignore_index}"

@@ -20,6 +20,15 @@ def test_a_label_has_the_confidence_and_the_others_share_the_rest():
     torch.testing.assert_close(q.movedim(1, -1)[~known], torch.full((18, 5), 0.2))
 
 
+def test_labels_of_any_integers_and_any_index_for_none():
+    expected = logits_from_labels(LABELS.where(LABELS != 0, 255), 5)
+    bytes_of = LABELS.byte().where(LABELS != 0, 255)
+    assert torch.equal(logits_from_labels(bytes_of, 5), expected)
+    assert torch.equal(logits_from_labels(LABELS.int().where(LABELS != 0, -1), 5, ignore_index=-1), expected)
+    with pytest.raises(InputError, match=r"as 255; allowed: 0..4, or ignore_index, -1"):
+        logits_from_labels(bytes_of, 5, ignore_index=-1)
+
+
 def test_both_are_pydensecrfs():
     utils = pytest.importorskip("pydensecrf.utils", reason="needs pydensecrf2")
     labels = LABELS.where(LABELS != 3, 255)

@@ -33,9 +33,9 @@ class SymmetricFilter:
     def apply(self, values_BCP: Tensor, /) -> Tensor:
         """N^-1/2 K N^-1/2 v. Values (B, C, P); not recorded by autograd."""
         with torch.no_grad():
-            return self._gaussian.apply(values_BCP * self._factors_B1P).mul_(self._factors_B1P)
+            return self._gaussian.apply(values_BCP * self._factors_B1P) * self._factors_B1P
 
     def apply_transposed(self, values_BCP: Tensor, /) -> Tensor:
         """The transpose of `apply`, by that of the filter within."""
         with torch.no_grad():
-            return self._gaussian.apply_transposed(values_BCP * self._factors_B1P).mul_(self._factors_B1P)
+            return self._gaussian.apply_transposed(values_BCP * self._factors_B1P) * self._factors_B1P
