@@ -21,14 +21,19 @@ settings.register_profile(
 )  # fmt: skip
 settings.load_profile("suite")
 
-TOGETHER = ("tests/integration/", "tests/unit/report/", "tests/unit/tracking/", "tests/unit/test_rooms.py")
-"""Tests of Ray go to one process, one after the other, while the other processes run the rest; so do those that share what
-takes seconds to make."""
+TOGETHER = (
+    *(f"tests/integration/test_{name}.py" for name in ("training_on_ray", "shares", "ui")), "tests/integration/",
+    "tests/unit/report/", "tests/unit/tracking/", "tests/unit/test_rooms.py",
+)  # fmt: skip
+"""Tests of one process, one after the other, while others run the rest: Ray's, and those that share what takes seconds to make.
+The first that fits counts."""
+LAST = TOGETHER[:3]
+"""Ray's tests are most of the time. These wait for a process that has done with the others."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep together what is in TOGETHER, in the order in which it was collected: Ray's first, which take longest."""
+    """Keep together what is in TOGETHER, in the order in which it was collected."""
     from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
 
     class SomeTogether(LoadScopeScheduling):
@@ -37,6 +42,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return SomeTogether(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.nodeid.startswith(LAST))
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def test_apply_is_the_plain_sum_to_the_tolerance(tolerance):
 
 @pytest.mark.parametrize("tile_size", [16, 128])
 def test_tiles_of_any_size_give_the_plain_sum_to_the_tolerance(tile_size):
-    P = 25 * tile_size if tile_size < 64 else H * W
+    P = 15 * tile_size if tile_size < 64 else H * W
     features = Features(values_BPF=wide().values_BPF[:, :P], size=(1, P), valid_BP=wide().valid_BP[:, :P])
     values, matrix = draw(B, 3, P, seed=1), plain_matrix(features)
     block = BlockSparseFilter(features, tile_size=tile_size)
@@ -207,16 +207,16 @@ def test_distances_are_expanded_where_features_are_small_enough():
     assert BlockSparseFilter(features_of(torch.zeros(1, 70, 17)))._tiles.compared_GRT.shape[1] == 17, "too many features"
 
 
-@pytest.mark.parametrize("at_once", [1, 40, 10**6])
-def test_pairs_are_the_same_however_many_boxes_are_compared_at_once(monkeypatch, at_once):
+def test_pairs_are_the_same_however_many_boxes_are_compared_at_once(monkeypatch):
     """Those of two images, each hearing its own tiles alone, and all of them both ways."""
     reach = torch.tensor([6.0, 40.0])[:, None, None]
-    features = features_of(torch.rand(2, 300, 2, generator=torch.Generator().manual_seed(4)) * reach)
+    features = features_of(torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(4)) * reach)
     tiles = sort_into_tiles(features, 16)
     found = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
-    monkeypatch.setattr(tile_pairs, "_MAX_LEVELS_AT_ONCE", at_once)
-    again = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
-    assert [each.tolist() for each in again] == [each.tolist() for each in found]
+    for at_once in (1, 40, 10**6):
+        monkeypatch.setattr(tile_pairs, "_MAX_LEVELS_AT_ONCE", at_once)
+        again = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
+        assert [each.tolist() for each in again] == [each.tolist() for each in found], at_once
     pairs = set(zip(*(each.tolist() for each in found), strict=True))
     num_tiles = len(tiles.pixels_GT) // 2
     assert pairs == {(column, row) for row, column in pairs}
