@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -99,3 +101,26 @@ def test_the_example_job_names_a_preset_options_and_settings_that_exist():
     assert settings == ["network.weights", "training.num_workers", "training.device"]
     assert set(settings) <= set(flatten(PRESETS["paper"]()))
     assert words[words.index("--out") + 1].startswith("/")
+
+
+def test_the_example_job_starts_as_ray_hands_it_to_the_heads_shell(tmp_path):
+    """Ray quotes each word: a `~` of its own would stay one."""
+    lines = [line.removeprefix("#").strip() for line in TEXT.splitlines()]
+    first = next(number for number, line in enumerate(lines) if line.startswith("ray job submit"))
+    last = next(number for number in range(first, len(lines)) if not lines[number].endswith("\\"))
+    words = shlex.split(" ".join(line.removesuffix("\\") for line in lines[first : last + 1]))
+    entrypoint = shlex.join(words[words.index("--") + 1 :])
+    program = tmp_path / "jointseg-venv" / "bin" / "jointseg"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho $#: $1 $2 $3\n")
+    program.chmod(0o755)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(entrypoint, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "13: run --preset modern\n"), done.stderr
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert " ".join(entrypoint.split()) in " ".join(shlex.join(shlex.split(part)) for part in examples(readme))
+
+
+def examples(text):
+    """What `ray job submit` is to run on a page."""
+    return [" ".join(found.replace("\\\n", " ").split()) for found in re.findall(r"-- \\\n(.*?)\n```", text, re.DOTALL)]
