@@ -26,8 +26,7 @@ from pipeline.run_store import run_store
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.sources import bring_in, check_source, list_frames
-from pipeline.tracking import TOP, Tracker
-from pipeline.tracking_store import few_retries
+from pipeline.tracking import TOP, Tracker, few_retries
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 

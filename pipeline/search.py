@@ -33,8 +33,7 @@ from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
 from pipeline.spaces import Space, load_space, start_points
 from pipeline.study import run_study
-from pipeline.tracking import Tracker
-from pipeline.tracking_store import few_retries
+from pipeline.tracking import Tracker, few_retries
 from pipeline.trial import TrialJob
 from pipeline.trial_record import FAILED, FINISHED, STOPPED
 from pipeline.workspace import Workspace

@@ -1,12 +1,16 @@
-"""Everything that goes to MLflow. Used by the driver alone, with explicit run ids.
+"""Everything that goes to MLflow, and the only file that imports it. Used by the driver alone, with explicit run ids.
 
-Not here: opening its store (tracking_store.py), what is worth logging (run.py and the file of each phase).
+Not here: what is worth logging (run.py and the file of each phase).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import math
+import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,17 +19,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlflow import MlflowClient, entities
-from mlflow.exceptions import MlflowException
-from requests import RequestException
-from sqlalchemy.exc import SQLAlchemyError
-
 from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import without_password
-from pipeline.tracking_store import experiment_of, experiment_with, few_retries, first_line
+from pipeline.run_store import VARIABLE, run_store, without_password
+
+# mlflow and alembic announce every table they create; set before the import, which configures them.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+from mlflow import MlflowClient, entities
+from mlflow.exceptions import MlflowException
+from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 KEY_TAG = "jointseg.key"
 TOP = "pipeline"
@@ -39,8 +45,45 @@ COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
 TRIAL_RECORD = "trial.json"
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
+
+
+@contextmanager
+def few_retries() -> Iterator[None]:
+    """MLflow's client asks a server that does not answer for four minutes; in the block for seconds."""
+    given = RETRIES in os.environ
+    os.environ.setdefault(RETRIES, "2")
+    try:
+        yield
+    finally:
+        if not given:
+            os.environ.pop(RETRIES, None)  # a thread that follows a log may have been here meanwhile
+
+
+def _create_store(uri: str) -> None:
+    """Make the SQLite file where it is not there, by one rename: MLflow cannot open one that was killed while being made.
+
+    Of several processes that find none, one makes it and the others wait.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    partial, lock = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "lock"))
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not path.exists():
+            partial.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+            partial.replace(path)
+        lock.unlink(missing_ok=True)  # nobody who comes later asks for it
+
+
+def _first_line(error: Exception) -> str:
+    """MLflow's messages name the store, with the password that its address may have."""
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    return without_password(next(lines, type(error).__name__))
 
 
 @dataclass(frozen=True)
@@ -58,16 +101,24 @@ class Tracker:
         Raises:
             InputError: the store cannot be reached.
         """
-        return cls(*experiment_of(out))
-
-    @classmethod
-    def of_run(cls, run_id: str, out: Path | None) -> Tracker:
-        """The experiment that a run is in, in the store that `MLFLOW_TRACKING_URI` or else the folder `out` names.
-
-        Raises:
-            InputError: neither is given, or there is no such run.
-        """
-        return cls(*experiment_with(run_id, out))
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of errors it raises too
+        store = run_store(out)
+        try:
+            _create_store(store.uri)
+            client = MlflowClient(tracking_uri=store.uri)
+            with few_retries():
+                experiment = client.get_experiment_by_name(store.experiment)
+            store.remember()
+            if experiment is None:
+                return cls(client, store.uri, client.create_experiment(store.experiment, artifact_location=store.artifacts))
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            raise InputError(f"{store} cannot be used: {_first_line(error)}") from None
+        if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
+            at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
+            again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
+        return cls(client, store.uri, experiment.experiment_id)
 
     @contextmanager
     def run(self, name: str, *, parent: str | None = None, key: str | None = None) -> Iterator[str]:
@@ -101,7 +152,7 @@ class Tracker:
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                 raise
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
-            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {first_line(error)}"
+            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {_first_line(error)}"
             raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     @contextmanager
@@ -110,7 +161,7 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            problem = f"{name} cannot be kept with its run: {first_line(error)}"
+            problem = f"{name} cannot be kept with its run: {_first_line(error)}"
             raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     def top_run(self, name: str) -> str:
@@ -238,6 +289,32 @@ class Tracker:
         dataset = entities.Dataset(name=name, digest=digest[:36], source_type="local", source=source)
         tag = entities.InputTag(key="mlflow.data.context", value=context)
         self.client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset=dataset, tags=[tag])])
+
+    @classmethod
+    def of_run(cls, run_id: str, out: Path | None) -> Tracker:
+        """The experiment that a run is in, in the store that `MLFLOW_TRACKING_URI` or else the folder `out` names.
+
+        Raises:
+            InputError: neither is given, or there is no such run.
+        """
+        uri = os.environ.get(VARIABLE) or None
+        if uri is None and out is None:
+            raise InputError(f"mlflow:{run_id}: in which store? Set {VARIABLE}, or give the run's folder as --out")
+        if uri is None and out is not None:
+            store = run_store(out.resolve())
+            if store.is_own and not (out / "mlflow.db").is_file():
+                raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
+            uri = store.uri
+        file = Path(str(uri).removeprefix("sqlite:///"))
+        if str(uri).startswith("sqlite:") and not file.is_file():  # MLflow would make it
+            raise InputError(f"mlflow:{run_id}: {file}: not found; there is no MLflow store")
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            with few_retries():
+                experiment: str = client.get_run(run_id).info.experiment_id
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            raise InputError(f"mlflow:{run_id}: {_first_line(error)}") from None
+        return cls(client, client.tracking_uri, experiment)
 
     def read_json(self, run_id: str, name: str) -> Any:
         """What a JSON artifact of a run holds; None where it has none of this name."""

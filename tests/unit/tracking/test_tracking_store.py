@@ -16,8 +16,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from jointseg.errors import InputError
 from pipeline.run_store import without_password
-from pipeline.tracking import DISK_ERRORS, Tracker
-from pipeline.tracking_store import RETRIES
+from pipeline.tracking import DISK_ERRORS, RETRIES, Tracker
 from tests.mlflow_runs import status
 
 
