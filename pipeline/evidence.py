@@ -20,7 +20,8 @@ from jointseg.data.store import Store, is_store, prepare
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.tracking import TRIAL_RECORD, Tracker
+from pipeline.tracked_trials import TRIAL_RECORD
+from pipeline.tracking import Tracker
 from pipeline.workspace import Workspace
 
 SCHEME = "mlflow:"

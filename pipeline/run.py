@@ -22,11 +22,11 @@ from pipeline.cluster import connected, require_resources, required, result_of
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
-from pipeline.run_store import run_store
+from pipeline.run_store import few_retries, run_store
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.sources import bring_in, check_source, list_frames
-from pipeline.tracking import TOP, Tracker, few_retries
+from pipeline.tracking import TOP, Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 

@@ -10,6 +10,8 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,20 @@ from pipeline.workspace import Workspace
 VARIABLE = "MLFLOW_TRACKING_URI"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in what `ray job submit` runs."""
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")
+
+
+@contextmanager
+def few_retries() -> Iterator[None]:
+    """MLflow's client asks a server that does not answer for four minutes; in the block for seconds."""
+    given = RETRIES in os.environ
+    os.environ.setdefault(RETRIES, "2")
+    try:
+        yield
+    finally:
+        if not given:
+            os.environ.pop(RETRIES, None)  # a thread that follows a log may have been here meanwhile
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ from pipeline.cluster import require_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, PAPERS, plainly
+from pipeline.run_store import few_retries
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
 from pipeline.spaces import Space, load_space, start_points
 from pipeline.study import run_study
-from pipeline.tracking import Tracker, few_retries
+from pipeline.tracked_trials import log_trial
+from pipeline.tracking import Tracker
 from pipeline.trial import TrialJob
 from pipeline.trial_record import FAILED, FINISHED, STOPPED
 from pipeline.workspace import Workspace
@@ -199,7 +201,7 @@ def _run_trials(
             if line["state"] == FINISHED:
                 record = search_result.trial_record(line, study.config, study.folder, identity=study.identity)
             with few_retries():  # it is told again
-                tracker.log_trial(run, line, record=record)
+                log_trial(tracker, run, line, record=record)
 
         return run_study(job, asker, tell=tell, verbose=verbose)
 

@@ -1,6 +1,6 @@
 """Everything that goes to MLflow, and the only file that imports it. Used by the driver alone, with explicit run ids.
 
-Not here: what is worth logging (run.py and the file of each phase).
+Not here: trials (tracked_trials.py), what is worth logging (run.py and the file of each phase).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import VARIABLE, run_store, without_password
+from pipeline.run_store import VARIABLE, few_retries, run_store, without_password
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -38,28 +38,12 @@ TOP = "pipeline"
 """Key of the run that all others are under."""
 SCORE = "score/"
 """How keys of scores begin."""
-TOLD_TAG = "jointseg.told"
-"""Of a trial of which all is there."""
 PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
-TRIAL_RECORD = "trial.json"
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
-
-
-@contextmanager
-def few_retries() -> Iterator[None]:
-    """MLflow's client asks a server that does not answer for four minutes; in the block for seconds."""
-    given = RETRIES in os.environ
-    os.environ.setdefault(RETRIES, "2")
-    try:
-        yield
-    finally:
-        if not given:
-            os.environ.pop(RETRIES, None)  # a thread that follows a log may have been here meanwhile
 
 
 def _create_store(uri: str) -> None:
@@ -130,21 +114,21 @@ class Tracker:
             InputError: the store could not be used, or its disk was full.
         """
         key = key or name
-        with self._troubles_named():
+        with self.troubles_named():
             run_id = self._gone_on_with(key, parent) or self._create(name, key, parent)
             self.client.update_run(run_id, status="RUNNING")
         try:
-            with self._troubles_named():
+            with self.troubles_named():
                 yield run_id
         except BaseException as error:
             with suppress(MlflowException, SQLAlchemyError, OSError), few_retries():  # what happened says more than this would
                 self.client.set_terminated(run_id, status="KILLED" if is_interruption(error) else "FAILED")
             raise
-        with self._troubles_named():
+        with self.troubles_named():
             self.client.set_terminated(run_id, status="FINISHED")
 
     @contextmanager
-    def _troubles_named(self) -> Iterator[None]:
+    def troubles_named(self) -> Iterator[None]:
         """A store that does not answer, refuses or is full comes out as an InputError; a value that it won't take as it is."""
         try:
             yield
@@ -170,24 +154,25 @@ class Tracker:
         Raises:
             InputError: the store could not be used.
         """
-        with self._troubles_named():
+        with self.troubles_named():
             return self._gone_on_with(TOP, None) or self._create(name, TOP, None)
 
     def end_abandoned(self) -> None:
         """Mark runs KILLED that a killed process left RUNNING, for whoever has the folder to itself. Scores lock themselves."""
-        with self._troubles_named():
+        with self.troubles_named():
             for run in self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
                 if not run.data.tags.get(KEY_TAG, "").startswith(SCORE):
                     self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def close(self, key: str) -> None:
         """Mark the run with this key FINISHED, if it is there and is not."""
-        with self._troubles_named():
-            run_id = self._find(key, None)
+        with self.troubles_named():
+            run_id = self.find(key, None)
             if run_id and self.client.get_run(run_id).info.status != "FINISHED":
                 self.client.set_terminated(run_id, status="FINISHED")
 
-    def _find(self, key: str, parent: str | None) -> str | None:
+    def find(self, key: str, parent: str | None) -> str | None:
+        """The id of the run with this key, under `parent` where it is given; None where there is none."""
         # MLflow cannot filter on a missing tag, so the top run is told apart by a key of its own.
         of_parent = f" and tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
         wanted = f"tags.`{KEY_TAG}` = '{key}'{of_parent}"
@@ -196,7 +181,7 @@ class Tracker:
 
     def _gone_on_with(self, key: str, parent: str | None) -> str | None:
         """A run that is there, with this process's commit among its own."""
-        run_id = self._find(key, parent)
+        run_id = self.find(key, parent)
         now = own_commit() or "not known"
         if run_id is not None:
             tags = self.client.get_run(run_id).data.tags
@@ -332,38 +317,9 @@ class Tracker:
 
     def download(self, key: str, name: str, folder: Path) -> None:
         """Copy a folder of artifacts of the run with this key to `folder`; nothing where there is none."""
-        run_id = self._find(key, None)
+        run_id = self.find(key, None)
         if run_id is None or not self.client.list_artifacts(run_id, name):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent) as partial:
             Path(self.client.download_artifacts(run_id, name, partial)).rename(folder)
-
-    def log_trial(self, run_id: str, line: Mapping[str, Any], *, record: Mapping[str, Any] | None) -> None:
-        """A child run of a trial, told apart by its number; one that has been told whole is left alone.
-
-        Args:
-            run_id: the search's.
-            line: the trial's, as the study logs it.
-            record: kept with it as trial.json.
-        """
-        name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == "failed" else "FINISHED"
-        there = self._find(name, run_id)
-        if there is not None and TOLD_TAG in self.client.get_run(there).data.tags:
-            return
-        with self.run(name, parent=run_id) as child:
-            self.log_params(child, line["point"])
-            known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
-            known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
-            self.log_result(child, {metric: value for metric, value in known.items() if value is not None})
-            if record is not None:
-                self.log_text(child, json.dumps(record, indent=2), TRIAL_RECORD)
-            if line.get("commit"):  # it may have ended before an interruption, under another
-                self.client.set_tag(child, COMMIT_TAG, line["commit"])
-            if line["state"] == "stopped":
-                self.client.set_tag(child, "stopped", f"early, after {len(line['fold_scores'])} folds")
-            if line["error"]:
-                self.tag(child, {"error": line["error"]})
-        with self._troubles_named():
-            self.client.set_terminated(child, status=status)
-            self.client.set_tag(child, TOLD_TAG, "whole")  # a run that could not be told has failed too

@@ -21,6 +21,7 @@ from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
 from pipeline.provenance import own_commit
 from pipeline.reproduce import compare_rows, compare_trials
 from pipeline.terminal import Terminal
+from pipeline.tracked_trials import log_trial
 from pipeline.tracking import Tracker
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
@@ -331,11 +332,11 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
                 "fold_scores": None,
                 "error": None,
             }
-            tracker.log_trial(search, {**line, "point": {}}, record=RECORD)
+            log_trial(tracker, search, {**line, "point": {}}, record=RECORD)
             stopped = {"trial": 4, "state": "stopped", "mean_iou": None, "partial_mean_iou": 0.1, "fold_scores": [0.1]}
-            tracker.log_trial(search, {**line, **stopped, "point": {}}, record=None)
-            tracker.log_trial(
-                search, {**line, "trial": 5, "state": "failed", "error": "its score is nan", "point": {}}, record=None
+            log_trial(tracker, search, {**line, **stopped, "point": {}}, record=None)
+            log_trial(
+                tracker, search, {**line, "trial": 5, "state": "failed", "error": "its score is nan", "point": {}}, record=None
             )
     runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
     trial = runs["trial-0003"]

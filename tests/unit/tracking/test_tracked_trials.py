@@ -7,7 +7,8 @@ from mlflow.exceptions import MlflowException
 
 from jointseg.errors import InputError
 from pipeline.provenance import own_commit
-from pipeline.tracking import KEY_TAG, PARENT_TAG, TOLD_TAG, TRIAL_RECORD, Tracker
+from pipeline.tracked_trials import TOLD_TAG, TRIAL_RECORD, log_trial
+from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
 from tests.mlflow_runs import all_runs, history
 
 
@@ -30,7 +31,7 @@ TRIALS = [line(0, 0.25, 3.0), line(1, 0.5, 4.5), line(2, None, 6.0)]
 
 def log(tracker, parent, trials):
     for own in trials:
-        tracker.log_trial(parent, own, record={"score": own["mean_iou"]} if own["mean_iou"] else None)
+        log_trial(tracker, parent, own, record={"score": own["mean_iou"]} if own["mean_iou"] else None)
 
 
 def trials_of(tracker, parent):

@@ -15,7 +15,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
-from pipeline.tracking import PARENT_TAG, RETRIES, Tracker
+from pipeline.run_store import RETRIES
+from pipeline.tracking import PARENT_TAG, Tracker
 from tests.mlflow_runs import all_runs, history, status
 
 # Runs

@@ -15,8 +15,8 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 
 from jointseg.errors import InputError
-from pipeline.run_store import without_password
-from pipeline.tracking import DISK_ERRORS, RETRIES, Tracker
+from pipeline.run_store import RETRIES, without_password
+from pipeline.tracking import DISK_ERRORS, Tracker
 from tests.mlflow_runs import status
 
 

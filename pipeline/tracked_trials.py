@@ -1,0 +1,45 @@
+"""A study's trials in MLflow: a run each, however often it is told. Not here: other runs (tracking.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.provenance import COMMIT_TAG
+from pipeline.tracking import Tracker
+
+TOLD_TAG = "jointseg.told"
+"""Of a trial of which all is there."""
+TRIAL_RECORD = "trial.json"
+
+
+def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record: Mapping[str, Any] | None) -> None:
+    """A child run of a trial, told apart by its number; one that has been told whole is left alone.
+
+    Args:
+        tracker: where to.
+        run_id: the search's.
+        line: the trial's, as the study logs it.
+        record: kept with it as trial.json.
+    """
+    name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == "failed" else "FINISHED"
+    there = tracker.find(name, run_id)
+    if there is not None and TOLD_TAG in tracker.client.get_run(there).data.tags:
+        return
+    with tracker.run(name, parent=run_id) as child:
+        tracker.log_params(child, line["point"])
+        known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
+        known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
+        tracker.log_result(child, {metric: value for metric, value in known.items() if value is not None})
+        if record is not None:
+            tracker.log_text(child, json.dumps(record, indent=2), TRIAL_RECORD)
+        if line.get("commit"):  # it may have ended before an interruption, under another
+            tracker.client.set_tag(child, COMMIT_TAG, line["commit"])
+        if line["state"] == "stopped":
+            tracker.client.set_tag(child, "stopped", f"early, after {len(line['fold_scores'])} folds")
+        if line["error"]:
+            tracker.tag(child, {"error": line["error"]})
+    with tracker.troubles_named():
+        tracker.client.set_terminated(child, status=status)
+        tracker.client.set_tag(child, TOLD_TAG, "whole")  # a run that could not be told has failed too
