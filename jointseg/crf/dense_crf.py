@@ -116,8 +116,8 @@ class DenseCRF(nn.Module):
         Args:
             logits: (B, C, H, W), float32 or float64 as the module's parameters; higher is likelier.
             image: (B, 3, H, W), RGB in 0..255; uint8, or the dtype of the logits.
-            depth: (B, H, W), metres, the dtype of the logits; None leaves out kernels that compare it alone. Where it is 0 a
-                pixel has no depth: it sends and receives no message of kernels that compare it.
+            depth: (B, H, W), metres, the dtype of the logits; None leaves out kernels that compare it alone, unless there is no
+                other. Where it is 0 a pixel has no depth: it sends and receives no message of kernels that compare it.
             guides: what kernels of your own compare, by name: (B, channels, H, W), the dtype of the logits.
             mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits, which may be
                 anything: padding.

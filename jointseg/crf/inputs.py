@@ -57,7 +57,7 @@ class Guides:
         """Those kernels that have all they compare; without depth, those that need it alone are left out.
 
         Raises:
-            InputError: a guide is missing for another kernel, or no kernel compares one that was given.
+            InputError: a guide is missing for another kernel, no kernel compares one that was given, or none is left.
         """
         unused = self.channels.keys() - {"image", "depth"} - {name for kernel in kernels for name in kernel.guides}
         if unused:

@@ -28,7 +28,7 @@ class Kernel:
     """Bandwidth of the position, pixels."""
     guides: Mapping[str, float] = field(default_factory=dict)
     """What is compared beside the position, and its bandwidth in its own unit: `image` (RGB levels 0..255), `depth` (metres),
-    or any name that `DenseCRF` is given as one of `guides`."""
+    or any other name but `mask` and `position` that `DenseCRF` is given as one of `guides`."""
 
     @property
     def bandwidths(self) -> tuple[float, ...]:
