@@ -3,7 +3,7 @@
 Not here: what is learned (docs/results.md), the CRF alone (crf.py).
 
     python benchmarks/training.py [--parts loader ray tuned paper memory] [--preset NAME] [--set PATH=VALUE]...
-                                  [--store DIR] [--steps 30] [--windows 3] [--json FILE]
+                                  [--store DIR] [--steps 30] [--windows 3] [--turns 3] [--json FILE]
 
 - loader: images a second that the loader cuts, beside those that stage 2 trains on.
 - ray:    stage 1 inside a Ray Train worker and in plain torch, by turns; needs the `pipeline` extra.
@@ -193,7 +193,7 @@ def measure(part: str, config: Config, store: Store, args: argparse.Namespace) -
                         "plain torch": lambda: plain(config, "stage1", store, args),
                     },
                     "ray",
-                    turns=3,
+                    turns=args.turns,
                 )
         case "tuned":
             naive = with_overrides(config, NAIVE)
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="how often Ray and plain torch take turns")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     changes = {"data.cache_features": False, **dict(parse_override(text) for text in args.overrides)}

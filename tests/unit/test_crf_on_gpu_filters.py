@@ -20,6 +20,7 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="the block-sparse filter needs the triton package")
 H, W, C = 12, 14, 3
 FORMS = pytest.mark.parametrize("form", ["crfrnn", "hadamard"])
+NORMALIZATIONS = pytest.mark.parametrize("normalization", ["after", "symmetric"])
 
 
 def scene() -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,11 +53,14 @@ def learned(form: str, filter, **options) -> DenseCRF:
     return crf.to(DEVICE)
 
 
+@NORMALIZATIONS
 @FORMS
-def test_q_is_near_the_exact_one(form):
+def test_q_is_near_the_exact_one(form, normalization):
     logits, guides = scene()
     with torch.no_grad():
-        q, exact = (learned(form, filter)(logits, **guides).softmax(1) for filter in (on_gpu, "exact"))
+        q, exact = (
+            learned(form, filter, normalization=normalization)(logits, **guides).softmax(1) for filter in (on_gpu, "exact")
+        )
     assert (q - exact).abs().max() <= 5e-3
     torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]))
 
@@ -98,13 +102,14 @@ def test_any_size_class_count_and_bandwidth_gives_finite_logits(size, classes, b
     assert out.isfinite().all()
 
 
+@NORMALIZATIONS
 @FORMS
-def test_gradients_are_near_the_exact_ones(form):
+def test_gradients_are_near_the_exact_ones(form, normalization):
     logits, guides = scene()
     target = torch.randint(0, C, (2, H, W), generator=torch.Generator().manual_seed(2)).to(DEVICE)
     grads = []
     for filter in (on_gpu, "exact"):
-        crf, given = learned(form, filter), logits.clone().requires_grad_()
+        crf, given = learned(form, filter, normalization=normalization), logits.clone().requires_grad_()
         torch.nn.functional.cross_entropy(crf(given, **guides), target).backward()
         grads.append([given.grad, *(parameter.grad for parameter in crf.parameters())])
     for one, exact in zip(*grads, strict=True):
