@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
+from jointseg.crf_figure import learned_matrices
 from jointseg.data.frame import Frame
 from jointseg.evaluation import Prediction
 from jointseg.figures import (
@@ -151,6 +154,22 @@ def test_figure_3_shows_the_crf_before_the_network_alone() -> None:
     shown = [axes.images[0].get_array() for axes in panels(figure)]
     np.testing.assert_array_equal(shown[2], colourise(PREDICTIONS[7].labels))
     np.testing.assert_array_equal(shown[3], colourise(without[7].labels))
+
+
+@pytest.mark.parametrize("start", [0.0, 6.75])
+def test_figure_4_shows_what_was_learned_beside_one_value_everywhere(start: float) -> None:
+    """Off the diagonal `crfrnn` begins at 0, `hadamard` at the weight."""
+    learned = torch.linspace(-0.01, 0.03, 9).reshape(3, 3).fill_diagonal_(7 - start) + start
+    parameters: dict[str, Tensor] = {"compatibility": learned.T, "weights.appearance": learned}
+    panels = [axes for axes in learned_matrices(parameters, ("a", "b", "c")).axes if axes.get_title()]
+    assert [axes.get_title().split(";")[0] for axes in panels] == ["compatibility μ", "w⁽¹⁾, appearance"]
+    (image,) = panels[1].get_images()
+    np.testing.assert_allclose(image.get_array(), learned)
+    white = start and float(learned[~torch.eye(3, dtype=torch.bool)].median())
+    assert sum(image.get_clim()) / 2 == pytest.approx(white, abs=6e-3)
+    off = learned[~torch.eye(3, dtype=torch.bool)]
+    assert image.get_clim()[1] - image.get_clim()[0] <= 2 * float(off.max() - off.min()) + 0.03
+    assert ("white: 6.76" in panels[1].get_title()) == bool(start)
 
 
 def test_names_on_a_class_map_lie_inside_it_on_their_own_class() -> None:

@@ -52,7 +52,7 @@ def test_a_frame_is_predicted_as_in_evaluation(final_of, rooms, name, resize):
 
 def test_views_are_the_runs_unless_one_is_asked_for(final_of, rooms, tmp_path, capsys):
     views = {"evaluation.mirror": True, "evaluation.scales": [1, 1.5]}
-    final, model, config = final_of("stage3", **views)
+    final, model, config = final_of("stage3", **views, **{"training.device": "cpu"})
     frame, stage = rooms.frame(1), STAGES["stage3"]
     Image.fromarray(frame.image).save(tmp_path / "hall.png")
     plain = with_overrides(config, {"evaluation.mirror": False, "evaluation.scales": [1]})
