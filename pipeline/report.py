@@ -21,6 +21,7 @@ from rich.console import RenderableType
 from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
 from jointseg.crf_figure import learned_matrices
+from jointseg.curves_figure import training_curves
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
@@ -32,6 +33,7 @@ from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
 from pipeline.evaluate import Evaluated
+from pipeline.log_lines import read_lines
 from pipeline.provenance import provenance
 from pipeline.report_confusions import named_confusions
 from pipeline.report_search import FIGURES
@@ -240,6 +242,10 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
                 f"{ROW_NAMES[WITH_CRF]} on the test frames whose pixels it labels best ({said['best']} % rightly) and worst "
                 f"({said['worst']} %), the worst last."
             )
+        reports = {name: read_lines(place.log(stage)) for name, stage in STAGES.items()}
+        if any(reports.values()):
+            save_png(training_curves(reports, title="Training, stage after stage"), folder / "training.png")
+            captions["training.png"] = "Losses and validation scores of the stages; both stages 3 begin where stage 2 ended."
         weights, _ = load_final(place.final(STAGES["stage3"]))
         matrices = {name.removeprefix("crf."): tensor for name, tensor in weights.items() if name.startswith("crf.")}
         save_png(learned_matrices(matrices, CLASS_NAMES, title="What the CRF has learned"), folder / "crf_weights.png")

@@ -31,6 +31,7 @@ from jointseg.resuming import Run, begin, resume
 from jointseg.stages import TRAININGS
 from jointseg.training import Report, train
 from pipeline.log_lines import append_line
+from pipeline.workspace import STAGE_LOG
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TrainJob:
     @property
     def log(self) -> Path:
         """One line a report."""
-        return self.folder / "log.jsonl"
+        return self.folder / STAGE_LOG
 
     @property
     def notes(self) -> Path:

@@ -21,6 +21,7 @@ from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.stages import Stage
 
+STAGE_LOG = "log.jsonl"
 PIPELINE = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
 """The phases of `run`, in order."""
 PHASES = (*PIPELINE, "one_stage")
@@ -66,6 +67,10 @@ class Workspace:
     def stage(self, stage: Stage) -> Path:
         """A stage's checkpoints and log."""
         return self.out / stage.name
+
+    def log(self, stage: Stage) -> Path:
+        """What the stage has reported, a line each."""
+        return self.stage(stage) / STAGE_LOG
 
     def final(self, stage: Stage) -> Path:
         """A finished stage's weights."""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from jointseg.crf_figure import learned_matrices
+from jointseg.curves_figure import training_curves
 from jointseg.data.frame import Frame
 from jointseg.evaluation import Prediction
 from jointseg.figures import (
@@ -170,6 +171,21 @@ def test_figure_4_shows_what_was_learned_beside_one_value_everywhere(start: floa
     off = learned[~torch.eye(3, dtype=torch.bool)]
     assert image.get_clim()[1] - image.get_clim()[0] <= 2 * float(off.max() - off.min()) + 0.03
     assert ("white: 6.76" in panels[1].get_title()) == bool(start)
+
+
+def test_curves_lie_one_after_the_other_and_both_stages_3_over_each_other() -> None:
+    losses = {"stage1": (2.0, 1.5), "stage2": (1.0,), "stage3_sem_crf": (0.9,), "stage3": (0.8, 0.7)}
+    reports = {
+        stage: [{"step": 10.0 * (place + 1), "loss/semantic": loss, "lr/heads": 1.0} for place, loss in enumerate(own)]
+        for stage, own in losses.items()
+    }
+    reports["stage1"].append({"step": 10.0, "loss/semantic": 7.0, "lr/heads": 1.0})  # the run was resumed
+    reports["stage2"][-1] |= {"loss/depth": 0.3, "validation/mean_iou": 0.25}
+    semantic, depth, mean_iou = training_curves(reports).axes
+    lines = [np.asarray(line.get_xydata()).tolist() for line in semantic.get_lines()]
+    assert lines == [[[10, 2.0], [20, 1.5]], [[30, 1.0]], [[40, 0.9]], [[40, 0.8], [50, 0.7]]]
+    assert [np.asarray(axes.get_lines()[0].get_xydata()).tolist() for axes in (depth, mean_iou)] == [[[30, 0.3]], [[30, 0.25]]]
+    assert len({line.get_color() for line in semantic.get_lines()}) == 4
 
 
 def test_names_on_a_class_map_lie_inside_it_on_their_own_class() -> None:

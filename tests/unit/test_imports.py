@@ -45,7 +45,7 @@ def test_pyarrow_is_for_the_manifest_alone():
 
 
 def test_matplotlib_is_for_the_figures_alone():
-    drawings = {"jointseg/figures.py", "jointseg/crf_figure.py", "jointseg/search_figures.py"}
+    drawings = {f"jointseg/{name}.py" for name in ("figures", "crf_figure", "curves_figure", "search_figures")}
     assert files_that_import("matplotlib", "jointseg") == drawings
 
 
