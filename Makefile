@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on synthetic rooms.  make nyu: on NYU's own file.  make test: lint, types, all tests.
+# make demo: the whole pipeline on synthetic rooms.  make nyu: on NYU's own file.  make test: lint, types, tests.
+# make slow: the tests that take longest, which make test leaves out.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 PRESET ?= small
 OUT ?= runs/nyu-$(PRESET)
 
-.PHONY: demo nyu test lint types unit integration clean
+.PHONY: demo nyu test slow lint types unit integration clean
 
 demo: $(READY)
 	$(BIN)/jointseg run --preset demo --out runs/demo
@@ -21,7 +22,10 @@ nyu: $(READY)
 	$(BIN)/jointseg run --preset $(PRESET) --data $(DATA) --out $(OUT) --set network.weights=$(abspath $(WEIGHTS))
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
+slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

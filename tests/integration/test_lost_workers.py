@@ -47,6 +47,8 @@ CONFIG = with_overrides(demo(), {
     "training.num_workers": 3, "training.cpus_per_worker": 1, "training.log_every": 1, "training.checkpoint_every": 4,
 })  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Story:

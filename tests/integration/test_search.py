@@ -136,6 +136,7 @@ def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
     assert set(states) == {"finished", "stopped"}
 
 
+@pytest.mark.slow
 def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_trained(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def _train(
     return weights, lines
 
 
+@pytest.mark.slow
 def test_two_ranks_of_two_passes_equal_one_rank_with_four_times_the_batch(ray: None, store: Store, tmp_path: Path) -> None:
     one, told_one = _train(_config(stage1__batch_size=4), store, tmp_path / "one")
     shared_out = _config(stage1__batch_size=1, stage1__accumulate=2, training__num_workers=2)

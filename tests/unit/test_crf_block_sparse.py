@@ -86,6 +86,7 @@ def test_apply_is_the_plain_sum_to_the_tolerance(tolerance):
     assert (error[~wide().valid_BP[:, None].expand_as(error)] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_size", [16, 128])
 def test_tiles_of_any_size_give_the_plain_sum_to_the_tolerance(tile_size):
     P = 15 * tile_size if tile_size < 64 else H * W

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jointseg
 from jointseg.crf.cpu.compiled import KeptCode
 
@@ -30,6 +32,7 @@ def start(cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_agree_and_later_ones_compile_nothing(tmp_path):
     both = [start(tmp_path), start(tmp_path)]
     first, second = (process.communicate()[0].split() for process in both)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels
 @pytest.mark.parametrize(
     ("capability", "shared", "matrix"),
     [
-        pytest.param(80, 163 * 1024, "mma.sync.aligned.m16n8k", id="A100"),
+        pytest.param(80, 163 * 1024, "mma.sync.aligned.m16n8k", id="A100", marks=pytest.mark.slow),
         pytest.param(90, 227 * 1024, "wgmma.mma_async.sync.aligned", id="H100"),
     ],
 )

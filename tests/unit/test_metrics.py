@@ -223,6 +223,7 @@ def test_the_floor_of_segmentation_is_to_call_everything_wall(nyu):
     assert total.mean_iou() == pytest.approx(0.00639, abs=5e-6)
 
 
+@pytest.mark.slow
 def test_the_floors_of_depth_and_the_ceiling_of_its_bins(nyu):
     train, test, read_depth, _ = nyu
     metres = ((np.arange(256) + 0.5) / 25.5).astype(np.float32)

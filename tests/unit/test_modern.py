@@ -296,6 +296,7 @@ def test_a_network_is_compiled_where_that_is_asked_for(small):
         assert (run.model.network._compiled_call_impl is not None) == asked
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
     reason="torch.compile needs g++ and Python's headers on CPUs",
