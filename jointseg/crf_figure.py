@@ -27,8 +27,9 @@ def learned_matrices(parameters: Mapping[str, Tensor], class_names: Sequence[str
 
     Red is above 0, blue below. The two halves of a matrix are worlds apart in size: its diagonal keeps about what it began
     with, the rest begins at 0. So each scale ends at the largest value off the diagonal, and the diagonal is drawn at the end
-    of it; its mean stands above. Where what lies off the diagonal is all of one sign, as in the pairwise form `hadamard`, which
-    begins with one value everywhere, colours are of what lies above and below its median, which then stands above too.
+    of it; its mean stands above. Where what lies off the diagonal is farther from 0 than from each other, as in the
+    pairwise form `hadamard`, which begins with one value everywhere, colours are of what lies above and below its median, which
+    then stands above too.
 
     Args:
         parameters: of a `DenseCRF`, by name, (C, C) each; such as its `state_dict()`.
@@ -41,9 +42,9 @@ def learned_matrices(parameters: Mapping[str, Tensor], class_names: Sequence[str
         values = parameters[name].detach().double().cpu().numpy()
         assert values.shape == (len(class_names), len(class_names))
         off_diagonal = values[~np.eye(len(values), dtype=bool)]
-        one_sign = off_diagonal.min(initial=np.inf) * off_diagonal.max(initial=-np.inf) > 0
-        centre = float(np.median(off_diagonal)) if one_sign else 0.0
-        means = f"mean of the diagonal {values.diagonal().mean():.3g}" + (f", white: {centre:.4g}" if one_sign else "")
+        far = off_diagonal.size > 0 and abs(np.median(off_diagonal)) > np.ptp(off_diagonal)
+        centre = float(np.median(off_diagonal)) if far else 0.0
+        means = f"mean of the diagonal {values.diagonal().mean():.3g}" + (f", white: {centre:.4g}" if far else "")
         limit = float(np.abs(off_diagonal - centre).max(initial=0)) or 1.0
         drawn = axes.imshow(values, cmap="RdBu_r", vmin=centre - limit, vmax=centre + limit, interpolation="nearest")
         axes.set_title(f"{caption}; {means}", fontsize=10)

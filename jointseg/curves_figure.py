@@ -21,7 +21,9 @@ PANELS = {
     "validation/rmse": "RMSE of depth, validation, m",
 }
 """What is drawn, by its name in a stage's log."""
-COLOURS = {"stage1": "#2b6cb0", "stage2": "#c0392b", "stage3_sem_crf": "#b7791f", "stage3": "#2f855a"}
+LEAST_SPAN = 0.05
+"""Of a panel's heights, beside the values: so that noise looks like noise."""
+COLOURS = {"one_stage": "#6b46c1", "stage1": "#2b6cb0", "stage2": "#c0392b", "stage3_sem_crf": "#b7791f", "stage3": "#2f855a"}
 
 
 def training_curves(reports: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "") -> Figure:
@@ -29,13 +31,13 @@ def training_curves(reports: Mapping[str, Sequence[Mapping[str, float]]], *, tit
     so that both stages 3 lie over each other.
 
     Args:
-        reports: by the stage's name, in the order of the stages: what each told on its way, with its `step` from 1. Of a step
-            told twice, by a run that was resumed, the first counts.
+        reports: by the stage's name: what each told on its way, with its `step` from 1. Of a step told twice, by a run that was
+            resumed, the first counts.
         title: stands above.
     """
     told = {stage: {int(own["step"]): own for own in reversed(lines)} for stage, lines in reports.items()}
     begins: dict[str, int] = {}
-    for stage in told:
+    for stage in sorted(told, key=lambda name: TRAININGS[name].num_before):
         before = TRAININGS[stage].starts_from
         begins[stage] = begins[before] + max(told[before], default=0) if before in told else 0
     end = max((begins[stage] + max(by_step, default=0) for stage, by_step in told.items()), default=0)
@@ -52,6 +54,9 @@ def training_curves(reports: Mapping[str, Sequence[Mapping[str, float]]], *, tit
                 mark = "o-" if name.startswith("validation/") or len(points) == 1 else "-"
                 (line,) = axes.plot(*zip(*points, strict=True), mark, color=COLOURS.get(stage), linewidth=1.4, markersize=5)
                 drawn.setdefault(stage, line)
+        low, high = axes.get_ylim()
+        middle, half = (low + high) / 2, max(high - low, LEAST_SPAN * (low + high) / 2) / 2
+        axes.set_ylim(middle - half, middle + half)
         if name == "validation/mean_iou":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes.set_xlim(0, 1.02 * max(end, 1))

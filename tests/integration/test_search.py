@@ -163,6 +163,7 @@ def test_a_trial_whose_process_is_killed_is_run_again_and_none_that_ended_is(
     assert (folder / "log.jsonl").read_bytes() == logged, "trials that had ended were run again"
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
     four_cpus: Cluster, config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:

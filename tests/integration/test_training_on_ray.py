@@ -70,6 +70,7 @@ def test_a_diverging_loss_comes_back_from_the_worker_with_half_and_step(ray: Non
         _train(_config(stage1__lr=1e30), store, tmp_path / "wild")
 
 
+@pytest.mark.slow
 def test_room_that_others_have_is_waited_for_and_that_is_said(
     ray: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_every_layout_of_several_images(small_layout, score_layout, grad_layout,
     check(small, 2, None, grad)
 
 
+@pytest.mark.slow
 def test_maps_that_are_wider_than_what_a_program_takes():
     small, score = draw((1, 2, 36, 36), seed=0), draw((1, 2, 71, 71), LAST, torch.bfloat16, seed=1)
     check(small, 2, score, draw((1, 2, 71, 71), seed=2).detach())

@@ -130,6 +130,7 @@ print(left, torch.equal(call(), expected))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_thread_behind_at_whatever_moment_it_comes():
     environment = os.environ | {"PYTHONPATH": str(Path(jointseg.__file__).parents[1])}
     ended = subprocess.run(

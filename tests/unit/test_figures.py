@@ -186,6 +186,17 @@ def test_curves_lie_one_after_the_other_and_both_stages_3_over_each_other() -> N
     assert lines == [[[10, 2.0], [20, 1.5]], [[30, 1.0]], [[40, 0.9]], [[40, 0.8], [50, 0.7]]]
     assert [np.asarray(axes.get_lines()[0].get_xydata()).tolist() for axes in (depth, mean_iou)] == [[[30, 0.3]], [[30, 0.25]]]
     assert len({line.get_color() for line in semantic.get_lines()}) == 4
+    low, high = mean_iou.get_ylim()
+    assert high - low >= 0.05 * 0.25 - 1e-9
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [{}, {"stage1": []}, {"stage2": [{"step": 2, "loss/depth": math.nan}]}, {"one_stage": [{"step": 1, "loss/depth": 1}]}],
+)
+def test_curves_of_any_stages_can_be_drawn(reports: dict[str, list[dict[str, float]]], tmp_path: Path) -> None:
+    save_png(training_curves(reports), tmp_path / "training.png")
+    assert Image.open(tmp_path / "training.png").format == "PNG"
 
 
 def test_names_on_a_class_map_lie_inside_it_on_their_own_class() -> None:
