@@ -1,4 +1,7 @@
-"""What an evaluation and a search leave, made up without a network. Not here: the folder and its report (tests/unit/report)."""
+"""What an evaluation, a search and a trial leave, made up without a network.
+
+Not here: the folder and its report (tests/unit/report).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,23 @@ from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.other_rules import sums_by_rule
 from pipeline.workspace import Workspace
+
+RECORD = {
+    "settings": {"crf.theta_beta": 3.0},
+    "score": 0.5,
+    "fold_scores": [0.25, 0.75],
+    "boundary_f1": None,
+    "trial": 3,
+    "data": "d" * 64,
+    "frames": [11, 12],
+    "checkpoint": "c" * 64,
+    "config": flatten(demo()),
+    "by_frame": [
+        {"frame": 11, "fold": 0, "mean_iou": 0.25, "pixel_accuracy": 0.5, "confusion": "aa"},
+        {"frame": 12, "fold": 1, "mean_iou": 0.75, "pixel_accuracy": 0.75, "confusion": "bb"},
+    ],
+}
+"""What a search tells of a trial."""
 
 
 def guesses(store: Store, wrong: float, *, depth: bool) -> dict[int, Prediction]:
