@@ -1,71 +1,33 @@
 """Laws of the block-sparse filter, held to the plain sum in float64; on a CPU the kernels run in Triton's interpreter.
 
-Not here: its speed, and the CRF around it.
+Not here: its tiles and their pairs (test_crf_tiles.py), its speed, and the CRF around it.
 """
 
 import math
-import os
 import sys
-from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
 
-from jointseg.crf.filters import block_sparse, tile_pairs
+from jointseg.crf.filters import block_sparse
 from jointseg.crf.filters.block_sparse import BlockSparseFilter
 from jointseg.crf.filters.features import Features
-from jointseg.crf.filters.tile_pairs import choose_pairs, cut_into_items, kernels
-from jointseg.crf.filters.tiles import sort_into_tiles
+from jointseg.crf.filters.tile_pairs import cut_into_items, kernels
 from jointseg.errors import InputError
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are imported, which is when the first filter is built
-pytest.importorskip("triton", reason="the block-sparse filter needs the triton package")
-
-B, H, W = 2, 16, 50
-TOLERANCES = pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
-ROUNDING = {1e-3: 1e-3, 1e-6: 3e-6}
-
-
-def features_of(values_BPF: Tensor, valid_BP: Tensor | None = None) -> Features:
-    valid_BP = None if valid_BP is None else valid_BP.to(DEVICE)
-    return Features(values_BPF=values_BPF.float().to(DEVICE), size=(1, values_BPF.shape[1]), valid_BP=valid_BP)
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    """Multiples of 1/64 in [-1, 1): tf32 holds them exactly, so that no rounding of values hides in a result."""
-    return (torch.randint(-64, 64, shape, generator=torch.Generator().manual_seed(seed)) / 64).to(DEVICE)
-
-
-@cache
-def wide() -> Features:
-    """Pixels along 25 bandwidths, a few hundred neighbours each, and two colours 80 levels apart; a sixth is not valid."""
-    maker = torch.Generator().manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
-    position = torch.stack([x / 2, y / 10], -1).reshape(1, -1, 2).expand(B, -1, -1)
-    colour = torch.randint(0, 2, (B, H * W, 1), generator=maker) * 80 / 3 + torch.rand(B, H * W, 1, generator=maker)
-    return features_of(torch.cat([position, colour], -1), torch.rand(B, H * W, generator=maker) > 1 / 6)
-
-
-@cache
-def built(tolerance: float) -> BlockSparseFilter:
-    block = BlockSparseFilter(wide(), tolerance=tolerance, tile_size=64)
-    assert block.row_sums.isfinite().all()
-    return block
-
-
-def plain_matrix(features: Features) -> Tensor:
-    values_BPF = features.values_BPF.double()
-    matrix_BPP = (-0.5 * (values_BPF[:, :, None] - values_BPF[:, None]).square().sum(-1)).exp()
-    if features.valid_BP is None:
-        return matrix_BPP
-    return matrix_BPP * features.valid_BP[:, :, None] * features.valid_BP[:, None]
-
-
-def share_of_pairs(block: BlockSparseFilter) -> float:
-    return len(block._pairs.columns_E) * block._tiles.num_images / len(block._tiles.pixels_GT) ** 2
+from tests.block_sparse import (
+    DEVICE,
+    ROUNDING,
+    TOLERANCES,
+    B,
+    H,
+    W,
+    built,
+    draw,
+    features_of,
+    plain_matrix,
+    share_of_pairs,
+    wide,
+)
 
 
 @TOLERANCES
@@ -101,23 +63,12 @@ def test_tiles_of_any_size_give_the_plain_sum_to_the_tolerance(tile_size):
     torch.testing.assert_close(moments, of_64, rtol=2e-2, atol=1e-2)
 
 
-def test_pairs_are_skipped_and_more_at_a_higher_tolerance():
-    assert share_of_pairs(built(1e-3)) < share_of_pairs(built(1e-6)) < 0.6
-
-
 @TOLERANCES
 def test_it_is_its_own_transpose(tolerance):
     block, x, y = built(tolerance), draw(B, 2, H * W, seed=2).abs(), draw(B, 2, H * W, seed=3).abs()
     left = (block.apply(x).double() * y.double()).sum()
     right = (x.double() * block.apply_transposed(y).double()).sum()
     torch.testing.assert_close(left, right, rtol=1e-6, atol=0)
-
-
-def test_every_pair_is_kept_both_ways():
-    pairs = built(1e-3)._pairs
-    kept = {(row, column) for row, first, stop, _ in pairs.items_I4.tolist() for column in pairs.columns_E[first:stop].tolist()}
-    assert len(kept) == len(pairs.columns_E)
-    assert kept == {(column, row) for row, column in kept}
 
 
 def test_the_same_input_gives_the_same_bits():
@@ -134,32 +85,6 @@ def test_a_batch_is_its_images():
         single = BlockSparseFilter(features_of(values_BPF[b : b + 1]))
         assert torch.equal(single.apply(values[b : b + 1]), batch.apply(values)[b : b + 1])
         assert torch.equal(single.row_sums, batch.row_sums[b : b + 1])
-
-
-def test_long_rows_are_cut_and_their_parts_added():
-    features = features_of(wide().values_BPF[:1, :400] / 20)
-    whole = BlockSparseFilter(features, tolerance=1e-6)
-    cut = BlockSparseFilter(features, tolerance=1e-6, pairs_per_item=2)
-    values = draw(1, 20, 400, seed=6)
-    assert whole._pairs.num_slots == 0
-    assert cut._pairs.num_slots > len(cut._tiles.pixels_GT)
-    lengths = cut._pairs.items_I4[:, 2] - cut._pairs.items_I4[:, 1]
-    assert lengths.max() <= 2
-    assert (lengths.diff() <= 0).all()
-    torch.testing.assert_close(cut.apply(values), whole.apply(values), rtol=0, atol=1e-5 * 400)
-    assert torch.equal(cut.apply(values), cut.apply(values))
-
-
-@pytest.mark.parametrize("num_tiles", [1, 2, 5, 8, 13])
-def test_every_valid_pixel_is_in_one_tile_and_tiles_are_full(num_tiles):
-    P = 16 * num_tiles + 20
-    valid = torch.zeros(2, P, dtype=torch.bool)
-    valid[0, torch.randperm(P, generator=torch.Generator().manual_seed(0))[: 16 * num_tiles - 3]] = True
-    valid[1, 7:20] = True
-    tiles = sort_into_tiles(features_of(torch.rand(2, P, 4, generator=torch.Generator().manual_seed(1)), valid), 16)
-    for b, pixels in enumerate(tiles.pixels_GT.cpu().view(2, num_tiles, 16)):
-        assert sorted(pixels[pixels >= 0].tolist()) == valid[b].nonzero().squeeze(1).tolist()
-        assert ((pixels >= 0).flatten().int().diff() <= 0).all()
 
 
 @pytest.mark.parametrize("P", [1, 5, 65])
@@ -194,35 +119,6 @@ def test_equal_features_make_every_row_the_sum_of_all():
     values = draw(1, 2, 150, seed=10)
     assert (block.row_sums == 150).all()
     torch.testing.assert_close(block.apply(values), values.sum(-1, keepdim=True).expand_as(values), rtol=0, atol=1e-4)
-
-
-def test_distances_are_expanded_where_features_are_small_enough():
-    """64 sqrt(2 ln 2) = 75 bandwidths from the middle are the most."""
-    for reach, expanded in ((74.0, True), (77.0, False)):
-        features = features_of(torch.linspace(-reach, reach, 500)[None, :, None] + 1000)
-        block, values = BlockSparseFilter(features), draw(1, 2, 500, seed=15)
-        assert block._tiles.compared_GRT.shape[1] == (32 if expanded else 1)
-        error = (block.apply(values).double() - values.double() @ plain_matrix(features)).abs()
-        assert (error <= (1e-3 + ROUNDING[1e-3]) * plain_matrix(features).sum(-1)).all()
-    assert BlockSparseFilter(features_of(torch.zeros(1, 70, 2)), tolerance=1e-4)._tiles.compared_GRT.shape[1] == 2
-    assert BlockSparseFilter(features_of(torch.zeros(1, 70, 17)))._tiles.compared_GRT.shape[1] == 17, "too many features"
-
-
-def test_pairs_are_the_same_however_many_boxes_are_compared_at_once(monkeypatch):
-    """Those of two images, each hearing its own tiles alone, and all of them both ways."""
-    reach = torch.tensor([6.0, 40.0])[:, None, None]
-    features = features_of(torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(4)) * reach)
-    tiles = sort_into_tiles(features, 16)
-    found = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
-    for at_once in (1, 40, 10**6):
-        monkeypatch.setattr(tile_pairs, "_MAX_LEVELS_AT_ONCE", at_once)
-        again = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
-        assert [each.tolist() for each in again] == [each.tolist() for each in found], at_once
-    pairs = set(zip(*(each.tolist() for each in found), strict=True))
-    num_tiles = len(tiles.pixels_GT) // 2
-    assert pairs == {(column, row) for row, column in pairs}
-    assert all(row // num_tiles == column // num_tiles for row, column in pairs)
-    assert 2 * num_tiles < len(pairs) < 2 * num_tiles**2
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-6, 7.0, 1e6, 1e30])

@@ -1,0 +1,79 @@
+"""Laws of the block-sparse filter's tiles, and of the pairs of them that it keeps.
+
+Not here: its sums (test_crf_block_sparse.py).
+"""
+
+import pytest
+import torch
+
+from jointseg.crf.filters import tile_pairs
+from jointseg.crf.filters.block_sparse import BlockSparseFilter
+from jointseg.crf.filters.tile_pairs import choose_pairs
+from jointseg.crf.filters.tiles import sort_into_tiles
+from tests.block_sparse import ROUNDING, built, draw, features_of, plain_matrix, share_of_pairs, wide
+
+
+def test_pairs_are_skipped_and_more_at_a_higher_tolerance():
+    assert share_of_pairs(built(1e-3)) < share_of_pairs(built(1e-6)) < 0.6
+
+
+def test_every_pair_is_kept_both_ways():
+    pairs = built(1e-3)._pairs
+    kept = {(row, column) for row, first, stop, _ in pairs.items_I4.tolist() for column in pairs.columns_E[first:stop].tolist()}
+    assert len(kept) == len(pairs.columns_E)
+    assert kept == {(column, row) for row, column in kept}
+
+
+def test_long_rows_are_cut_and_their_parts_added():
+    features = features_of(wide().values_BPF[:1, :400] / 20)
+    whole = BlockSparseFilter(features, tolerance=1e-6)
+    cut = BlockSparseFilter(features, tolerance=1e-6, pairs_per_item=2)
+    values = draw(1, 20, 400, seed=6)
+    assert whole._pairs.num_slots == 0
+    assert cut._pairs.num_slots > len(cut._tiles.pixels_GT)
+    lengths = cut._pairs.items_I4[:, 2] - cut._pairs.items_I4[:, 1]
+    assert lengths.max() <= 2
+    assert (lengths.diff() <= 0).all()
+    torch.testing.assert_close(cut.apply(values), whole.apply(values), rtol=0, atol=1e-5 * 400)
+    assert torch.equal(cut.apply(values), cut.apply(values))
+
+
+@pytest.mark.parametrize("num_tiles", [1, 2, 5, 8, 13])
+def test_every_valid_pixel_is_in_one_tile_and_tiles_are_full(num_tiles):
+    P = 16 * num_tiles + 20
+    valid = torch.zeros(2, P, dtype=torch.bool)
+    valid[0, torch.randperm(P, generator=torch.Generator().manual_seed(0))[: 16 * num_tiles - 3]] = True
+    valid[1, 7:20] = True
+    tiles = sort_into_tiles(features_of(torch.rand(2, P, 4, generator=torch.Generator().manual_seed(1)), valid), 16)
+    for b, pixels in enumerate(tiles.pixels_GT.cpu().view(2, num_tiles, 16)):
+        assert sorted(pixels[pixels >= 0].tolist()) == valid[b].nonzero().squeeze(1).tolist()
+        assert ((pixels >= 0).flatten().int().diff() <= 0).all()
+
+
+def test_distances_are_expanded_where_features_are_small_enough():
+    """64 sqrt(2 ln 2) = 75 bandwidths from the middle are the most."""
+    for reach, expanded in ((74.0, True), (77.0, False)):
+        features = features_of(torch.linspace(-reach, reach, 500)[None, :, None] + 1000)
+        block, values = BlockSparseFilter(features), draw(1, 2, 500, seed=15)
+        assert block._tiles.compared_GRT.shape[1] == (32 if expanded else 1)
+        error = (block.apply(values).double() - values.double() @ plain_matrix(features)).abs()
+        assert (error <= (1e-3 + ROUNDING[1e-3]) * plain_matrix(features).sum(-1)).all()
+    assert BlockSparseFilter(features_of(torch.zeros(1, 70, 2)), tolerance=1e-4)._tiles.compared_GRT.shape[1] == 2
+    assert BlockSparseFilter(features_of(torch.zeros(1, 70, 17)))._tiles.compared_GRT.shape[1] == 17, "too many features"
+
+
+def test_pairs_are_the_same_however_many_boxes_are_compared_at_once(monkeypatch):
+    """Those of two images, each hearing its own tiles alone, and all of them both ways."""
+    reach = torch.tensor([6.0, 40.0])[:, None, None]
+    features = features_of(torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(4)) * reach)
+    tiles = sort_into_tiles(features, 16)
+    found = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
+    for at_once in (1, 40, 10**6):
+        monkeypatch.setattr(tile_pairs, "_MAX_LEVELS_AT_ONCE", at_once)
+        again = choose_pairs(tiles, 1e-2, precision="float16", pairs_per_item=8)
+        assert [each.tolist() for each in again] == [each.tolist() for each in found], at_once
+    pairs = set(zip(*(each.tolist() for each in found), strict=True))
+    num_tiles = len(tiles.pixels_GT) // 2
+    assert pairs == {(column, row) for row, column in pairs}
+    assert all(row // num_tiles == column // num_tiles for row, column in pairs)
+    assert 2 * num_tiles < len(pairs) < 2 * num_tiles**2
