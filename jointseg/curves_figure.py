@@ -31,25 +31,23 @@ def training_curves(reports: Mapping[str, Sequence[Mapping[str, float]]], *, tit
     so that both stages 3 lie over each other.
 
     Args:
-        reports: by the stage's name: what each told on its way, with its `step` from 1. Of a step told twice, by a run that was
-            resumed, the first counts.
+        reports: by the stage's name: what each told on its way, in step order, with its `step` from 1.
         title: stands above.
     """
-    told = {stage: {int(own["step"]): own for own in reversed(lines)} for stage, lines in reports.items()}
-    begins: dict[str, int] = {}
-    for stage in sorted(told, key=lambda name: TRAININGS[name].num_before):
-        before = TRAININGS[stage].starts_from
-        begins[stage] = begins[before] + max(told[before], default=0) if before in told else 0
-    end = max((begins[stage] + max(by_step, default=0) for stage, by_step in told.items()), default=0)
-    panels = [name for name in PANELS if any(name in own for by_step in told.values() for own in by_step.values())]
+    begins: dict[str | None, float] = {}
+    ends: dict[str | None, float] = {}
+    for stage in sorted(reports, key=lambda name: TRAININGS[name].num_before):
+        begins[stage] = ends.get(TRAININGS[stage].starts_from, 0)
+        ends[stage] = begins[stage] + (reports[stage][-1]["step"] if reports[stage] else 0)
+    panels = [name for name in PANELS if any(name in own for lines in reports.values() for own in lines)]
     columns = min(2, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(6.0 * columns, 3.0 * rows + 0.6), dpi=DPI, layout="constrained")
     drawn: dict[str, Line2D] = {}
     for place, name in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        for stage, by_step in told.items():
-            points = [(begins[stage] + step, own[name]) for step, own in sorted(by_step.items()) if name in own]
+        for stage, lines in reports.items():
+            points = [(begins[stage] + own["step"], own[name]) for own in lines if name in own]
             if points:
                 mark = "o-" if name.startswith("validation/") or len(points) == 1 else "-"
                 (line,) = axes.plot(*zip(*points, strict=True), mark, color=COLOURS.get(stage), linewidth=1.4, markersize=5)
@@ -59,7 +57,7 @@ def training_curves(reports: Mapping[str, Sequence[Mapping[str, float]]], *, tit
         axes.set_ylim(middle - half, middle + half)
         if name == "validation/mean_iou":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        axes.set_xlim(0, 1.02 * max(end, 1))
+        axes.set_xlim(0, 1.02 * max(1, *ends.values()))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(PANELS[name], loc="left", fontsize=10)
         axes.set_xlabel("step", fontsize=9)

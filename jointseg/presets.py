@@ -48,8 +48,8 @@ def modern() -> Config:
     16 images a step in bfloat16, online views, classes balanced a little, the running mean of the weights.
 
     For starting weights from ImageNet; without a line of COCO or VOC. The depth loss weighs as much as the semantic one.
-    Trials of the search run on the GPU, four at a time. Validation frames are whole scenes: beside their neighbours, which it
-    would know by heart, the network looks better and the CRF less needed than on the test split.
+    Trials of the search run on the GPU, four at a time. Validation frames are whole scenes: beside frames that it was
+    trained on, the network looks better than it is.
     """
     stage = StageConfig(
         iterations=2200, batch_size=16, optimizer="adamw", loss_unit="mean", lr=4e-4, crf_lr=1e-3, schedule="cosine",

@@ -46,6 +46,14 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
+def read_reports(path: Path) -> list[Line]:
+    """The reports of a stage in step order. A stage that was resumed repeats some steps: the first stands."""
+    rows: dict[float, Line] = {}
+    for row in read_lines(path):
+        rows.setdefault(row["step"], row)
+    return [rows[step] for step in sorted(rows)]
+
+
 @contextmanager
 def following(
     read: Callable[[], list[Line]],

@@ -33,7 +33,7 @@ from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
 from pipeline.evaluate import Evaluated
-from pipeline.log_lines import read_lines
+from pipeline.log_lines import read_reports
 from pipeline.provenance import provenance
 from pipeline.report_confusions import named_confusions
 from pipeline.report_search import FIGURES
@@ -242,7 +242,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
                 f"{ROW_NAMES[WITH_CRF]} on the test frames whose pixels it labels best ({said['best']} % rightly) and worst "
                 f"({said['worst']} %), the worst last."
             )
-        reports = {name: read_lines(place.log(stage)) for name, stage in STAGES.items()}
+        reports = {name: read_reports(place.log(stage)) for name, stage in STAGES.items()}
         if any(reports.values()):
             save_png(training_curves(reports, title="Training, stage after stage"), folder / "training.png")
             captions["training.png"] = "Losses and validation scores of the stages; both stages 3 begin where stage 2 ended."

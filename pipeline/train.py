@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -19,20 +18,12 @@ from jointseg.config import Config
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, required, uses_gpu
 from pipeline.failures import LostWorkerError, NoRoomError, explained
-from pipeline.log_lines import Line, following, read_lines
+from pipeline.log_lines import Line, following, read_lines, read_reports
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
 
 MOST_WAITS = 9
 """After the first, each of Ray's 60 seconds (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)."""
-
-
-def read_log(path: Path) -> list[Line]:
-    """The reports of a stage in step order. A stage that was resumed repeats some steps: the first stands."""
-    rows: dict[float, Line] = {}
-    for row in read_lines(path):
-        rows.setdefault(row["step"], row)
-    return [rows[step] for step in sorted(rows)]
 
 
 def train_stage(
@@ -74,7 +65,7 @@ def train_stage(
     checkpoints, earlier_notes = CheckpointFolder(folder), len(read_lines(job.notes))
     with (
         following(lambda: read_lines(job.notes)[earlier_notes:], lambda note: say(note["said"])),
-        following(lambda: read_log(job.log), tell, trouble=not_logged),
+        following(lambda: read_reports(job.log), tell, trouble=not_logged),
         _interrupts_as_ever(),
     ):
         _fit(job, place, checkpoints, say)

@@ -179,7 +179,6 @@ def test_curves_lie_one_after_the_other_and_both_stages_3_over_each_other() -> N
         stage: [{"step": 10.0 * (place + 1), "loss/semantic": loss, "lr/heads": 1.0} for place, loss in enumerate(own)]
         for stage, own in losses.items()
     }
-    reports["stage1"].append({"step": 10.0, "loss/semantic": 7.0, "lr/heads": 1.0})  # the run was resumed
     reports["stage2"][-1] |= {"loss/depth": 0.3, "validation/mean_iou": 0.25}
     semantic, depth, mean_iou = training_curves(reports).axes
     lines = [np.asarray(line.get_xydata()).tolist() for line in semantic.get_lines()]

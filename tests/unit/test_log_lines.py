@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from pipeline.log_lines import append_line, following, read_lines
-from pipeline.train import read_log
+from pipeline.log_lines import append_line, following, read_lines, read_reports
 
 LINES = [{"step": float(step), "loss/total": 1 / (step + 1), "note": "θ\n"} for step in range(5)]
 
@@ -138,4 +137,4 @@ def test_a_line_whose_telling_went_wrong_is_told_at_a_later_look(log):
 
 def test_the_log_of_a_stage_that_was_resumed_has_each_step_once_as_it_was_first_and_in_order(log):
     write(log, [{"step": step, "loss/total": value} for step, value in ((2, 0.5), (4, 0.25), (2, 0.6), (4, 0.3), (6, 0.125))])
-    assert [(row["step"], row["loss/total"]) for row in read_log(log)] == [(2, 0.5), (4, 0.25), (6, 0.125)]
+    assert [(row["step"], row["loss/total"]) for row in read_reports(log)] == [(2, 0.5), (4, 0.25), (6, 0.125)]
