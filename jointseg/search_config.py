@@ -20,6 +20,9 @@ class SearchConfig(Settings):
     """Trials, the paper's point included as trial 0. A study goes on where this is raised."""
     start: Path | None = None
     """Settings tried after the paper's: a search's crf_settings.json, or JSON of values by config path."""
+    settings: Path | None = None
+    """The crf_settings.json of an earlier run, where its search left it: stage 3 starts from these settings and nothing is
+    searched. For a last training, on all frames (`data.train_on_validation`), when everything has been chosen."""
     sampler: Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"] = "tpe"
     """Who asks for points: `tpe` (multivariate), `cmaes` (one objective), `nsga2` (two), `qmc`
     (Sobol), `random`, or `grid`: `grid_levels` values of every number, in an order drawn by the seed."""

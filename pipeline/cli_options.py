@@ -126,6 +126,7 @@ def config_of(
         "data.source": config.data.source,
         "network.weights": config.network.weights,
         "search.start": config.search.start,
+        "search.settings": config.search.settings,
         "search.node_folder": config.search.node_folder,
     }
     given = {name: path.expanduser() for name, path in paths.items() if path is not None}

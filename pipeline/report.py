@@ -32,6 +32,7 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole
 from pipeline import report_page
+from pipeline.earlier_search import TAKEN_FROM
 from pipeline.evaluate import Evaluated
 from pipeline.log_lines import read_reports
 from pipeline.provenance import provenance
@@ -186,8 +187,9 @@ def _data(place: Workspace, store: Store) -> dict[str, Any]:
 
 def _as_searched(config: Config, place: Workspace) -> Config:
     """The config with the search that stage 3 started from, which may have had settings of its own."""
-    searched = _read(place.crf_settings)["search"]
-    return with_overrides(config, {f"search.{name}": value for name, value in searched.items()})
+    result = _read(place.crf_settings)
+    searched = {f"search.{name}": value for name, value in result["search"].items()}
+    return with_overrides(config, {**searched, "search.settings": result.get(TAKEN_FROM)})
 
 
 def _search(config: Config, place: Workspace) -> dict[str, Any]:
@@ -202,6 +204,9 @@ def _search(config: Config, place: Workspace) -> dict[str, Any]:
         "paper": {"score": result["paper_score"], "settings": {**held, **papers}},
         **{name: result[name] for name in kept},
         "settings": result["search"],
+        TAKEN_FROM: result.get(TAKEN_FROM),
+        "frames": len(result["frames"]),
+        "subset": result["subset"],
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jointseg.crf.settings import CrfSettings
 from jointseg.settings import flatten
+from pipeline.earlier_search import TAKEN_FROM
 from pipeline.report_tables import Finding, Report, Table, percent
 
 CRF_SYMBOLS = {
@@ -91,7 +92,7 @@ def search_finding(report: Report) -> Finding:
         if search[state]
     ]
     asked = ", ".join([f"{search['trials']} trials", *ends])
-    where = f"on the {report['data']['validation']['frames']} validation frames"
+    where = f"on the {search['frames']} validation frames{_whose(report)}"
     if papers is None:
         return Finding(
             f"The paper's CRF settings have no score {where}; the best of {asked} has {percent(best, 2)} %.", against=True
@@ -116,10 +117,14 @@ def search_finding(report: Report) -> Finding:
     )
 
 
+def _whose(report: Report) -> str:
+    earlier = report["search"][TAKEN_FROM]
+    return "" if earlier is None else f" and the network of an earlier run (`{earlier}`)"
+
+
 def search_note(report: Report) -> str:
     """How the search's score was taken."""
-    search, validation = report["search"], report["data"]["validation"]
-    config = report["provenance"]["config"]
+    search, config = report["search"], report["provenance"]["config"]
     reference, size = config["crf_reference_size"], config["network.input_size"]
     held = " “(held)”: not searched." if set(CRF_ROWS) - set(search["searched"]) else ""
     asked = search["settings"]
@@ -127,7 +132,7 @@ def search_note(report: Report) -> str:
     if asked["fidelity"] == "finetune":
         how = f"after {asked['finetune_iterations']} iterations of stage 3 from the trial's settings"
     return (
-        f"Mean IoU over {validation['frames']} validation frames (digest `{validation['digest'][:16]}`) {how}, "
+        f"Mean IoU over {search['frames']} validation frames{_whose(report)} (digest `{search['subset'][:16]}`) {how}, "
         f"{search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
         f"{asked['seed']}), {search['failed']} failed.{held} "
         f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "

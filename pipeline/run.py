@@ -19,6 +19,7 @@ from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, report, search
 from pipeline.cluster import connected, require_resources, required, result_of
+from pipeline.earlier_search import earlier_study, refuse_a_search, take_settings
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
@@ -138,8 +139,13 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
 
 
 def search_settings(pipeline: Pipeline) -> None:
-    """The search on the validation subset, from the stage-2 weights."""
+    """The search on the validation subset, from the stage-2 weights; or what an earlier one found."""
     p = pipeline
+    if p.config.search.settings is not None:
+        study = take_settings(p.config, p.place, screen=p.screen)
+        p.tracker.tag(p.parent, {"study": study})
+        p.tracker.log_artifact(p.parent, p.place.crf_settings)
+        return
     search.run_search(p.config, p.place, p.tracker, parent=p.parent, screen=p.screen, verbose=p.verbose)
 
 
@@ -225,12 +231,14 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     place.refuse_other_frames()
     if not place.finished("search"):
         search.check_search(config)
+        if config.search.settings is not None:
+            earlier_study(config)
     if "data" in due:
         _check_sources(config)
     run_store(place.out)  # refused before anything is made, where MLflow's store cannot be used as it is named
     with connected(verbose=verbose):
         require_resources(config)
-        if "search" in due:
+        if "search" in due and config.search.settings is None:
             search.require_room(config)
         with place.locked():
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
@@ -249,6 +257,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
     """
     there = place.load_config()
     place.refuse_other_config(config if there is None else config.model_copy(update={"search": there.search}))
+    refuse_a_search(config)
     place.require("stage2", wanted="search")
     place.refuse_other_frames()
     study = search.open_study(config, place)

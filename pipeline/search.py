@@ -32,16 +32,18 @@ from pipeline.run_store import few_retries
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
+from pipeline.search_result import read_result, said
 from pipeline.spaces import Space, load_space, start_points
 from pipeline.study import run_study
 from pipeline.tracked_trials import log_trial
 from pipeline.tracking import Tracker
 from pipeline.trial import TrialJob
-from pipeline.trial_record import FAILED, FINISHED, STOPPED
+from pipeline.trial_record import FINISHED
 from pipeline.workspace import Workspace
 
-AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "node_folder", "start"})
-"""Settings of the search that change no trial: more trials go on with the same study. Of `start` the points count."""
+AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "node_folder", "start", "settings"})
+"""Settings of the search that change no trial: more trials go on with the same study. Of `start` the points count; with
+`settings` there are no trials."""
 STUDY = "study.json"
 
 
@@ -128,7 +130,7 @@ def finished_result(study: Study) -> dict[str, Any] | None:
     path = study.folder / search_result.SETTINGS
     if not path.is_file():
         return None
-    result = _read_result(path)
+    result = read_result(path)
     then, now = result["search"], study.config.search
     same = then["trials"] == now.trials and then["resamples"] == now.resamples
     return result if same or then["trials"] > now.trials else None
@@ -220,29 +222,8 @@ def _summary(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def said(result: dict[str, Any]) -> str:
-    """A result in one line."""
-    folds, gain = result["folds"], result["gain"]
-    best = (
-        f"best mean IoU {result['score']:.4f} (trial {result['trial']} of {result['trials']}; over folds {folds['mean']:.4f} "
-        f"± {folds['standard_error']:.4f}; nested {result['nested']['score']:.4f})"
-    )
-    ends = {FAILED: "failed", STOPPED: "stopped early"}
-    counts = "".join(f"; {result[state]} of {result['trials']} {how}" for state, how in ends.items() if result[state])
-    if gain is None:
-        return f"{best}; at the paper's point: no score{counts}"
-    noise = ": within noise" if gain["within_noise"] else ""
-    unseen = result["nested"].get("gain")  # older results have none
-    nested = f", nested {_interval(unseen)}" if unseen else ""
-    return f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {_interval(gain)}{nested}{noise}{counts}"
-
-
 def _named(name: str, gain: dict[str, float] | None) -> dict[str, float]:
     return {} if gain is None else {f"{name}/{end}": gain[end] for end in ("difference", "low", "high")}
-
-
-def _interval(gain: dict[str, float]) -> str:
-    return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
 
 
 def _described(name: str, result: dict[str, Any]) -> str:
@@ -259,7 +240,7 @@ def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
     if not begun or not place.crf_settings.is_file():
         write_atomically(place.crf_settings, found)
         return True
-    there, own = _read_result(place.crf_settings), _read_result(path)
+    there, own = read_result(place.crf_settings), read_result(path)
     if all(there[name] == own[name] for name in ("study", "settings")):
         write_atomically(place.crf_settings, found)
         return True
@@ -267,21 +248,6 @@ def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
         f"{place.crf_settings} stays: {' and '.join(begun)} began from study {there['study']}; this result is in {study.folder}"
     )
     return False
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    """What `search_result.save_result` wrote.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("study", "settings", "search", "trials"):
-            result[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); remove it, and jointseg search writes it again") from None
-    return result
 
 
 def require_room(config: Config) -> None:

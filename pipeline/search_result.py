@@ -177,6 +177,42 @@ def trial_record(line: Line, config: Config, folder: Path, *, identity: Mapping[
     }
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """What `save_result` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("study", "settings", "search", "trials"):
+            result[name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); remove it, and jointseg search writes it again") from None
+    return result
+
+
+def said(result: dict[str, Any]) -> str:
+    """A result in one line."""
+    folds, gain = result["folds"], result["gain"]
+    best = (
+        f"best mean IoU {result['score']:.4f} (trial {result['trial']} of {result['trials']}; over folds {folds['mean']:.4f} "
+        f"± {folds['standard_error']:.4f}; nested {result['nested']['score']:.4f})"
+    )
+    ends = {FAILED: "failed", STOPPED: "stopped early"}
+    counts = "".join(f"; {result[state]} of {result['trials']} {how}" for state, how in ends.items() if result[state])
+    if gain is None:
+        return f"{best}; at the paper's point: no score{counts}"
+    noise = ": within noise" if gain["within_noise"] else ""
+    unseen = result["nested"].get("gain")  # older results have none
+    nested = f", nested {_interval(unseen)}" if unseen else ""
+    return f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {_interval(gain)}{nested}{noise}{counts}"
+
+
+def _interval(gain: dict[str, float]) -> str:
+    return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+
+
 def load_settings(path: Path, config: Config) -> Config:
     """`config` with the CRF settings that the search found.
 

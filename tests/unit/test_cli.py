@@ -118,6 +118,8 @@ def test_paths_do_not_hang_on_where_the_command_was_called(given, tmp_path):
     assert config.search.start == tmp_path / "best.json"
     config, _, _ = given("search", "--out", "x", "--set", "search.node_folder=node")
     assert config.search.node_folder == tmp_path / "node"
+    config, _, _ = given(*TRAIN, "--out", "x", "--set", "search.settings=a/crf_settings.json")
+    assert config.search.settings == tmp_path / "a" / "crf_settings.json"
 
 
 def test_a_searchs_own_options_are_settings(given):

@@ -69,6 +69,7 @@ def folder_of(small, place, changes=None):
 
 SAME = {
     "search.trials": 7, "search.resamples": 9, "search.concurrent": 2, "search.filter_cache": 0, "search.node_folder": "/tmp/n",
+    "search.settings": "/tmp/crf_settings.json",
 }  # fmt: skip
 OTHER = {
     "search.batch": 3, "search.seed": 1, "search.early_stop": True, "search.startup_trials": 3, "search.sampler": "random",

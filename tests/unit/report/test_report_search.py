@@ -37,6 +37,15 @@ def test_what_the_search_gained_is_said(place: Workspace, store: Store, scores: 
     assert (above in page(place)) == (scores == SCORES)
 
 
+def test_settings_of_an_earlier_search_are_said_to_be_so_with_the_frames_of_it(place: Workspace, store: Store) -> None:
+    edit_search(place, {"taken_from": "/runs/one/crf_settings.json", "frames": [3, 5, 7], "subset": "e" * 64})
+    report.write(demo(), place, store)
+    whose = "3 validation frames and the network of an earlier run (`/runs/one/crf_settings.json`)"
+    assert f"The search's best has 12.00 % mean IoU on the {whose}, the paper's" in page(place)
+    assert f"Mean IoU over {whose} (digest `{'e' * 16}`) of the CRF alone" in page(place)
+    assert "--set search.settings=/runs/one/crf_settings.json" in contents(place)["provenance"]["command"]
+
+
 def test_a_winner_within_noise_of_the_papers_point_is_said_to_be_so(place: Workspace, store: Store) -> None:
     result = json.loads(place.crf_settings.read_text())
     result["gain"] |= {"low": -0.01, "within_noise": True}

@@ -1,0 +1,128 @@
+"""Laws of a run that takes the settings that an earlier search found: what it takes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jointseg.errors import InputError
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from pipeline.earlier_search import earlier_study, take_settings
+from pipeline.run import Pipeline, search_settings
+from pipeline.search_result import load_settings
+from pipeline.terminal import Terminal
+from pipeline.workspace import Workspace
+from tests.made_up_runs import save_search
+
+
+class Noting:
+    def __init__(self):
+        self.noted = []
+
+    def log_artifact(self, run, path, folder=None):
+        self.noted.append((run, path.name))
+
+    def tag(self, run, tags):
+        self.noted.append((run, tags))
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    place = Workspace(tmp_path / "earlier")
+    save_search(place, [0.1, 0.12])
+    return place
+
+
+@pytest.fixture
+def later(tmp_path):
+    return Workspace(tmp_path / "later")
+
+
+def taking(path, **changes):
+    return with_overrides(demo(), {"search.settings": str(path), **changes})
+
+
+def copies(place):
+    return {path.name: path.read_bytes() for path in place.study().iterdir()}
+
+
+@pytest.mark.parametrize("of_the_study", [False, True])
+def test_stage_3_starts_from_what_was_found_and_the_report_has_its_trials(earlier, later, of_the_study):
+    path = earlier.crf_settings
+    if of_the_study:
+        path = earlier.study() / path.name
+        path.write_bytes(earlier.crf_settings.read_bytes())
+    before, config = copies(earlier), taking(path)
+    assert take_settings(config, later, screen=Terminal()) == earlier.study().name
+    found = json.loads(later.crf_settings.read_text())
+    assert found.pop("taken_from") == str(path)
+    assert found == json.loads(earlier.crf_settings.read_text())
+    assert load_settings(later.crf_settings, config).crf == load_settings(path, config).crf
+    assert copies(later) == before == copies(earlier)
+    assert later.trials().is_file()
+
+
+def test_the_phase_searches_nothing_says_what_it_takes_and_leaves_it_in_mlflow(earlier, later, capsys):
+    notes = Noting()
+    search_settings(Pipeline(taking(earlier.crf_settings), later, notes, "top", Terminal(), False))
+    assert notes.noted == [("top", {"study": earlier.study().name}), ("top", "crf_settings.json")]
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "stage 3 starts from it, nothing is searched; best mean IoU 0.1200" in said
+
+
+def test_taken_again_after_a_kill_it_is_the_same(earlier, later):
+    config = taking(earlier.crf_settings)
+    for _ in range(2):
+        take_settings(config, later, screen=Terminal())
+    assert copies(later) == copies(earlier)
+
+
+def edit(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+WRONG = {
+    "not the result of a search (no JSON": lambda place: place.crf_settings.write_text("{broken"),
+    "it holds no `settings`": lambda place: place.crf_settings.write_text("{}"),
+    "No such file or directory; allowed: the result of a search": lambda place: place.crf_settings.unlink(),
+    "not the whole result of a search: it has no study, gain": lambda place: edit(
+        place.crf_settings, lambda found: [found.pop(name) for name in ("study", "gain")]
+    ),
+    "seed is not a setting of the CRF": lambda place: edit(
+        place.crf_settings, lambda found: found["settings"].update({"seed": 3})
+    ),
+    "the trials of its study own-tpe-0 are not beside it": lambda place: place.trials().unlink(),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_cannot_be_taken_is_refused_by_file_before_anything_is_made(earlier, later, said):
+    WRONG[said](earlier)
+    for refused in (earlier_study, lambda config: take_settings(config, later, screen=Terminal())):
+        with pytest.raises(InputError) as caught:
+            refused(taking(earlier.crf_settings))
+        assert said in str(caught.value)
+        assert str(earlier.crf_settings) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not later.out.exists()
+
+
+def test_a_run_is_refused_before_it_has_a_folder(mistake, earlier, tmp_path):
+    earlier.trials().unlink()
+    out = tmp_path / "new"
+    message = mistake("run", "--out", out, "--set", f"search.settings={earlier.crf_settings}")
+    assert message.startswith(f"search.settings: {earlier.crf_settings}: the trials of its study own-tpe-0 are not beside it")
+    assert not out.exists()
+
+
+def test_a_study_in_its_folder_is_refused_unless_it_is_asked_for_all_the_same(mistake, earlier, later):
+    later.adopt_config(taking(earlier.crf_settings))
+    assert mistake("search", "--out", later.out).startswith(
+        f"search.settings: this run takes what was found before, {earlier.out}"
+    )
+    asked = mistake("search", "--out", later.out, "--set", "search.settings=null")
+    assert asked.startswith(f"{later.out}: search needs stage2")
