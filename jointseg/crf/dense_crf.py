@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter
 from jointseg.crf.inputs import Guides, check_bandwidths, check_kernels, finite_range, refuse_others
 from jointseg.crf.kernels import Kernel, paper_kernels
-from jointseg.crf.mean_field import pairwise_matrices
+from jointseg.crf.mean_field import pairwise_matrices, softmax_of_any
 from jointseg.crf.prepared import PreparedImages
 from jointseg.crf.settings import CrfSettings
 from jointseg.crf.uncompiled import uncompiled
@@ -47,6 +47,8 @@ class DenseCRF(nn.Module):
         normalization: Normalization = "after",
         learn_bandwidths: bool = False,
         check_inputs: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Set up the weights.
 
@@ -64,6 +66,8 @@ class DenseCRF(nn.Module):
             check_inputs: look at the values of what `forward` is given, and not only at shapes and dtypes. On CUDA
                 this waits for the device at each call; turn it off once the pipeline is trusted. What waits all the same:
                 building filters (`prepare` images once where they recur), and inference, for the weights alone.
+            device: of the parameters, as for any module.
+            dtype: of the parameters: float32 or float64.
 
         Raises:
             InputError: `num_classes` is below 2, `filter` is unknown, or a kernel is not as `Kernel` says or there twice.
@@ -89,14 +93,28 @@ class DenseCRF(nn.Module):
         self.kernels = paper_kernels(self.settings) if kernels is None else tuple(kernels)
         check_kernels(self.kernels)
         self.filter, self.normalization, self.check_inputs = filter, normalization, check_inputs
-        identity_CC, ones_CC = torch.eye(num_classes), torch.ones(num_classes, num_classes)
+
+        C = self.num_classes
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weights = nn.ParameterDict({kernel.name: empty(C, C) for kernel in self.kernels})
+        self.compatibility = empty(C, C)
+        learned = self.kernels if learn_bandwidths else ()
+        self.log_bandwidths = nn.ParameterDict({kernel.name: empty(len(kernel.bandwidths)) for kernel in learned})
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Put the parameters back to where they began."""
         crfrnn = self.settings.pairwise == "crfrnn"
-        start_CC = identity_CC if crfrnn else ones_CC
-        self.weights = nn.ParameterDict({kernel.name: nn.Parameter(kernel.weight * start_CC) for kernel in self.kernels})
-        self.compatibility = nn.Parameter(-identity_CC if crfrnn else ones_CC - identity_CC)
-        self.log_bandwidths = nn.ParameterDict()
-        if learn_bandwidths:
-            self.log_bandwidths.update({k.name: nn.Parameter(torch.tensor(k.bandwidths).log()) for k in self.kernels})
+        identity_CC = torch.eye(self.num_classes).to(self.compatibility)
+        self.compatibility.copy_(-identity_CC if crfrnn else 1 - identity_CC)
+        for kernel in self.kernels:
+            self.weights[kernel.name].copy_(kernel.weight * (identity_CC if crfrnn else torch.ones_like(identity_CC)))
+            if kernel.name in self.log_bandwidths:
+                self.log_bandwidths[kernel.name].copy_(torch.tensor(kernel.bandwidths, device="cpu").log())
 
     @uncompiled
     def forward(
@@ -118,9 +136,9 @@ class DenseCRF(nn.Module):
             image: (B, 3, H, W), RGB in 0..255; uint8, or the dtype of the logits.
             depth: (B, H, W), metres, the dtype of the logits; None leaves out kernels that compare it alone, unless there is no
                 other. Where it is 0 a pixel has no depth: it sends and receives no message of kernels that compare it.
-            guides: what kernels of your own compare, by name: (B, channels, H, W), the dtype of the logits.
-            mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits, which may be
-                anything: padding.
+            guides: what kernels of your own compare, by name: (B, channels, H, W); uint8, or the dtype of the logits.
+            mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits. What is given
+                there may be anything: padding.
             prepared: what `prepare` made of the four above, in their place.
             num_iterations: in place of the settings'; 0 returns the logits as they are.
             probabilities: return q itself. Without gradients on CPUs this costs nothing, where a softmax of the logits does.
@@ -141,11 +159,10 @@ class DenseCRF(nn.Module):
             refuse_others("prepared", prepared, PreparedImages, "what `prepare` returned")
         self._check_logits(logits)
         if prepared is None:
-            given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
-            self._check_guides(given, logits)
+            given = self._checked(Guides.of(image=image, depth=depth, guides=guides, mask=mask), logits)
             mask = given.mask
         else:
-            self._check_prepared(prepared, logits)
+            prepared.check(self._kernels_now, like=logits, filter=self.filter)
             mask = prepared.mask
         # What lies in padding may be no number, which no factor of 0 would keep from the others.
         heard = logits if mask is None else logits.masked_fill(~mask[:, None], 0)
@@ -165,7 +182,7 @@ class DenseCRF(nn.Module):
                 probabilities=probabilities, symmetric=self.normalization == "symmetric",
             )  # fmt: skip
             out = out_BCP.reshape(logits.shape)
-            return out if mask is None else torch.where(mask[:, None], out, logits.softmax(1) if probabilities else logits)
+            return out if mask is None else torch.where(mask[:, None], out, softmax_of_any(logits) if probabilities else logits)
 
     @uncompiled
     def prepare(
@@ -193,18 +210,18 @@ class DenseCRF(nn.Module):
             The filters: `filter_names` says which each kernel got, `num_bytes` what they take.
 
         Raises:
-            InputError: as `forward`, or neither an image nor a depth nor a guide is given.
+            InputError: as `forward`, or nothing is given.
         """
         self._check_parameters()
         if reusing is not None:
             refuse_others("reusing", reusing, PreparedImages, "what `prepare` returned")
         given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
         given.check_dimensions()
-        sized = next(iter(given.channels.values()), None)
+        sized = next(iter(given.channels.values()), mask)
         if sized is None:
-            raise InputError("nothing to prepare: give image (B, 3, H, W), depth or guides")
-        like = self.compatibility.detach().new_empty(1).expand(sized.shape[0], 1, *sized.shape[2:])
-        self._check_guides(given, like)
+            raise InputError("nothing to prepare: give image (B, 3, H, W), depth or guides; for positions alone mask (B, H, W)")
+        like = self.compatibility.detach().new_empty(1).expand(sized.shape[0], 1, *sized.shape[-2:])
+        given = self._checked(given, like)
         return self._prepare(given, like, reusing, digests=given.digests())
 
     @property
@@ -214,7 +231,8 @@ class DenseCRF(nn.Module):
     @property
     def bandwidths(self) -> dict[str, tuple[float, ...]]:
         """Of each kernel, as they are now: the position's in pixels, then the guides' in their units."""
-        learned = {name: tuple(log_G.detach().exp().tolist()) for name, log_G in self.log_bandwidths.items()}
+        there = {name: log_G for name, log_G in self.log_bandwidths.items() if not log_G.is_meta}
+        learned = {name: tuple(log_G.detach().exp().tolist()) for name, log_G in there.items()}
         return {kernel.name: learned.get(kernel.name, kernel.bandwidths) for kernel in self.kernels}
 
     def extra_repr(self) -> str:
@@ -277,42 +295,24 @@ class DenseCRF(nn.Module):
 
     def _check_parameters(self) -> None:
         if self.compatibility.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: torch.float32, torch.float64")
+            allowed = "torch.float32, torch.float64 (call crf.float(); the network may stay as it is)"
+            raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: {allowed}")
         if self.compatibility.device.type not in DEVICES:
             raise InputError(f"the CRF is on {self.compatibility.device}; allowed: {', '.join(DEVICES)}")
 
-    def _check_guides(self, given: Guides, like: Tensor) -> None:
+    def _checked(self, given: Guides, like: Tensor) -> Guides:
+        """What was given, once it is known to be as `forward` says."""
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
+        given = given.without_masked()
         given.compared_by(self.kernels)
         if self.check_inputs:
             given.check_values()
-
-    def _check_prepared(self, prepared: PreparedImages, logits: Tensor) -> None:
-        shape = (prepared.num_images, self.num_classes, *prepared.size)
-        if logits.shape != shape or logits.dtype != prepared.dtype or logits.device != prepared.device:
-            raise InputError(
-                f"logits are {tuple(logits.shape)} {logits.dtype} on {logits.device}; allowed beside what was prepared: "
-                f"{shape} {prepared.dtype} on {prepared.device}"
-            )
-        own, theirs = ({kernel.name: kernel for kernel in kernels} for kernels in (self._kernels_now, prepared.kernels))
-        for name, kernel in theirs.items():
-            if name not in own or not own[name].compares_as(kernel):
-                allowed = (
-                    f"this CRF's, {own[name].bandwidths_named}" if name in own else f"this CRF's kernels, {', '.join(own)}"
-                )
-                raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
-            taken = prepared.filter_names[name]
-            if isinstance(self.filter, str) and self.filter not in ("auto", taken):
-                raise InputError(f"prepared with filter {taken!r} for kernel {name!r}; allowed: this CRF's, {self.filter!r}")
-        for name, kernel in own.items():
-            if name not in theirs and not kernel.needs_depth_alone:
-                raise InputError(
-                    f"prepared for kernels {', '.join(theirs) or 'none'}, not for {name!r}; allowed: this CRF's kernels"
-                )
+        return given
 
     def _check_logits(self, logits: Tensor) -> None:
-        C = self.num_classes
+        self._check_parameters()
         refuse_others("logits", logits)
+        C = self.num_classes
         if logits.ndim != 4 or logits.shape[1] != C or logits.numel() == 0:
             raise InputError(f"logits have shape {tuple(logits.shape)}; allowed: (B, {C}, H, W), not empty")
         if logits.dtype not in (torch.float32, torch.float64):
@@ -323,4 +323,3 @@ class DenseCRF(nn.Module):
             )
         if logits.device != self.compatibility.device:
             raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")
-        self._check_parameters()

@@ -75,6 +75,13 @@ class Guides:
             raise InputError("depth is not given, and no kernel compares anything else; allowed: depth=")
         return having
 
+    def without_masked(self) -> Guides:
+        """The same with 0 where the mask leaves a pixel out: what is there may be no number."""
+        if self.mask is None:
+            return self
+        out_B1HW = ~self.mask[:, None]
+        return Guides(channels={name: guide.masked_fill(out_B1HW, 0) for name, guide in self.channels.items()}, mask=self.mask)
+
     def valid_for(self, kernel: Kernel) -> Tensor | None:
         """(B, P): which pixels take part in this kernel; None where all do. A depth that is not above 0 is none."""
         parts = [] if self.mask is None else [self.mask]
@@ -107,7 +114,7 @@ class Guides:
                 shown = tuple(guide.shape) if name != "depth" else (guide.shape[0], *guide.shape[2:])
                 allowed = f"({B}, {H}, {W})" if name == "depth" else f"({B}, {channels or 'channels'}, {H}, {W})"
                 raise InputError(f"{name} has shape {shown}; allowed here: {allowed}")
-            dtypes = (torch.uint8, dtype) if name == "image" else (dtype,)
+            dtypes = (dtype,) if name == "depth" else (torch.uint8, dtype)
             if guide.dtype not in dtypes:
                 raise InputError(f"{name} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, dtypes))}")
             if guide.device != device:

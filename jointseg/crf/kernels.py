@@ -30,6 +30,14 @@ class Kernel:
     """What is compared beside the position, and its bandwidth in its own unit: `image` (RGB levels 0..255), `depth` (metres),
     or any other name but `mask` and `position` that `DenseCRF` is given as one of `guides`."""
 
+    def __post_init__(self) -> None:
+        """Keep a copy of the guides: the caller's may change."""
+        if isinstance(self.guides, Mapping):
+            object.__setattr__(self, "guides", dict(self.guides))
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.weight, self.position, frozenset(self.guides.items())))
+
     @property
     def bandwidths(self) -> tuple[float, ...]:
         """The position's, then the guides': what a structure built for this kernel depends on."""

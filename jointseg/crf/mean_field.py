@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from jointseg.crf.derivatives import differentiable_once
 from jointseg.crf.filters import GaussianFilter, SummedFilter, blend
 from jointseg.needs import has_triton
 
@@ -90,6 +90,13 @@ def softmax_of_difference(left_BCP: Tensor, right_BCP: Tensor) -> Tensor:
         q_BCP: Tensor = import_module("jointseg.crf.mean_field_kernels").softmax_of_difference(left_BCP, right_BCP)
         return q_BCP
     return (left_BCP - right_BCP).softmax(1)
+
+
+def softmax_of_any(logits: Tensor) -> Tensor:
+    """Over classes (B, C, ...), of logits that may be no numbers: their NaN stay where they are, and are in no gradient."""
+    with torch.no_grad():
+        none = logits.softmax(1).isnan().any(1, keepdim=True)
+    return logits.masked_fill(none, 0).softmax(1).masked_fill(none, float("nan"))
 
 
 def _takes_kernels(*values: Tensor) -> bool:
@@ -197,7 +204,7 @@ class _MessageByBandwidths(torch.autograd.Function):
         return message_BCP
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("filter='exact', without learned bandwidths, for second ones")
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, Tensor | None, None]:
         values_BCP, message_BCP = ctx.saved_tensors
         scaled_BCP = grad_BCP / ctx.gaussian.row_sums[:, None, :]

@@ -76,6 +76,34 @@ class PreparedImages:
         except InputError as error:
             raise type(error)(f"kernel {kernel.name!r}: {error}") from None
 
+    def check(self, kernels: Sequence[Kernel], *, like: Tensor, filter: FilterName | BuildFilter) -> None:
+        """Refuse what does not fit a CRF of these kernels and its logits (B, C, H, W).
+
+        Raises:
+            InputError: sizes, dtype or device, a kernel's bandwidths or its filter are others, or a kernel is missing.
+        """
+        expected = (self.num_images, like.shape[1], *self.size)
+        if like.shape != expected or like.dtype != self.dtype or like.device != self.device:
+            raise InputError(
+                f"logits are {tuple(like.shape)} {like.dtype} on {like.device}; allowed beside what was prepared: "
+                f"{expected} {self.dtype} on {self.device}"
+            )
+        own, theirs = ({kernel.name: kernel for kernel in some} for some in (kernels, self.kernels))
+        for name, kernel in theirs.items():
+            if name not in own or not own[name].compares_as(kernel):
+                allowed = (
+                    f"this CRF's, {own[name].bandwidths_named}" if name in own else f"this CRF's kernels, {', '.join(own)}"
+                )
+                raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
+            taken = self.filter_names[name]
+            if isinstance(filter, str) and filter not in ("auto", taken):
+                raise InputError(f"prepared with filter {taken!r} for kernel {name!r}; allowed: this CRF's, {filter!r}")
+        for name, kernel in own.items():
+            if name not in theirs and not kernel.needs_depth_alone:
+                raise InputError(
+                    f"prepared for kernels {', '.join(theirs) or 'none'}, not for {name!r}; allowed: this CRF's kernels"
+                )
+
     def _built(self) -> dict[Key, tuple[str, GaussianFilter]]:
         if self.keys is None:
             return {}

@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from jointseg.crf.inputs import refuse_others
+from jointseg.crf.inputs import finite_range, refuse_others
 from jointseg.errors import InputError
+
+ROUNDING = 1e-3
+"""What a softmax may be above 1, in half precision."""
 
 
 def logits_from_labels(labels: Tensor, num_classes: int, *, confidence: float = 0.7, ignore_index: int = 255) -> Tensor:
@@ -31,6 +35,8 @@ def logits_from_labels(labels: Tensor, num_classes: int, *, confidence: float = 
         InputError: labels of another shape, dtype or range, or a number that is not as above.
     """
     refuse_others("labels", labels)
+    refuse_others("num_classes", num_classes, Integral, "a whole number, at least 2")
+    refuse_others("confidence", confidence, Real, "a number between 0 and 1")
     if labels.ndim != 3 or labels.dtype.is_floating_point or labels.dtype in {torch.bool, torch.complex64, torch.complex128}:
         raise InputError(f"labels are {tuple(labels.shape)} {labels.dtype}; allowed: (B, H, W), of integers")
     if not (num_classes >= 2 and 0 < confidence < 1):
@@ -52,11 +58,21 @@ def logits_from_probabilities(probabilities: Tensor, *, least: float = 1e-5) -> 
 
     Args:
         probabilities: of classes, (B, C, H, W), 0..1.
-        least: what less than this counts as, above 0.
+        least: what less than this counts as, between 0 and 1.
+
+    Returns:
+        Their shape and dtype.
 
     Raises:
-        InputError: `least` is not above 0.
+        InputError: probabilities that are no floating-point numbers in 0..1, or `least` is not as above.
     """
-    if not least > 0:
-        raise InputError(f"least is {least}; allowed: above 0")
+    refuse_others("probabilities", probabilities)
+    refuse_others("least", least, Real, "a number between 0 and 1")
+    if not probabilities.is_floating_point():
+        raise InputError(f"probabilities are {probabilities.dtype}; allowed: of a floating point")
+    if not 0 < least < 1:
+        raise InputError(f"least is {least}; allowed: between 0 and 1")
+    low, high = finite_range("probabilities", probabilities, allowed="0..1")
+    if low < 0 or high > 1 + ROUNDING:
+        raise InputError(f"probabilities have values in {low:g}..{high:g}; allowed: 0..1 (logits need nothing done)")
     return probabilities.clamp(min=least).log()

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from jointseg.crf import CrfSettings, DenseCRF
 from jointseg.crf.filters import ExactFilter
+from jointseg.errors import InputError
 
 SHAPE = (2, 3, 2, 3)
 FORMS = pytest.mark.parametrize("form", ["crfrnn", "hadamard"])
@@ -108,3 +110,29 @@ def test_a_small_step_against_the_gradient_lowers_the_loss():
         for parameter in crf.parameters():
             parameter.sub_(1e-3 * parameter.grad)
     assert loss() < before
+
+
+@pytest.mark.parametrize(("filter", "learned"), [("permutohedral", False), ("exact", True)])
+@pytest.mark.parametrize("by", ["grad", "backward"])
+@pytest.mark.filterwarnings("ignore:Using backward")  # a leak, which the error prevents
+def test_where_there_is_no_second_derivative_none_is_returned(filter, learned, by):
+    """PyTorch's own `once_differentiable` returns one here that takes the first derivative for a constant."""
+    logits, image, depth = scene()
+    crf = DenseCRF(3, CrfSettings(num_iterations=2), filter=filter, learn_bandwidths=learned, dtype=torch.float64)
+    refined = crf(torch.tanh(logits.requires_grad_()), image=image, depth=depth)
+    total = (refined * torch.arange(3.0)[:, None, None]).sum()
+    derive = total.backward if by == "backward" else partial(torch.autograd.grad, total, logits)
+    with pytest.raises(InputError, match=r"create_graph is True .* first derivatives here; allowed: filter='exact'"):
+        derive(create_graph=True)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recomputation_is_no_second_derivative(use_reentrant):
+    logits, image, depth = scene()
+    crf = DenseCRF(3, CrfSettings(num_iterations=2), filter="permutohedral", dtype=torch.float64)
+    found, refine = [], partial(crf, image=image, depth=depth)
+    for run in (refine, partial(checkpoint, refine, use_reentrant=use_reentrant)):
+        leaf = logits.clone().requires_grad_()
+        run(leaf).square().sum().backward()
+        found.append(leaf.grad)
+    assert torch.equal(*found)

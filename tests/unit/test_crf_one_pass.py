@@ -264,7 +264,9 @@ def test_the_lattice_is_pydensecrfs():
         )
     expected = np.array(peer.inference(10)).reshape(C, H, W)
     q = infer(DenseCRF(C, settings_, filter="permutohedral"), logits, image, depth).softmax(1)[0]
-    assert (q - torch.from_numpy(expected)).abs().mean() <= 3e-6
+    distances = (q - torch.from_numpy(expected)).abs()
+    assert distances.mean() <= 1e-7
+    assert distances.max() <= 1e-5
 
 
 def test_mean_field_of_prepared_images_without_structure_is_the_plain_one():

@@ -155,7 +155,7 @@ IMAGE, DEPTH = torch.zeros(1, 3, 9, 12), torch.ones(1, 9, 12)
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "nothing to prepare: give image (B, 3, H, W), depth or guides"),
+        ({}, "nothing to prepare: give image (B, 3, H, W), depth or guides; for positions alone mask (B, H, W)"),
         ({"image": IMAGE[0]}, "image has shape (3, 9, 12); allowed: (B, 3, H, W), not empty"),
         ({"image": IMAGE[:0]}, "image has shape (0, 3, 9, 12); allowed: (B, 3, H, W), not empty"),
         ({"depth": DEPTH[0]}, "depth has shape (9, 12); allowed: (B, H, W)"),
@@ -177,3 +177,31 @@ def test_nothing_is_prepared_in_half_precision():
 def test_a_kernel_that_a_module_could_not_hold_is_refused(name):
     with pytest.raises(InputError, match="allowed: a name without dots"):
         DenseCRF(3, kernels=(Kernel(name=name, weight=1.0, position=3.0),))
+
+
+@pytest.mark.parametrize("pairwise", ["crfrnn", "hadamard"])
+def test_it_can_be_made_without_memory_and_filled_later(pairwise):
+    """As deferred initialisation and FSDP do."""
+    made = {"settings": CrfSettings(pairwise=pairwise), "learn_bandwidths": True}
+    expected = DenseCRF(3, **made)
+    with torch.device("meta"):
+        later = DenseCRF(3, **made)
+    assert "kernel 'appearance': position 160, image 3" in repr(later)
+    later.to_empty(device="cpu")
+    for parameter in later.parameters():
+        torch.nn.init.constant_(parameter, -7.0)
+    later.reset_parameters()
+    for name, own in expected.named_parameters():
+        assert torch.equal(later.get_parameter(name), own), name
+    assert nn.utils.skip_init(DenseCRF, 3, **made).compatibility.shape == (3, 3)
+
+
+def test_parameters_are_made_of_the_dtype_that_is_asked_for():
+    assert {own.dtype for own in DenseCRF(3, learn_bandwidths=True, dtype=torch.float64).parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_in_half_precision_says_how_to_bring_it_back(dtype):
+    logits, image, _ = scene(H=8, W=8, dtype=torch.float32)
+    with pytest.raises(InputError, match=r"the CRF's weights are torch.bfloat16; allowed: .* \(call crf.float\(\)"):
+        DenseCRF(3).bfloat16()(logits.to(dtype), image=image)

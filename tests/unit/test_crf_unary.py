@@ -50,6 +50,7 @@ def test_both_are_pydensecrfs():
         ((LABELS, 4), r"labels: \d+ are out of range, as 4; allowed: 0..3, or ignore_index, 255"),
         ((LABELS - 1, 5), "as -1"),
         ((LABELS, 1), "num_classes is 1"),
+        ((LABELS, 5.0), "num_classes is a float; allowed: a whole number"),
     ],
 )
 def test_other_labels_are_refused(given, message):
@@ -57,9 +58,30 @@ def test_other_labels_are_refused(given, message):
         logits_from_labels(*given)
 
 
+def test_a_confidence_is_a_number():
+    with pytest.raises(InputError, match="confidence is a str; allowed: a number"):
+        logits_from_labels(LABELS, 5, confidence="a")
+
+
 @pytest.mark.parametrize("confidence", [0.0, 1.0, float("nan")])
 def test_no_label_is_certain(confidence):
     with pytest.raises(InputError, match=f"confidence {confidence}; allowed: .* between 0 and 1"):
         logits_from_labels(LABELS, 5, confidence=confidence)
-    with pytest.raises(InputError, match="least is 0"):
-        logits_from_probabilities(torch.ones(1, 2, 3, 3), least=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "message"),
+    [
+        (torch.ones(1, 2, 3, 3), 0, "least is 0; allowed: between 0 and 1"),
+        (torch.ones(1, 2, 3, 3), 2.0, "least is 2.0"),
+        (torch.ones(1, 2, 3, 3), "a", "least is a str; allowed: a number"),
+        (np.ones((1, 2, 3, 3)), 1e-5, "probabilities is a ndarray; allowed: torch.Tensor"),
+        (torch.ones(1, 2, 3, 3, dtype=torch.uint8), 1e-5, "probabilities are torch.uint8; allowed: of a floating point"),
+        (torch.tensor([-3.0, 0.5]), 1e-5, r"probabilities have values in -3..0.5; allowed: 0..1"),
+        (torch.tensor([0.0, 50.0]), 1e-5, r"probabilities have values in 0..50"),
+        (torch.tensor([0.0, float("nan")]), 1e-5, "1 of 2 values are NaN"),
+    ],
+)
+def test_what_are_no_probabilities_is_refused(given, least, message):
+    with pytest.raises(InputError, match=message):
+        logits_from_probabilities(given, least=least)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.layout import padded_width
 from jointseg.crf.cpu.scratch import borrowed
 from jointseg.crf.cpu.transpose import from_rows, into_rows
+from jointseg.crf.derivatives import differentiable_once
 
 _NEVER = -np.inf
 """Logit of the channels that only fill a vector: their q is 0."""
@@ -92,7 +92,7 @@ class _Fused(torch.autograd.Function):
         return out_BCP
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("filter='exact', without learned bandwidths, for second ones")
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor | None, ...]:
         matrices_KCC, *kept = ctx.saved_tensors
         matrices = _padded_matrices(matrices_KCC.detach())

@@ -35,6 +35,8 @@ PIXELS_PER_THREAD = 8192
 _MAX_GRID_ROWS = 2**18
 _MAX_GRID_FEATURES = 3
 _MAX_LATTICE_FEATURES = 16
+_NO_DISTANCE = 1e-4
+"""In bandwidths: a kernel of pixels that are so near each other is 1 to float32's last digit."""
 
 
 class StructuredFilter:
@@ -119,10 +121,14 @@ def permutohedral(features: Features) -> StructuredFilter:
     Raises:
         InputError: more than 16 features, or features so large (tiny bandwidths) that vertices cannot be numbered.
     """
+    features = _compared(features)
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         raise InputError(f"filter 'permutohedral': {F} features; allowed: up to {_MAX_LATTICE_FEATURES}")
-    reach, allowed = np.max(_lattice_reach(features)), _lattice_range(F)
+    reach, allowed = max(_lattice_reach(features)), _lattice_range(F)
+    if allowed <= reach < math.inf:
+        features = _centred(features)
+        reach = max(_lattice_reach(features))
     if reach >= allowed:
         raise OutOfRangeError(
             f"filter 'permutohedral': features reach {reach:.3g} lattice steps; allowed: up to {allowed:.3g}; "
@@ -134,10 +140,26 @@ def permutohedral(features: Features) -> StructuredFilter:
 
 def lattice_fits(features: Features) -> list[bool]:
     """Of each image, whether `permutohedral` takes its features; also infinite ones, which no filter does: it refuses them."""
+    features = _compared(features)
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         return [False] * len(features.values_BPF)
-    return [not _lattice_range(F) <= reach < math.inf for reach in _lattice_reach(features)]
+    return [not _lattice_range(F) <= reach < math.inf for reach in _lattice_reach(_centred(features))]
+
+
+def _compared(features: Features) -> Features:
+    """Without positions whose bandwidth is so far above the image's size that they tell nothing: a feature costs accuracy."""
+    without = features.values_BPF[..., 2:]
+    if without.shape[2] == 0 or any(extent > _NO_DISTANCE for extents in features.extents for extent in extents[:2]):
+        return features
+    return Features(values_BPF=without, size=features.size, valid_BP=features.valid_BP)
+
+
+def _centred(features: Features) -> Features:
+    """Around 0, which changes no distance: where they lie far from it, as coordinates on a map do."""
+    low_BF, high_BF = features.ranges
+    middle_B1F = (low_BF / 2 + high_BF / 2)[:, None]
+    return Features(values_BPF=features.values_BPF - middle_B1F, size=features.size, valid_BP=features.valid_BP)
 
 
 def _lattice_reach(features: Features) -> list[float]:
