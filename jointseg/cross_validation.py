@@ -46,6 +46,31 @@ class Interval(NamedTuple):
     high: float
 
 
+def draw_grouped_folds(groups: Sequence[int], *, num_folds: int, seed: int) -> tuple[int, ...]:
+    """The fold 0..K-1 of each image, images of a group in one: the larger groups first, each into the smallest fold so far.
+
+    For images that resemble each other, such as frames of one room: what was chosen on some says too much of the others.
+
+    Args:
+        groups: the group of each image.
+        num_folds: K.
+        seed: of the order among groups of one size.
+
+    Raises:
+        InputError: there are fewer groups than folds.
+    """
+    names, sizes = np.unique(np.asarray(groups), return_counts=True)
+    if num_folds > len(names):
+        raise InputError(f"{num_folds} folds of {len(names)} groups; allowed: as many folds as groups, or fewer")
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    fold_of, filled = {}, np.zeros(num_folds, np.int64)
+    for place in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        fold = int(filled.argmin())
+        fold_of[names[place]] = fold
+        filled[fold] += sizes[place]
+    return tuple(fold_of[group] for group in groups)
+
+
 def draw_folds(num_images: int, *, num_folds: int, seed: int, strata: Sequence[str] | None = None) -> tuple[int, ...]:
     """The fold 0..K-1 of each image. Folds differ by at most one image, and by at most one of each stratum.
 

@@ -58,7 +58,8 @@ class SearchConfig(Settings):
     seed: Seed = 0
     """Seed of the sampler, of the folds and of the bootstrap."""
     folds: int = Field(5, ge=2)
-    """Folds of the validation frames, balanced by scene type where it is known."""
+    """Folds of the validation frames, balanced by scene type where it is known; with `data.validation_by=scene` of whole
+    scenes."""
     resamples: Count = 2000
     """Resamples of the frames for the interval of the winner's gain over the paper's point."""
 

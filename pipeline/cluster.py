@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,12 @@ import pipeline
 import tune_spaces
 from jointseg.config import Config
 from jointseg.errors import DeviceMemoryError, InputError
+from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
 from pipeline.run_store import IN_JOB
+
+PATIENCE = 600.0
+"""Seconds that nodes of a cluster are waited for: `ray up` is done when its head is there, and nodes go away and come back."""
 
 
 @contextmanager
@@ -121,6 +126,41 @@ def uses_gpu(config: Config) -> bool:
     return device == "cuda" or (device == "auto" and bool(gpus >= config.training.num_workers))
 
 
+def without_missing_gpus(config: Config, *, say: Callable[[str], None]) -> Config:
+    """The config for work that trains nothing: with GPUs only where there are some, whatever it was trained on."""
+    if config.training.device != "cuda" or ray.cluster_resources().get("GPU", 0):
+        return config
+    say("training.device is cuda, and no node of Ray has a GPU: CPUs compute this, and the CRF has other filters there")
+    return with_overrides(config, {"training.device": "auto"})
+
+
+def once_nodes_are_there(check: Callable[[], object], *, say: Callable[[str], None]) -> None:
+    """Check what a cluster has, again and again for PATIENCE while it is too little: its nodes may be on their way.
+
+    A Ray of our own has all that it will have, and is looked at once.
+
+    Args:
+        check: raises InputError where it is too little.
+        say: called with a line for people when this waits.
+
+    Raises:
+        InputError: as `check`, in the end.
+    """
+    deadline, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            check()
+        except InputError as refused:
+            if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
+                raise
+            if not said:
+                say(f"waiting up to {PATIENCE / 60:.0f} minutes for nodes: {refused}")
+            said = True
+            time.sleep(2)
+        else:
+            return
+
+
 def result_of(task: ray.ObjectRef) -> Any:
     """What a task returned.
 
@@ -142,11 +182,10 @@ def result_of(task: ray.ObjectRef) -> Any:
         raise LostWorkerError(f"lost a process of Ray: {said}; the same command goes on") from None
 
 
-def required(config: Config) -> str:
-    """In words, what the workers of a training take."""
-    training = config.training
-    gpu = " and 1 GPU" if uses_gpu(config) else ""
-    return f"{training.num_workers} worker(s) of {training.cpus_per_worker} CPU{gpu} each"
+def required(config: Config, *, gpu: bool) -> str:
+    """In words, what the workers of a training take, with a GPU each or without."""
+    training, gpus = config.training, " and 1 GPU" if gpu else ""
+    return f"{training.num_workers} worker(s) of {training.cpus_per_worker} CPU{gpus} each"
 
 
 def free_resources() -> str:

@@ -29,6 +29,10 @@ SETTINGS, REPORT = "crf_settings.json", "report.json"
 OF_A_TRIAL = (
     "settings", "score", "fold_scores", "boundary_f1", "trial", "data", "frames", "checkpoint", "config", "by_frame",
 )  # fmt: skip
+OF_A_KIND = {
+    "settings": dict, "score": int | float, "fold_scores": list, "trial": int, "data": str, "frames": list, "checkpoint": str,
+    "config": dict, "by_frame": list,
+}  # fmt: skip
 OF_A_RUN = ("table2", "table3", "search", "data", "provenance")
 
 
@@ -124,6 +128,10 @@ def _checked(what: str, record: Any) -> dict[str, Any]:
     missing = [name for name in needed if name not in record]
     if missing:
         raise InputError(f"{what}: not a whole record: it has no {', '.join(missing)}")
+    kinds: Mapping[str, Any] = OF_A_KIND if "by_frame" in record else dict.fromkeys(OF_A_RUN, dict)
+    wrong = [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
+    if wrong or not all(isinstance(own, dict) for own in record.get("by_frame", ())):
+        raise InputError(f"{what}: not a record: {', '.join(wrong) or 'by_frame'} holds something else than one does")
     if "by_frame" in record and [own.get("frame") for own in record["by_frame"]] != record["frames"]:
         raise InputError(f"{what}: not a whole record: by_frame has not each of frames once, in their order")
     return record

@@ -23,6 +23,8 @@ CRF_SYMBOLS = {
 CRF_ROWS = {**CRF_SYMBOLS, "crf.num_iterations": ("", "iterations"), "crf.pairwise": ("", "form")}
 """The settings that tables show: what a search may look for."""
 
+WHOLE_SCENES = "whole scenes"
+
 PAPERS = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
 
 FIGURES = {
@@ -92,7 +94,7 @@ def search_finding(report: Report) -> Finding:
         if search[state]
     ]
     asked = ", ".join([f"{search['trials']} trials", *ends])
-    where = f"on the {search['frames']} validation frames{_whose(report)}"
+    where = f"on the {_frames(report)[0]} validation frames{_whose(report)}"
     if papers is None:
         return Finding(
             f"The paper's CRF settings have no score {where}; the best of {asked} has {percent(best, 2)} %.", against=True
@@ -117,14 +119,20 @@ def search_finding(report: Report) -> Finding:
     )
 
 
+def _frames(report: Report) -> tuple[int, str]:
+    """How many frames were searched on, and their digest; reports of earlier versions say it of the run's own alone."""
+    search, validation = report["search"], report["data"]["validation"]
+    return search.get("frames", validation["frames"]), search.get("subset", validation["digest"])
+
+
 def _whose(report: Report) -> str:
-    earlier = report["search"][TAKEN_FROM]
+    earlier = report["search"].get(TAKEN_FROM)
     return "" if earlier is None else f" and the network of an earlier run (`{earlier}`)"
 
 
 def search_note(report: Report) -> str:
     """How the search's score was taken."""
-    search, config = report["search"], report["provenance"]["config"]
+    search, config, (number, digest) = report["search"], report["provenance"]["config"], _frames(report)
     reference, size = config["crf_reference_size"], config["network.input_size"]
     held = " “(held)”: not searched." if set(CRF_ROWS) - set(search["searched"]) else ""
     asked = search["settings"]
@@ -132,7 +140,7 @@ def search_note(report: Report) -> str:
     if asked["fidelity"] == "finetune":
         how = f"after {asked['finetune_iterations']} iterations of stage 3 from the trial's settings"
     return (
-        f"Mean IoU over {search['frames']} validation frames{_whose(report)} (digest `{search['subset'][:16]}`) {how}, "
+        f"Mean IoU over {number} validation frames{_whose(report)} (digest `{digest[:16]}`) {how}, "
         f"{search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
         f"{asked['seed']}), {search['failed']} failed.{held} "
         f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
@@ -142,10 +150,18 @@ def search_note(report: Report) -> str:
 
 def fold_note(report: Report) -> str:
     """What the table of folds shows."""
-    balanced = report["search"]["balanced_by"]
+    balanced, stopped = report["search"]["balanced_by"], report["search"]["stopped"]
     drawn = f"balanced by {balanced}" if balanced else "drawn at random: scene types are not known"
+    if balanced == WHOLE_SCENES:
+        drawn = "made of whole scenes, so that no two have frames of one"
     return (
         f"Mean IoU of each fold of the validation frames, %; folds are {drawn}. “Chosen on the other folds”: for each fold the "
         f"trial that is best on the others: the choice between trials has not seen the frames that it is scored on, though a "
-        f"sampler that goes by scores has."
+        f"sampler that goes by scores has{_unless_stopped(stopped)}."
     )
+
+
+def _unless_stopped(stopped: int) -> str:
+    if not stopped:
+        return ""
+    return f"; so have the {stopped} trials that were stopped early on the first of these frames, and cannot be chosen"

@@ -18,7 +18,15 @@ from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, report, search
-from pipeline.cluster import connected, require_resources, required, result_of
+from pipeline.cluster import (
+    connected,
+    once_nodes_are_there,
+    require_resources,
+    required,
+    result_of,
+    uses_gpu,
+    without_missing_gpus,
+)
 from pipeline.earlier_search import earlier_study, refuse_a_search, take_settings
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
@@ -87,6 +95,8 @@ def prepare_data(pipeline: Pipeline) -> None:
             bring_in(source, place.store, progress=progress)
     store = pipeline.store
     views = list_frames(place, store, data)
+    if data.validation_by == "scene":
+        search.folds_of(config, store, pipeline.validation)  # too few scenes are refused before anything is trained
     _log_data(pipeline)
     seen = f"{len(views)} views" if data.views == "offline" else f"views drawn anew from {len(views)} frames at each visit"
     screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(pipeline.validation)} for validation; {seen}")
@@ -108,7 +118,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
     ready_features(config, place, store=place.store, screen=pipeline.screen)
     iterations = stage.config(config).iterations
-    pipeline.screen.say(f"{stage.name}: {required(config)}")
+    pipeline.screen.say(f"{stage.name}: {required(config, gpu=uses_gpu(config))}")
     place.stage(stage).mkdir(parents=True, exist_ok=True)  # before MLflow has its settings, which a search could still change
     with (
         tracker.run(stage.name, parent=pipeline.parent) as run,
@@ -144,7 +154,7 @@ def search_settings(pipeline: Pipeline) -> None:
     if p.config.search.settings is not None:
         study = take_settings(p.config, p.place, screen=p.screen)
         p.tracker.tag(p.parent, {"study": study})
-        p.tracker.log_artifact(p.parent, p.place.crf_settings)
+        p.tracker.log_artifact(p.parent, p.place.crf_settings, "earlier_search")  # this run's record is its report
         return
     search.run_search(p.config, p.place, p.tracker, parent=p.parent, screen=p.screen, verbose=p.verbose)
 
@@ -237,16 +247,19 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         _check_sources(config)
     run_store(place.out)  # refused before anything is made, where MLflow's store cannot be used as it is named
     with connected(verbose=verbose):
-        require_resources(config)
+        trains = any(phase in TRAININGS for phase in due)
+        if trains:
+            once_nodes_are_there(partial(require_resources, config), say=screen.say)
         if "search" in due and config.search.settings is None:
-            search.require_room(config)
+            once_nodes_are_there(partial(search.require_room, config), say=screen.say)
+        here = config if trains else without_missing_gpus(config, say=screen.say)
         with place.locked():
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
             tracker = Tracker.open(place.out)
-            tracker.end_abandoned()
+            tracker.end_abandoned(is_scored=place.is_scored)
             with tracker.run(place.out.name, key=TOP) as parent:
                 tracker.log_params(parent, flatten(config))
-                _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
+                _run_due(Pipeline(here, place, tracker, parent, screen, verbose), due)
 
 
 def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool) -> None:
@@ -270,7 +283,7 @@ def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool
         return
     with connected(verbose=verbose), place.locked():
         tracker = Tracker.open(place.out)
-        tracker.end_abandoned()
+        tracker.end_abandoned(is_scored=place.is_scored)
         parent, started = tracker.top_run(place.out.name), time.perf_counter()
         handed_over = search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
         if handed_over or not place.finished("search"):

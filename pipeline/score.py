@@ -31,7 +31,7 @@ from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.cluster import connected, uses_gpu
+from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
@@ -119,12 +119,13 @@ def score_settings(
     }
     content = json.dumps([asked, sorted({json.dumps(own) for own in settings.values()})])
     key = f"{split}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    path = place.search / "scores" / f"{key}.json"
+    path = place.scores / f"{key}.json"
     if path.is_file():
         return _read(path, settings, screen)
     with place.locked(path.parent, key), connected(verbose=verbose):
         if path.is_file():  # another process has scored the same meanwhile
             return _read(path, settings, screen)
+        config = without_missing_gpus(config, say=screen.say)
         tracker = Tracker.open(place.out)
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             with screen.bar(f"score {split}", len(frames)) as progress:

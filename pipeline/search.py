@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import ray
 from jointseg import boundary
 from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
-from jointseg.cross_validation import draw_folds
+from jointseg.cross_validation import draw_folds, draw_grouped_folds
 from jointseg.data.store import Store
+from jointseg.data.views import consecutive_runs
 from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
@@ -27,7 +29,7 @@ from pipeline import search_result, unaries
 from pipeline.cluster import require_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
-from pipeline.report_search import CRF_ROWS, PAPERS, plainly
+from pipeline.report_search import CRF_ROWS, PAPERS, WHOLE_SCENES, plainly
 from pipeline.run_store import few_retries
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
@@ -89,6 +91,25 @@ def check_search(config: Config) -> Space:
     return space
 
 
+def folds_of(config: Config, store: Store, frames: Sequence[int]) -> tuple[tuple[int, ...], str | None]:
+    """The fold of each validation frame, and what folds are balanced by: `scene type`, where known; or WHOLE_SCENES, none of
+    which is in two folds, where validation has whole ones.
+
+    Raises:
+        InputError: there are more folds than scenes.
+    """
+    num_folds, seed = config.search.folds, config.search.seed
+    if config.data.validation_by == "scene":
+        runs = consecutive_runs(frames)
+        if num_folds > len(runs):
+            asked = f"{num_folds} folds of {len(runs)} scenes (data.validation_by=scene)"
+            raise SettingsError("search.folds", f"{asked}; allowed: as many as scenes, or fewer")
+        groups = [place for place, run in enumerate(runs) for _ in run]
+        return draw_grouped_folds(groups, num_folds=num_folds, seed=seed), WHOLE_SCENES
+    strata = None if store.scene_types is None else [store.scene_types[number - 1] for number in frames]
+    return draw_folds(len(frames), num_folds=num_folds, seed=seed, strata=strata), None if strata is None else "scene type"
+
+
 def open_study(config: Config, place: Workspace) -> Study:
     """The study that `config` means in this run's folder; the folder of another one is another.
 
@@ -99,8 +120,7 @@ def open_study(config: Config, place: Workspace) -> Study:
     store = Store.open(place.store)
     subset = place.subset()
     frames = subset["frames"]
-    strata = None if store.scene_types is None else [store.scene_types[number - 1] for number in frames]
-    folds = draw_folds(len(frames), num_folds=settings.folds, seed=settings.seed, strata=strata)
+    folds, balanced_by = folds_of(config, store, frames)
     _, checkpoint = load_final(place.final(STAGES["stage2"]))
     description = {
         "space": {"name": space.name, "sha256": space.digest},
@@ -114,7 +134,7 @@ def open_study(config: Config, place: Workspace) -> Study:
         "data": store.digest,
         "frames": list(frames),
         "subset": subset["digest"],
-        "balanced_by": None if strata is None else "scene type",
+        "balanced_by": balanced_by,
         "checkpoint": checkpoint,
     }
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,11 +157,16 @@ class Tracker:
         with self.troubles_named():
             return self._gone_on_with(TOP, None) or self._create(name, TOP, None)
 
-    def end_abandoned(self) -> None:
-        """Mark runs KILLED that a killed process left RUNNING, for whoever has the folder to itself. Scores lock themselves."""
+    def end_abandoned(self, *, is_scored: Callable[[str], bool]) -> None:
+        """Mark runs KILLED that a killed process left RUNNING, for whoever has the folder to itself.
+
+        Args:
+            is_scored: whether a score of this name is being computed by another process: scores lock themselves alone.
+        """
         with self.troubles_named():
             for run in self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
-                if not run.data.tags.get(KEY_TAG, "").startswith(SCORE):
+                key = run.data.tags.get(KEY_TAG, "")
+                if not (key.startswith(SCORE) and is_scored(key.removeprefix(SCORE))):
                     self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def close(self, key: str) -> None:

@@ -78,15 +78,16 @@ def _fit(job: TrainJob, place: Workspace, checkpoints: CheckpointFolder, say: Ca
     Ray Train's own retries would repeat the user's mistakes as well, and wait for room for ever without a word.
     """
     most, losses, waits = job.config.training.max_failures, 0, 0
+    gpu = uses_gpu(job.config)  # for the whole stage: a node that is lost and comes back had the GPUs
     while True:
         try:
-            _trainer(job, place).fit()
+            _trainer(job, place, gpu).fit()
         except ray.train.TrainingFailedError as error:
             last = max(checkpoints.steps(), default=None)
             found = explained(error, stage=job.stage, max_failures=most, last_step=last)
             if isinstance(found, NoRoomError) and waits < MOST_WAITS:
                 if not waits:
-                    say(f"{job.stage}: waiting for room for {required(job.config)}; Ray has free: {free_resources()}")
+                    say(f"{job.stage}: waiting for room for {required(job.config, gpu=gpu)}; Ray has free: {free_resources()}")
                 waits += 1
             elif type(found) is LostWorkerError and losses < most:
                 losses, waits = losses + 1, 0
@@ -97,8 +98,8 @@ def _fit(job: TrainJob, place: Workspace, checkpoints: CheckpointFolder, say: Ca
             return
 
 
-def _trainer(job: TrainJob, place: Workspace) -> TorchTrainer:
-    training, gpu = job.config.training, uses_gpu(job.config)
+def _trainer(job: TrainJob, place: Workspace, gpu: bool) -> TorchTrainer:
+    training = job.config.training
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},

@@ -8,7 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -44,9 +46,23 @@ class UnaryCache:
     frames: tuple[int, ...]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The memory maps: image (n, 3, h, w) uint8, logits (n, C, h, w) float32, depth (n, h, w) float32 metres."""
+        """The memory maps: image (n, 3, h, w) uint8, logits (n, C, h, w) float32, depth (n, h, w) float32 metres.
+
+        Raises:
+            InputError: this node does not have the files.
+        """
         # "c", not "r": PyTorch warns of arrays that it must not write. Nothing here writes; what did would not reach the file.
-        return {name: np.load(self.folder / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
+        with _seen_from_here(self.folder):
+            return {name: np.load(self.folder / f"{name}.npy", mmap_mode="c") for name in ARRAYS}
+
+
+@contextmanager
+def _seen_from_here(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        where = f"{error.filename} is not there on node {socket.gethostname()}"
+        raise InputError(f"{folder}: {where}; --out must lie where all nodes see it, under one path") from None
 
 
 def row_of(arrays: dict[str, NDArray[Any]], row: int) -> Unaries:
@@ -140,7 +156,8 @@ def on_this_node(cache: UnaryCache, node_folder: Path | None) -> UnaryCache:
     """
     if node_folder is None:
         return cache
-    description = (cache.folder / DESCRIPTION).read_bytes()
+    with _seen_from_here(cache.folder):
+        description = (cache.folder / DESCRIPTION).read_bytes()
     copy = node_folder / f"unaries-{digest(cache.folder / DESCRIPTION)[:16]}"
     try:
         node_folder.mkdir(parents=True, exist_ok=True)

@@ -86,6 +86,11 @@ class Workspace:
         return self.out / "search"
 
     @property
+    def scores(self) -> Path:
+        """Records of `jointseg score`."""
+        return self.search / "scores"
+
+    @property
     def crf_settings(self) -> Path:
         """The result of the study that stage 3 starts from."""
         return self.out / "crf_settings.json"
@@ -225,6 +230,14 @@ class Workspace:
             write_atomically(self.config, config.model_dump_json(indent=1))
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
+
+    def is_scored(self, key: str) -> bool:
+        """Whether another process computes the score of this name now."""
+        try:
+            with self.locked(self.scores, key):
+                return False
+        except InputError:
+            return True
 
     @contextmanager
     def locked(self, folder: Path | None = None, name: str = "") -> Iterator[None]:

@@ -127,8 +127,7 @@ def draw_validation(train: Sequence[int], config: DataConfig) -> tuple[int, ...]
 
 def _draw_runs(train: Sequence[int], num_frames: int, generator: np.random.Generator) -> tuple[int, ...]:
     """Whole runs of consecutive numbers, in random order, each that still fits; drawn again where they do not add up."""
-    starts = [place for place, number in enumerate(train) if not place or number != train[place - 1] + 1]
-    runs = [train[start:stop] for start, stop in pairwise([*starts, len(train)])]
+    runs = consecutive_runs(train)
     for _ in range(_MOST_DRAWS):
         drawn: list[int] = []
         for place in generator.permutation(len(runs)):
@@ -141,6 +140,12 @@ def _draw_runs(train: Sequence[int], num_frames: int, generator: np.random.Gener
         f"'scene' finds no {num_frames} frames in {len(runs)} whole run(s) of consecutive numbers; allowed here: 'frame', "
         "or another data.validation_frames",
     )
+
+
+def consecutive_runs(numbers: Sequence[int]) -> list[Sequence[int]]:
+    """Rising frame numbers in runs without a gap: NYU's frames of one room follow each other."""
+    starts = [place for place, number in enumerate(numbers) if not place or number != numbers[place - 1] + 1]
+    return [numbers[start:stop] for start, stop in pairwise([*starts, len(numbers)])]
 
 
 def subset_digest(numbers: Iterable[int], seed: int, store_digest: str) -> str:

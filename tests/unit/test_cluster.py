@@ -207,6 +207,56 @@ def test_workers_fit_node_by_node_and_the_room_is_counted_in_trainings(nodes):
     assert cluster.require_resources(with_training(num_workers=1, cpus_per_worker=2)) == 1
 
 
+def test_what_trains_nothing_does_without_the_gpus_that_training_had(nodes):
+    said, asked = [], with_training(device="cuda")
+    nodes({"CPU": 8})
+    assert cluster.without_missing_gpus(asked, say=said.append) == with_training(device="auto")
+    assert said == [
+        "training.device is cuda, and no node of Ray has a GPU: CPUs compute this, and the CRF has other filters there"
+    ]
+    nodes({"CPU": 8, "GPU": 1})
+    for own in (asked, with_training()):
+        assert cluster.without_missing_gpus(own, say=said.append) is own
+    assert len(said) == 1
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only sleeping moves."""
+    now = [0.0]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return now
+
+
+def test_nodes_that_are_on_their_way_to_a_cluster_are_waited_for(clock, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    said, refusals = [], ["room for 0", "room for 1"]
+
+    def check():
+        if refusals:
+            raise InputError(refusals.pop(0))
+
+    cluster.once_nodes_are_there(check, say=said.append)
+    assert said == ["waiting up to 10 minutes for nodes: room for 0"]
+    assert refusals == []
+
+
+@pytest.mark.parametrize(("address", "waited"), [(None, 0), ("head:6379", 600)])
+def test_nodes_that_do_not_come_are_refused_in_the_end_and_on_a_ray_of_our_own_at_once(clock, monkeypatch, address, waited):
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    else:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def check():
+        raise InputError("room for 0")
+
+    with pytest.raises(InputError, match="room for 0"):
+        cluster.once_nodes_are_there(check, say=lambda _: None)
+    assert waited <= clock[0] <= waited + 10
+
+
 # How frames are shared out
 
 

@@ -7,7 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jointseg.cross_validation import draw_folds, fold_sums, is_behind, mean_iou, nested, over_folds, paired_bootstrap
+from jointseg.cross_validation import (
+    draw_folds,
+    draw_grouped_folds,
+    fold_sums,
+    is_behind,
+    mean_iou,
+    nested,
+    over_folds,
+    paired_bootstrap,
+)
 from jointseg.errors import InputError
 from jointseg.metrics import SegmentationSums
 
@@ -56,6 +65,29 @@ def test_folds_are_the_seeds():
 def test_fewer_frames_than_folds_are_refused():
     with pytest.raises(InputError, match="5 folds of 4 frames; allowed: as many folds as frames, or fewer"):
         draw_folds(4, num_folds=5, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_is_in_one_fold_and_folds_are_as_even_as_that_allows(seed):
+    sizes = [30, 9, 9, 8, 8, 7, 6, 5, 5, 4, 3, 2, 2, 1, 1]  # of the validation frames' scenes
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    folds = draw_grouped_folds(groups, num_folds=5, seed=seed)
+    assert all(len({folds[place] for place, own in enumerate(groups) if own == group}) == 1 for group in set(groups))
+    filled = sorted(Counter(folds).values())
+    assert filled[-1] == 30
+    assert filled[-2] - filled[0] <= 1
+    assert folds == draw_grouped_folds(groups, num_folds=5, seed=seed)
+
+
+def test_groups_of_one_are_shared_out_evenly_and_by_the_seed():
+    drawn = [draw_grouped_folds(range(11), num_folds=4, seed=seed) for seed in range(3)]
+    assert all(sorted(Counter(folds).values()) == [2, 3, 3, 3] for folds in drawn)
+    assert len(set(drawn)) > 1
+
+
+def test_fewer_groups_than_folds_are_refused():
+    with pytest.raises(InputError, match="3 folds of 2 groups; allowed: as many folds as groups, or fewer"):
+        draw_grouped_folds([7, 7, 9, 9], num_folds=3, seed=0)
 
 
 # Scores

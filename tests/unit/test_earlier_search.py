@@ -22,7 +22,7 @@ class Noting:
         self.noted = []
 
     def log_artifact(self, run, path, folder=None):
-        self.noted.append((run, path.name))
+        self.noted.append((run, folder, path.name))
 
     def tag(self, run, tags):
         self.noted.append((run, tags))
@@ -67,7 +67,7 @@ def test_stage_3_starts_from_what_was_found_and_the_report_has_its_trials(earlie
 def test_the_phase_searches_nothing_says_what_it_takes_and_leaves_it_in_mlflow(earlier, later, capsys):
     notes = Noting()
     search_settings(Pipeline(taking(earlier.crf_settings), later, notes, "top", Terminal(), False))
-    assert notes.noted == [("top", {"study": earlier.study().name}), ("top", "crf_settings.json")]
+    assert notes.noted == [("top", {"study": earlier.study().name}), ("top", "earlier_search", "crf_settings.json")]
     said = capsys.readouterr().out.replace("\n", " ")
     assert "stage 3 starts from it, nothing is searched; best mean IoU 0.1200" in said
 

@@ -175,3 +175,24 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
         assert evidence.place is not None
         final = evidence.place.final(STAGES["stage2"])
         assert (final / "weights.safetensors").read_text() == "weights"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"by_frame": 5}, "by_frame"),
+        ({"by_frame": [5, 6]}, "by_frame"),
+        ({"frames": 5, "config": "small"}, "frames, config"),
+        ({"score": "high"}, "score"),
+    ],
+)
+def test_a_record_of_other_things_is_refused(tmp_path, change, named):
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps({**RECORD, **change}))
+    assert refusal(look_at, path) == f"{path}: not a record: {named} holds something else than one does"
+
+
+def test_a_report_of_other_things_is_refused(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"table2": {}, "table3": 1, "search": {}, "data": [], "provenance": {}}))
+    assert refusal(look_at, path) == f"{path}: not a record: table3, data holds something else than one does"

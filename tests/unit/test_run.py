@@ -124,9 +124,9 @@ def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_log
             tell({"step": step, "loss/total": 1 / step})
 
     monkeypatch.setattr(pipeline.run, "train_stage", train_stage)
-    monkeypatch.setattr(pipeline.run, "required", lambda config: "as many workers")  # it asks Ray for GPUs
+    monkeypatch.setattr(pipeline.run, "uses_gpu", lambda config: False)  # it asks Ray
     train(own, STAGES["stage3"])
-    assert "stage3: as many workers" in capsys.readouterr().out
+    assert "stage3: 1 worker(s) of 1 CPU each" in capsys.readouterr().out
     assert own.tracker.tags["stage3"] == {"study": "crf-1"}
     assert trained == [(9.0, "stage3", (1, 2))]
     assert own.tracker.metrics == {("stage3", "loss/total", 2): 0.5}

@@ -111,6 +111,18 @@ def test_folds_are_the_seeds_and_balanced_by_the_scene_types_of_their_own_frames
     assert study.identity["balanced_by"] == "scene type"
 
 
+def test_folds_are_whole_scenes_where_validation_is(rooms, small, tmp_path):
+    place = at_stage_2(tmp_path / "run", rooms, small, (2, 3, 4, 6, 8, 9))
+    scenes = with_overrides(small, {"data.validation_by": "scene", "search.folds": 3})
+    study = search.open_study(scenes, place)
+    assert study.folds[0] == study.folds[1] == study.folds[2]
+    assert study.folds[4] == study.folds[5]
+    assert len({study.folds[0], study.folds[3], study.folds[4]}) == 3
+    assert study.identity["balanced_by"] == "whole scenes"
+    with pytest.raises(InputError, match=r"^search\.folds: 4 folds of 3 scenes \(data\.validation_by=scene\); allowed"):
+        search.open_study(with_overrides(scenes, {"search.folds": 4}), place)
+
+
 def test_as_many_folds_as_frames_are_allowed():
     search.check_search(with_overrides(demo(), {"data.validation_frames": 5, "search.folds": 5}))
 

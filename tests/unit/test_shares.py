@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
 from pipeline import shares
+from pipeline.failures import LostWorkerError
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,24 @@ from pipeline import shares
 def test_a_task_a_cpu_or_a_few_a_gpu(monkeypatch, there, per_gpu, count, gpu):
     monkeypatch.setattr(shares.ray, "cluster_resources", lambda: there)
     assert shares.tasks_at_once(per_gpu) == (count, {"num_cpus": 1, "num_gpus": gpu})
+
+
+def test_a_cluster_that_lost_its_nodes_is_not_waited_for_for_ever(monkeypatch):
+    """As Ray does."""
+    now, there = [0.0], [[{"Alive": True, "Resources": {"CPU": 2.0}}]]
+
+    def wait(tasks, *, timeout):
+        now[0] += timeout
+        if now[0] > 3000:
+            there[0] = [{"Alive": True, "Resources": {"GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 2.0}}]
+        return [], tasks
+
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(shares.ray, "wait", wait)
+    monkeypatch.setattr(shares.ray, "nodes", lambda: there[0])
+    monkeypatch.setattr(shares.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    task = SimpleNamespace(remote=lambda *_: "task")
+    monkeypatch.setattr(shares.ray, "remote", lambda **_: lambda _: task)
+    with pytest.raises(LostWorkerError, match=r"^no node of Ray has had 1 CPU for 10 minutes; the same command goes on$"):
+        shares.shared_out(lambda _: None, [1, 2], lambda *_: None, config=with_overrides(demo(), {"training.device": "cpu"}))
+    assert 3600 <= now[0] <= 3700

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 from multiprocessing import get_context
 from types import SimpleNamespace
 
@@ -162,3 +163,11 @@ def test_a_folder_that_cannot_be_is_said_in_one_line(kept, tmp_path):
     said = r"search\.node_folder: .*/file/node: no copy of the unaries can be made here: .*Not a directory"
     with pytest.raises(DiskError, match=said):
         on_this_node(UnaryCache(kept[0], (1, 2)), tmp_path / "file" / "node")
+
+
+@pytest.mark.parametrize("node", [None, "node"])
+def test_a_node_that_does_not_see_the_runs_folder_is_named(tmp_path, node):
+    cache = UnaryCache(tmp_path / "elsewhere", (1, 2))
+    said = rf"^{cache.folder}: .*/elsewhere/\S+ is not there on node {socket.gethostname()}; --out must lie where all"
+    with pytest.raises(InputError, match=said):
+        on_this_node(cache, node and tmp_path / node).arrays()

@@ -42,18 +42,20 @@ def place(tmp_path, small):
 def trained(place, small, monkeypatch):
     """Trains stage 2 with an act in place of Ray's: the workers' job, what was told and said, the checkpoint it ended with."""
 
-    def run(act, **settings):
-        kept = SimpleNamespace(job=None, told=[], said=[], end=None)
+    def run(act, *, gpus=(False,), **settings):
+        kept = SimpleNamespace(job=None, told=[], said=[], end=None, gpus=[])
+        there = list(gpus)
 
         class Trainer:
-            def __init__(self, train_worker, *, train_loop_config, **_):
+            def __init__(self, train_worker, *, train_loop_config, scaling_config, **_):
                 kept.job = train_loop_config["job"]
+                kept.gpus.append(scaling_config.use_gpu)
 
             def fit(self):
                 act(kept.job)
 
         monkeypatch.setattr(train, "TorchTrainer", Trainer)
-        monkeypatch.setattr(train, "uses_gpu", lambda config: False)
+        monkeypatch.setattr(train, "uses_gpu", lambda config: there.pop(0))
         monkeypatch.setattr(train, "save_final", lambda final, source: setattr(kept, "end", source.name))
         config = with_overrides(small, {f"training.{name}": value for name, value in settings.items()})
         train.train_stage(config, STAGE, place, validation=(3,), tell=kept.told.append, say=kept.said.append)
@@ -110,6 +112,12 @@ def test_a_lost_worker_says_where_the_stage_goes_on(trained, place):
         trained(lost)
 
 
+def test_a_stage_stays_on_gpus_though_their_node_is_lost_and_not_back_yet(trained):
+    lost = ray.train.WorkerGroupError("lost", {0: ray.exceptions.WorkerCrashedError()})
+    kept = trained(failing([lost]), gpus=(True, False), max_failures=1)
+    assert kept.gpus == [True, True]
+
+
 def failing(failures):
     """What a stage does that fails so and so at each start, and then does not."""
 
@@ -135,11 +143,10 @@ def test_only_lost_workers_are_got_over(trained):
 
 
 def test_room_is_waited_for_and_that_is_said_once(trained, monkeypatch):
-    monkeypatch.setattr(train, "required", lambda config: "2 worker(s)")
     monkeypatch.setattr(train, "free_resources", lambda: "0 CPU")
     full = ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))
     kept = trained(failing([full, full]))
-    assert kept.said == ["stage2: waiting for room for 2 worker(s); Ray has free: 0 CPU"]
+    assert kept.said == ["stage2: waiting for room for 1 worker(s) of 1 CPU each; Ray has free: 0 CPU"]
     with pytest.raises(NoRoomError, match=r"the workers did not start: .*waiting for 2 workers"):
         trained(failing([full] * (train.MOST_WAITS + 1)))
 

@@ -46,6 +46,22 @@ def test_settings_of_an_earlier_search_are_said_to_be_so_with_the_frames_of_it(p
     assert "--set search.settings=/runs/one/crf_settings.json" in contents(place)["provenance"]["command"]
 
 
+def test_a_report_of_an_earlier_version_says_the_runs_own_frames(written: Workspace) -> None:
+    found = contents(written)
+    for name in ("taken_from", "frames", "subset"):
+        del found["search"][name]
+    assert f"Mean IoU over 2 validation frames (digest `{'d' * 16}`) of the CRF alone" in page_of(found)
+
+
+def test_folds_of_whole_scenes_and_trials_that_were_stopped_on_them_are_said(written: Workspace) -> None:
+    found = contents(written)
+    found["search"] |= {"balanced_by": "whole scenes", "stopped": 3}
+    assert "folds are made of whole scenes, so that no two have frames of one." in page_of(found)
+    stopped = "so have the 3 trials that were stopped early on the first of these frames, and cannot be chosen."
+    assert stopped in page_of(found)
+    assert "stopped early on" not in page(written)
+
+
 def test_a_winner_within_noise_of_the_papers_point_is_said_to_be_so(place: Workspace, store: Store) -> None:
     result = json.loads(place.crf_settings.read_text())
     result["gain"] |= {"low": -0.01, "within_noise": True}

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException, RestException
 from jointseg.errors import InputError
 from pipeline.run_store import RETRIES, without_password
 from pipeline.tracking import DISK_ERRORS, Tracker
+from pipeline.workspace import Workspace
 from tests.mlflow_runs import status
 
 
@@ -157,12 +158,14 @@ def test_a_file_that_cannot_be_kept_is_one_line(tracker, out, tmp_path, name):
     assert str(caught.value).startswith(f"{tracker.uri}: {name} cannot be kept with its run: [Errno ")
 
 
-def test_runs_that_a_kill_left_running_are_ended_but_not_scores_which_may_go_on_elsewhere(tracker):
+def test_runs_that_a_kill_left_running_are_ended_but_not_scores_that_go_on_elsewhere(tracker, tmp_path):
     ids = {}
-    for key in ("stage1", "search/weights", "score/test-1", "stage2"):
+    for key in ("stage1", "search/weights", "score/test-1", "score/test-2", "stage2"):
         with tracker.run(key) as ids[key]:
             pass
         if key != "stage2":
             tracker.client.update_run(ids[key], status="RUNNING")
-    tracker.end_abandoned()
-    assert [status(tracker, ids[key]) for key in ids] == ["KILLED", "KILLED", "RUNNING", "FINISHED"]
+    place = Workspace(tmp_path / "run")
+    with place.locked(place.scores, "test-1"):
+        tracker.end_abandoned(is_scored=place.is_scored)
+    assert [status(tracker, ids[key]) for key in ids] == ["KILLED", "KILLED", "RUNNING", "KILLED", "FINISHED"]
