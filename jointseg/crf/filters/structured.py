@@ -144,7 +144,8 @@ def lattice_fits(features: Features) -> list[bool]:
     F = features.values_BPF.shape[2]
     if F > _MAX_LATTICE_FEATURES:
         return [False] * len(features.values_BPF)
-    return [not _lattice_range(F) <= reach < math.inf for reach in _lattice_reach(_centred(features))]
+    low_BF, high_BF = features.ranges
+    return [not _lattice_range(F) <= reach < math.inf for reach in _lattice_steps(high_BF / 2 - low_BF / 2)]
 
 
 def _compared(features: Features) -> Features:
@@ -165,10 +166,13 @@ def _centred(features: Features) -> Features:
 def _lattice_reach(features: Features) -> list[float]:
     """Of each image, how many steps of the lattice its features reach from the origin."""
     low_BF, high_BF = features.ranges
-    largest_BF = torch.maximum(-low_BF, high_BF).cpu().double().numpy()
+    return _lattice_steps(torch.maximum(-low_BF, high_BF))
+
+
+def _lattice_steps(largest_BF: Tensor) -> list[float]:
     F = largest_BF.shape[1]
-    reach_B: list[float] = (largest_BF @ scale_factors(F, np.float64) * (F + 1)).tolist()
-    return reach_B
+    steps_B: list[float] = (largest_BF.cpu().double().numpy() @ scale_factors(F, np.float64) * (F + 1)).tolist()
+    return steps_B
 
 
 def _lattice_range(num_features: int) -> float:
