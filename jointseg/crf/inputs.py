@@ -103,6 +103,8 @@ class Guides:
                 shown = tuple(guide.shape) if name != "depth" else (guide.shape[0], *guide.shape[2:])
                 allowed = {"image": "(B, 3, H, W)", "depth": "(B, H, W)"}.get(name, "(B, channels, H, W)")
                 raise InputError(f"{name} has shape {shown}; allowed: {allowed}, not empty")
+        if self.mask is not None and (self.mask.ndim != 3 or self.mask.numel() == 0):
+            raise InputError(f"mask has shape {tuple(self.mask.shape)}; allowed: (B, H, W), not empty")
 
     def check(self, *, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         """Refuse shapes, dtypes and devices that do not fit logits of B, H, W = `shape`."""

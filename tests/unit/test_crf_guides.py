@@ -78,6 +78,8 @@ def test_kernels_of_positions_alone_are_prepared_for_a_mask():
     assert torch.equal(crf(logits, prepared=crf.prepare(mask=mask)), crf(logits, mask=mask))
     with pytest.raises(InputError, match=r"^nothing to prepare: .* for positions alone mask \(B, H, W\)$"):
         crf.prepare()
+    with pytest.raises(InputError, match=r"^mask has shape \(5, 6\); allowed: \(B, H, W\), not empty$"):
+        crf.prepare(mask=mask[0])
 
 
 def test_a_guide_of_bytes_is_as_one_of_numbers():
