@@ -25,6 +25,7 @@ from jointseg.data.manifest import write_manifest
 from jointseg.data.rooms import write_rooms
 from jointseg.data.store import prepare
 from jointseg.data.views import make_views
+from jointseg.errors import InputError
 from jointseg.model import build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
@@ -187,16 +188,17 @@ def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
 def test_what_ends_the_process_of_every_trial_ends_the_study_and_is_said(
     config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path
 ) -> None:
-    """Unaries that are gone, as where a node does not see the run's folder."""
+    """Unaries that are no arrays; and some that are gone, as where a node does not see the run's folder."""
     place, unaries = made
     elsewhere = tmp_path / "unaries"
     shutil.copytree(unaries.folder, elsewhere)
-    (elsewhere / "logits.npy").rename(tmp_path / "hidden.npy")
-    hidden = place, UnaryCache(elsewhere, unaries.frames)
-    with pytest.raises(
-        LostWorkerError, match=r"trial \d: its process ended 3 times without a score: .*logits\.npy.*; the same"
-    ):
-        _study(with_overrides(config, {"search.concurrent": 1}), hidden, tmp_path / "study")
+    own = place, UnaryCache(elsewhere, unaries.frames)
+    (elsewhere / "logits.npy").write_bytes(b"no array at all")
+    with pytest.raises(LostWorkerError, match=r"trial \d: its process ended 3 times without a score: .*; the same"):
+        _study(with_overrides(config, {"search.concurrent": 1}), own, tmp_path / "study")
+    (elsewhere / "logits.npy").unlink()
+    with pytest.raises(InputError, match=r"unaries/logits\.npy is not there on node .*; --out must lie where all nodes see it"):
+        _study(with_overrides(config, {"search.concurrent": 1}), own, tmp_path / "study")
     assert read_trials(tmp_path / "study" / "log.jsonl") == {}
 
 
