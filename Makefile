@@ -11,14 +11,16 @@ READY := $(VENV)/.ready
 PRESET ?= small
 OUT ?= runs/nyu-$(PRESET)
 
-.PHONY: demo nyu test slow lint types unit integration clean
+.PHONY: demo named nyu test slow lint types unit integration clean
 
 demo: $(READY)
 	$(BIN)/jointseg run --preset demo --out runs/demo
 
-nyu: $(READY)
+named:
 	@test -n "$(DATA)" -a -n "$(WEIGHTS)" \
 		|| { echo "make nyu: DATA and WEIGHTS are needed: make nyu DATA=FOLDER WEIGHTS=FILE [PRESET=small] [OUT=FOLDER]"; exit 2; }
+
+nyu: named $(READY)
 	$(BIN)/jointseg run --preset $(PRESET) --data $(DATA) --out $(OUT) --set network.weights=$(abspath $(WEIGHTS))
 
 test: lint types
@@ -48,4 +50,4 @@ $(READY): constraints.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -33,7 +33,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in {"jointseg", "pipeline", "tune_spaces"}:
             raise
-        sys.stderr.write(f"error: the command line needs {error.name!r}; install it with: pip install 'jointseg[pipeline]'\n")
+        how = "pip install '.[pipeline]' in a clone of the repository"
+        sys.stderr.write(f"error: the command line needs {error.name!r}; install it with: {how}\n")
         sys.exit(2)
     sys.exit(run_command_line())
 

@@ -304,7 +304,8 @@ def test_without_the_extra_the_package_to_install_is_named(tmp_path):
     program = "import sys; sys.modules['typer'] = None; from pipeline.__main__ import main; main()"
     done = process(program=("-c", program), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: the command line needs 'typer'; install it with: pip install 'jointseg[pipeline]'\n"
+    how = "pip install '.[pipeline]' in a clone of the repository"
+    assert done.stderr == f"error: the command line needs 'typer'; install it with: {how}\n"
 
 
 def test_workers_that_the_cluster_has_no_room_for_are_refused_before_a_folder_is_made(mistake, monkeypatch):
