@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     own = {} if address else {"include_dashboard": False}  # it takes jobs from whoever reaches its port
     try:
-        with _apart() if not address else nullcontext():
+        with _apart() if not address else nullcontext(), _away_from_here(own=not address):
             ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env, **own)
     except (ConnectionError, ValueError) as error:
         if not address:
@@ -91,6 +92,17 @@ def _refuse_closed(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {error}") from None
+
+
+@contextmanager
+def _away_from_here(*, own: bool) -> Iterator[None]:
+    """In another folder for the length of the block: Ray's workers look for modules first where their driver is.
+
+    There may be a pipeline/ of someone else's. A Ray of our own starts in that folder too, which stays: where our code is. On a
+    cluster that may be another version's, and the folder is an empty one.
+    """
+    with nullcontext(Path(jointseg.__file__).parents[1]) if own else tempfile.TemporaryDirectory() as folder, chdir(folder):
+        yield
 
 
 @contextmanager
