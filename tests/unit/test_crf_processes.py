@@ -81,6 +81,29 @@ print(jointseg.__file__)
     assert (ended.returncode, Path(ended.stdout.strip()).parent) == (0, package), ended.stderr
 
 
+@pytest.mark.parametrize("home_has_room", [True, False])
+def test_nothing_compiled_is_left_in_an_installed_package(tmp_path, home_has_room):
+    """Uninstalling would leave it, and Python would take what is left for the package."""
+    package, home = tmp_path / "site-packages" / "jointseg", tmp_path / "home"
+    shutil.copytree(Path(jointseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    one = "from jointseg.crf.cpu.compiled import compiled\n\n\n@compiled\ndef one():\n    return 1\n"
+    (package / "crf" / "cpu" / "one.py").write_text(one)
+    if home_has_room:
+        home.mkdir()
+    else:
+        home.touch()
+    environment = {name: value for name, value in os.environ.items() if name not in {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}}
+    environment |= {"PYTHONPATH": str(package.parent), "HOME": str(home)}
+    program = "from jointseg.crf.cpu.one import one\nprint(one(), sum(one.stats.cache_misses.values()))"
+    for misses in (1, 0):
+        ended = subprocess.run(
+            [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.stdout.split() == ["1", str(misses)], ended.stderr
+    kept = list(tmp_path.rglob("*.nbc"))
+    assert [file.is_relative_to(home) for file in kept] == [home_has_room]
+
+
 INTERRUPTED = """
 import random, signal, threading, time
 import torch

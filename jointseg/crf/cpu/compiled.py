@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import config
 from numba.core.caching import IndexDataCacheFile
 
 _HERE = b"\0".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
@@ -53,6 +55,23 @@ class KeptCode(IndexDataCacheFile):
         return f"{self._function}-{self._stamp}.{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
 
 
+def _folder(numbas: str) -> str:
+    """Where code is kept: where numba would, but not beside an installed package.
+
+    Uninstalling it would leave that there, as a package without files that may hide a later installation.
+    """
+    if config.CACHE_DIR or not {"site-packages", "dist-packages"} & set(Path(numbas).parts):
+        return numbas
+    package = Path(__file__).parent
+    try:
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jointseg"
+        kept /= hashlib.sha256(bytes(package)).hexdigest()[:12]
+        kept.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or no room in it
+        return numbas
+    return str(kept) if os.access(kept, os.W_OK) else numbas
+
+
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
     try:
         dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
@@ -63,7 +82,7 @@ def _kept(function: Callable[..., Any], **options: Any) -> Any:
         return dispatcher
     # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed. Each
     # version of this folder has files of its own: another's may name classes that are no more.
-    cache._cache_file = KeptCode(cache._cache_path, cache._impl.filename_base, _stamp(function))
+    cache._cache_file = KeptCode(_folder(cache._cache_path), cache._impl.filename_base, _stamp(function))
     return dispatcher
 
 
