@@ -43,6 +43,23 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 
+def _show_versions(wanted: bool) -> None:
+    if wanted:
+        from pipeline.provenance import own_commit, versions, versions_line
+
+        typer.echo(f"{versions_line(versions())}, commit {own_commit() or 'unknown'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Versions and commit, and nothing else.")
+    ] = False,
+) -> None:
+    """Options of `jointseg` itself."""
+
+
 @app.command()
 def run(
     out: OutOption,

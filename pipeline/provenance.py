@@ -29,7 +29,7 @@ from jointseg.hardware import cpu_model
 from jointseg.presets import PRESETS, paper
 from jointseg.settings import differences, flatten
 
-PACKAGES = ("jointseg", "torch", "ray", "optuna", "mlflow", "numpy")
+PACKAGES = ("jointseg", "python", "torch", "numba", "triton", "ray", "optuna", "mlflow", "numpy")
 SOURCES = ("jointseg", "pipeline", "tune_spaces")
 COMMIT_TAG = "mlflow.source.git.commit"
 MAX_TAG_LENGTH = 5000
@@ -108,8 +108,8 @@ def typed() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """The version of Python and of each package that numbers depend on; None where it is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    """Our version, Python's and that of each package that numbers depend on; None where it is not installed."""
+    return {name: platform.python_version() if name == "python" else _version(name) for name in PACKAGES}
 
 
 def versions_line(found: Mapping[str, str | None]) -> str:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +71,14 @@ def test_a_command_that_cannot_be_read_exits_2_and_names_the_word_in_one_line(mi
     said = mistake(*words)
     assert named.lower() in said.lower()
     assert said.endswith("--help says more)")
+
+
+def test_version_says_what_numbers_come_from(jointseg):
+    code, out, err = jointseg("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"jointseg {metadata.version('jointseg')}, python ")
+    assert {"torch", "numba", "ray", "optuna", "mlflow", "commit"} <= set(out.replace(",", " ").split())
+    assert len(out.splitlines()) == 1
 
 
 def test_no_command_shows_the_help(jointseg):

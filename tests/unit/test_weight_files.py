@@ -100,7 +100,11 @@ def test_vgg_19_under_caffes_names_is_refused(refusal, kind):
     assert "is not VGG-16 but another network, for it has conv3_4" in refusal(KIND_OF[kind](deeper))
 
 
-@pytest.mark.parametrize("content", [save(TORCHVISION), torch_file(TORCHVISION), torch_file(TORCHVISION, zipped=False)])
+@pytest.mark.parametrize(
+    "content",
+    [save(TORCHVISION), torch_file(TORCHVISION), torch_file(TORCHVISION, zipped=False)],
+    ids=["safetensors", "torch", "torch, not zipped"],
+)
 def test_torchvisions_names_mean_torchvisions_input(read, content):
     weights = read(content)
     assert torch.equal(weights.tensors["conv4_2.weight"], TORCHVISION["features.19.weight"])
