@@ -176,10 +176,13 @@ def paired_bootstrap(
     num_resamples: int,
     seed: int,
     level: float = 0.95,
+    groups: Sequence[int] | None = None,
 ) -> Interval:
     """Pooled mean IoU of the first minus that of the second on the same images, with a percentile interval over images.
 
-    A resample draws N images with replacement, the same for both, and pools their matrices. Each side averages over
+    A resample draws N images with replacement, the same for both, and pools their matrices. Where images resemble each other,
+    as frames of one scene do, it draws as many groups of them as there are: intervals over images would be too narrow. Each
+    side averages over
     the classes that enter its mean over all images, in every resample, where one that is not there counts 0: else a stray
     pixel of a class that the resample happens to lack would cost the side that has it a whole class.
 
@@ -190,11 +193,19 @@ def paired_bootstrap(
         num_resamples: R.
         seed: of the draws.
         level: share of the resamples inside the interval.
+        groups: of each image, at least two; None: each is one of its own.
     """
     assert confusion_NCC.shape == other_NCC.shape, f"{confusion_NCC.shape} beside {other_NCC.shape}"
     N, C = confusion_NCC.shape[:2]
+    assert groups is None or (len(groups) == N and len(set(groups)) > 1), f"groups {groups} of {N} images"
     # Whole numbers below 2^53: products and sums in float64 are exact, in whatever order.
     both_NX = np.concatenate([confusion_NCC.reshape(N, -1), other_NCC.reshape(N, -1)], axis=1).astype(np.float64)
+
+    if groups is not None:
+        names, group_N = np.unique(np.asarray(groups), return_inverse=True)
+        by_group = np.zeros((len(names), both_NX.shape[1]))
+        np.add.at(by_group, group_N, both_NX)
+        N, both_NX = len(names), by_group
 
     _, kept_2C, _ = _iou_by_class(both_NX.sum(0).reshape(2, C, C), absent)
 

@@ -61,7 +61,8 @@ class SearchConfig(Settings):
     """Folds of the validation frames, balanced by scene type where it is known; with `data.validation_by=scene` of whole
     scenes."""
     resamples: Count = 2000
-    """Resamples of the frames for the interval of the winner's gain over the paper's point."""
+    """Resamples for the interval of a gain over the paper's point: of the frames; with `data.validation_by=scene` of whole
+    scenes."""
 
     @model_validator(mode="after")
     def _stops_what_can_be_stopped(self) -> Self:

@@ -104,7 +104,11 @@ def search_finding(report: Report) -> Finding:
             f"The search found nothing better than the paper's CRF settings: {percent(papers, 2)} % mean IoU {where}, {asked}.",
             against=True,
         )
-    noise = "within noise of the paper's" if gain["within_noise"] else "beyond the noise of resampling frames"
+    noise = (
+        "within noise of the paper's"
+        if gain["within_noise"]
+        else f"beyond the noise of resampling {gain.get('over', 'frames')}"
+    )
     unseen = nested.get("gain")  # older results have none
     of_it = ""
     if unseen is not None:

@@ -25,6 +25,7 @@ from jointseg.checkpoint import load_final, write_atomically
 from jointseg.config import Config
 from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
 from jointseg.data.store import Store
+from jointseg.data.views import scenes_of
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, compute_unaries, depth_at_full_size, labels_at_full_size, refined_labels, score
 from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics
@@ -34,7 +35,7 @@ from jointseg.stages import STAGES
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
 from pipeline.screen import Screen
-from pipeline.search_result import load_settings
+from pipeline.search_result import load_settings, over
 from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import papers_values
 from pipeline.tracking import SCORE, Tracker
@@ -117,6 +118,9 @@ def score_settings(
         "resamples": config.search.resamples,
         "seed": config.search.seed,
     }
+    scenes = scenes_of(frames, config.data)
+    if scenes is not None:
+        asked["resampled"] = over(scenes)
     content = json.dumps([asked, sorted({json.dumps(own) for own in settings.values()})])
     key = f"{split}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     path = place.scores / f"{key}.json"
@@ -130,7 +134,7 @@ def score_settings(
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             with screen.bar(f"score {split}", len(frames)) as progress:
                 confusion_NCC, depth_sums = _counted(config, place, jobs, frames, progress=progress)
-            scores = _scores(confusion_NCC, config)
+            scores = _scores(confusion_NCC, config, scenes)
             depth = depth_metrics(depth_sums, pooling=config.evaluation.depth_pooling)
             views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
             _log(tracker, run, {**asked, **views, "frames": len(frames)}, scores, depth)
@@ -164,13 +168,13 @@ def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, 
     return scores
 
 
-def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config) -> dict[str, Score]:
+def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config, scenes: Sequence[int] | None) -> dict[str, Score]:
     absent, settings = config.evaluation.absent_classes, config.search
     scores = {}
     for name, own_NCC in confusion_NCC.items():
         pooled_CC = own_NCC.sum(0)
         gain = paired_bootstrap(
-            own_NCC, confusion_NCC[PAPER], absent=absent, num_resamples=settings.resamples, seed=settings.seed
+            own_NCC, confusion_NCC[PAPER], absent=absent, num_resamples=settings.resamples, seed=settings.seed, groups=scenes
         )
         accuracy = float(np.trace(pooled_CC) / max(int(pooled_CC.sum()), 1))
         scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), accuracy, gain)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from jointseg.config import Config
 from jointseg.cross_validation import fold_sums, nested, over_folds, paired_bootstrap
+from jointseg.data.views import scenes_of
 from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from pipeline.log_lines import Line
@@ -131,15 +132,22 @@ def _worth(lines: Sequence[Line], best: Line, config: Config, folder: Path) -> d
     }
     if finished[0]["trial"] == 0:
         worth["paper_folds"] = _over_folds(finished[0])
+        rows, _ = read_confusions(confusion_file(folder, 0))
+        scenes = scenes_of([row["frame"] for row in rows], config.data)
         beside_paper = partial(
             paired_bootstrap, other_NCC=_confusions(folder, [0] * settings.folds), absent=absent,
-            num_resamples=settings.resamples, seed=settings.seed,
+            num_resamples=settings.resamples, seed=settings.seed, groups=scenes,
         )  # fmt: skip
         gain = beside_paper(_confusions(folder, [best["trial"]] * settings.folds))
         unseen = beside_paper(_confusions(folder, chosen))
         worth["nested"]["gain"] = unseen._asdict()
-        worth["gain"] = {**gain._asdict(), "within_noise": gain.low <= 0 or unseen.low <= 0}
+        worth["gain"] = {**gain._asdict(), "within_noise": gain.low <= 0 or unseen.low <= 0, "over": over(scenes)}
     return worth
+
+
+def over(scenes: Sequence[int] | None) -> str:
+    """In words, what intervals resample."""
+    return "frames" if scenes is None else "whole scenes"
 
 
 def _confusions(folder: Path, trials: Sequence[int]) -> NDArray[np.int64]:

@@ -148,6 +148,17 @@ def consecutive_runs(numbers: Sequence[int]) -> list[Sequence[int]]:
     return [numbers[start:stop] for start, stop in pairwise([*starts, len(numbers)])]
 
 
+def scenes_of(numbers: Sequence[int], config: DataConfig) -> tuple[int, ...] | None:
+    """The scene of each frame, rising: its place among `consecutive_runs`. Neighbouring scenes may be one.
+
+    None where they are not known: the config does not draw by scene, or all are one run.
+    """
+    runs = consecutive_runs(numbers)
+    if config.validation_by != "scene" or len(runs) < 2:
+        return None
+    return tuple(place for place, run in enumerate(runs) for _ in run)
+
+
 def subset_digest(numbers: Iterable[int], seed: int, store_digest: str) -> str:
     """SHA-256 that names a drawn subset: which frames, by which seed, of which store."""
     identity = {"numbers": sorted(numbers), "seed": seed, "store": store_digest}

@@ -181,6 +181,24 @@ def test_what_is_better_on_every_image_is_beyond_noise_and_what_wins_half_of_the
     assert found.low < 0 < found.high
 
 
+def over_groups(one, other, groups):
+    return paired_bootstrap(np.array(one), np.array(other), absent="ignore", num_resamples=400, seed=0, groups=groups)
+
+
+def test_copies_of_an_image_in_one_group_tell_no_more_than_the_image():
+    one, other = [RIGHT, WRONG, HALF, RIGHT], [HALF, RIGHT, WRONG, HALF]
+    copied = over_groups([*one, *one[::-1], *one], [*other, *other[::-1], *other], [0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3])
+    assert copied == pytest.approx(interval(one, other))
+    narrower = interval([*one, *one[::-1], *one], [*other, *other[::-1], *other])
+    assert copied.low < narrower.low < narrower.high < copied.high
+
+
+def test_groups_of_an_image_each_are_none():
+    one, other = [RIGHT, WRONG, HALF], [HALF, RIGHT, WRONG]
+    assert over_groups(one, other, [7, 3, 5]).difference == interval(one, other).difference
+    assert over_groups(one, other, [3, 5, 7]) == interval(one, other)
+
+
 HALF_OF_THREE = np.array([[5, 4, 0], [4, 5, 0], [0, 0, 0]])
 
 

@@ -183,6 +183,14 @@ def test_other_rules_other_settings_and_other_weights_are_scored_anew(scored, pl
     assert len(scored()[0]) == 1
 
 
+def test_intervals_resample_whole_scenes_where_validation_has_them(scored, place, small):
+    place.validation.write_text(json.dumps({"frames": [1, 2, 4], "seed": 0, "digest": "d"}))
+    scored()
+    counted, tracker, _ = scored(config=with_overrides(small, {"data.validation_by": "scene"}))
+    assert len(counted) == 1, "intervals over frames were taken for those over scenes"
+    assert tracker.params["resampled"] == "whole scenes"
+
+
 @pytest.mark.usefixtures("last_share_first")
 def test_each_frames_matrix_stands_under_its_number(place, small, rooms, monkeypatch):
     monkeypatch.setattr(score.Tracker, "open", lambda out: Noting())
@@ -206,15 +214,15 @@ def test_each_frames_matrix_stands_under_its_number(place, small, rooms, monkeyp
 
 def test_scores_are_pooled_and_a_gain_is_over_the_papers_settings():
     kept = {PAPER: matrices(0.5, 0.6, 0.7, 0.4, 0.33, 0.57), PAPER_NO_DEPTH: matrices(0.8, 0.9, 0.65, 0.5, 0.41, 0.73)}
-    found = _scores(kept, demo())
+    found = _scores(kept, demo(), None)
     paper, gain = found[PAPER], found[PAPER_NO_DEPTH].gain
     assert paper.pixel_accuracy == pytest.approx((310 + 600) / 1200)
     assert paper.mean_iou == pytest.approx((310 / 600 + 600 / 890) / 2)
     assert paper.gain == (0, 0, 0)
     assert gain.difference == pytest.approx(found[PAPER_NO_DEPTH].mean_iou - paper.mean_iou)
     assert gain.difference > 0
-    assert _scores(kept, with_overrides(demo(), {"search.seed": 1}))[PAPER_NO_DEPTH].gain.low != gain.low
-    zero = _scores(kept, with_overrides(demo(), {"evaluation.absent_classes": "zero"}))
+    assert _scores(kept, with_overrides(demo(), {"search.seed": 1}), None)[PAPER_NO_DEPTH].gain.low != gain.low
+    zero = _scores(kept, with_overrides(demo(), {"evaluation.absent_classes": "zero"}), None)
     assert zero[PAPER].mean_iou == pytest.approx(paper.mean_iou / 20)
 
 

@@ -38,12 +38,12 @@ def right(share):
     return FrameSums(SegmentationSums(np.pad(np.array([[hits, 100 - hits], [100 - hits, hits]]), (0, 38))), None)
 
 
-def line_of(folder, number, point, shares=None):
+def line_of(folder, number, point, shares=None, *, frames=FRAMES):
     """A trial that is right in these shares on the four frames; None: it failed."""
     scores = {"mean_iou": None, "fold_scores": None, "boundary_f1": None}
     if shares is not None:
         sums = [right(share) for share in shares]
-        write_confusions(confusion_file(folder, number), number, FRAMES, FOLDS, sums)
+        write_confusions(confusion_file(folder, number), number, frames, FOLDS, sums)
         scores = scores_of(sums, FOLDS, demo().evaluation)
     state = "failed" if shares is None else "finished"
     when = {"seconds": 1.0, "started": "2016-04-25T12:00:00+00:00"}
@@ -149,6 +149,23 @@ def test_a_gain_on_every_frame_is_beyond_noise_and_one_on_half_of_them_within(tm
     assert not found["gain"]["within_noise"]
     found, _ = study(tmp_path / "two", [(0.5, 0.6, 0.5, 0.6), (0.95, 0.2, 0.9, 0.2)])
     assert found["gain"]["within_noise"]
+
+
+def test_intervals_are_over_whole_scenes_where_validation_is(tmp_path):
+    """Of four frames in two scenes, the first scene gains and the second loses."""
+    shares = [(0.5, 0.5, 0.5, 0.5), (0.95, 0.95, 0.3, 0.3)]
+    lines = [
+        line_of(tmp_path, number, {"crf.theta_beta": 3.0 + number}, own, frames=(11, 12, 21, 22))
+        for number, own in enumerate(shares)
+    ]
+    gains = {}
+    for by in ("frame", "scene"):
+        config = with_overrides(config_with(), {"data.validation_by": by})
+        gains[by] = save_result(lines, config, tmp_path, identity=IDENTITY)["gain"]
+    assert (gains["frame"]["over"], gains["scene"]["over"]) == ("frames", "whole scenes")
+    assert gains["scene"]["difference"] == gains["frame"]["difference"] > 0
+    assert gains["scene"]["low"] == pytest.approx(iou(0.3) - iou(0.5)), "of 50 resamples some have the second scene alone"
+    assert gains["scene"]["high"] == pytest.approx(iou(0.95) - iou(0.5))
 
 
 def test_the_interval_is_the_seeds_and_of_as_many_resamples_as_asked_for(tmp_path):

@@ -31,6 +31,7 @@ from jointseg.data.views import (
     random_crop,
     render_input,
     render_view,
+    scenes_of,
     subset_digest,
 )
 from jointseg.errors import InputError
@@ -131,6 +132,13 @@ def test_scenes_are_validated_on_whole_or_trained_on() -> None:
     assert len({draw_validation(train, config.model_copy(update={"validation_seed": seed})) for seed in range(9)}) > 3
     with pytest.raises(InputError, match=r"data\.validation_by: 'scene' finds no 40 frames in 1 whole run\(s\) of consecutive"):
         draw_validation(range(1, 60), config)
+
+
+def test_frames_are_of_the_scene_of_their_neighbours_where_the_config_says_so() -> None:
+    by_scene = DataConfig(validation_by="scene")
+    assert scenes_of((3, 4, 7, 9, 10, 11), by_scene) == (0, 0, 1, 2, 2, 2)
+    assert scenes_of((3, 4, 7), DataConfig()) is None
+    assert scenes_of((3, 4, 5), by_scene) is None, "one run says nothing: made-up rooms are numbered without gaps"
 
 
 def test_some_frame_must_be_left_to_train_on() -> None:
