@@ -14,13 +14,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 import jointseg
 import pipeline
@@ -70,7 +71,8 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         if not address:
             raise
-        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {str(error).strip().splitlines()[0]}") from None
+        token = "" if "RAY_AUTH_MODE" in os.environ else " (where it asks for a token, RAY_AUTH_MODE=token is needed)"
+        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}{token}: {str(error).strip().splitlines()[0]}") from None
     except (RuntimeError, RayError) as error:  # other versions of Ray or Python, a token that is missing
         if not address:
             raise
@@ -146,31 +148,38 @@ def without_missing_gpus(config: Config, *, say: Callable[[str], None]) -> Confi
     return with_overrides(config, {"training.device": "auto"})
 
 
-def once_nodes_are_there(check: Callable[[], object], *, say: Callable[[str], None]) -> None:
+def once_nodes_are_there(
+    check: Callable[[], object], wanted: Sequence[Mapping[str, float]], *, say: Callable[[str], None]
+) -> None:
     """Check what a cluster has, again and again for PATIENCE while it is too little: its nodes may be on their way.
 
-    A Ray of our own has all that it will have, and is looked at once.
+    An autoscaler is asked for what is wanted meanwhile, in a way that ends with this process. A Ray of our own has all that it
+    will have, and is looked at once.
 
     Args:
         check: raises InputError where it is too little.
+        wanted: what there must be room for: resources that one node has, each.
         say: called with a line for people when this waits.
 
     Raises:
         InputError: as `check`, in the end.
     """
-    deadline, said = time.monotonic() + PATIENCE, False
-    while True:
-        try:
-            check()
-        except InputError as refused:
-            if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
-                raise
-            if not said:
-                say(f"waiting up to {PATIENCE / 60:.0f} minutes for nodes: {refused}")
-            said = True
+    deadline, asked = time.monotonic() + PATIENCE, None
+    try:
+        while True:
+            try:
+                check()
+                return
+            except InputError as refused:
+                if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
+                    raise
+                if asked is None:
+                    say(f"waiting up to {PATIENCE / 60:.0f} minutes for nodes: {refused}")
+                    asked = placement_group([dict(own) for own in wanted])  # its want is what an autoscaler sees
             time.sleep(2)
-        else:
-            return
+    finally:
+        if asked is not None:
+            remove_placement_group(asked)
 
 
 def result_of(task: ray.ObjectRef) -> Any:
@@ -206,6 +215,12 @@ def free_resources() -> str:
     return ", ".join(f"{free.get(resource, 0):g} {resource}" for resource in ("CPU", "GPU"))
 
 
+def worker_resources(config: Config, *, gpu: bool) -> list[dict[str, int]]:
+    """What each worker of a training takes, with a GPU or without."""
+    training = config.training
+    return [{"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu else {})} for _ in range(training.num_workers)]
+
+
 def require_resources(config: Config) -> int:
     """How many trainings of this config the cluster has room for at once, other work aside.
 
@@ -214,7 +229,7 @@ def require_resources(config: Config) -> int:
     """
     training = config.training
     gpu = training.device == "cuda" or uses_gpu(config)
-    each = {"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu else {})}
+    each = worker_resources(config, gpu=gpu)[0]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     places = sum(min(int(node.get(resource, 0) // amount) for resource, amount in each.items()) for node in nodes)
     if places < training.num_workers:

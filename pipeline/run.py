@@ -26,6 +26,7 @@ from pipeline.cluster import (
     result_of,
     uses_gpu,
     without_missing_gpus,
+    worker_resources,
 )
 from pipeline.earlier_search import earlier_study, refuse_a_search, take_settings
 from pipeline.features import ready_features
@@ -249,9 +250,10 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     with connected(verbose=verbose):
         trains = any(phase in TRAININGS for phase in due)
         if trains:
-            once_nodes_are_there(partial(require_resources, config), say=screen.say)
+            workers = worker_resources(config, gpu=config.training.device == "cuda")
+            once_nodes_are_there(partial(require_resources, config), workers, say=screen.say)
         if "search" in due and config.search.settings is None:
-            once_nodes_are_there(partial(search.require_room, config), say=screen.say)
+            once_nodes_are_there(partial(search.require_room, config), search.trial_resources(config), say=screen.say)
         here = config if trains else without_missing_gpus(config, say=screen.say)
         with place.locked():
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has

@@ -26,7 +26,7 @@ from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from pipeline import search_result, unaries
-from pipeline.cluster import require_resources
+from pipeline.cluster import require_resources, worker_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, PAPERS, WHOLE_SCENES, plainly
@@ -268,6 +268,15 @@ def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
         f"{place.crf_settings} stays: {' and '.join(begun)} began from study {there['study']}; this result is in {study.folder}"
     )
     return False
+
+
+def trial_resources(config: Config) -> list[dict[str, float]]:
+    """What a trial takes: resources that one node has, each."""
+    settings = config.search
+    if settings.fidelity == "finetune":
+        return [{**own} for own in worker_resources(config, gpu=config.training.device == "cuda")]
+    asked = {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
+    return [{resource: amount for resource, amount in asked.items() if amount}]
 
 
 def require_room(config: Config) -> None:

@@ -1,14 +1,29 @@
-"""Which code Ray's workers run. Not here: what they do with it (the other files)."""
+"""Which code Ray's workers run, and nodes that an autoscaler brings. Not here: what they do with it (the other files)."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
+import pytest
 import ray
+from ray.util import get_node_ip_address
 
 import jointseg
 from pipeline.cluster import connected
+from tests.integration.command_line import CommandLine, free_port
+from tests.integration.conftest import RAY
 
 
 @ray.remote(num_cpus=0)
@@ -27,3 +42,68 @@ def test_workers_take_no_code_from_the_folder_that_the_command_is_run_in(tmp_pat
         assert Path.cwd() == tmp_path
         found = ray.get([where_is.remote(module) for module in ("jointseg", "pipeline.trial", "tune_spaces.crf")])
     assert [Path(file).relative_to(ours).parts[0] for file in found] == ["jointseg", "pipeline", "tune_spaces"]
+
+
+WAITING = """
+from functools import partial
+import ray
+from jointseg.presets import demo
+from jointseg.settings import with_overrides
+from pipeline.cluster import connected, once_nodes_are_there, require_resources, worker_resources
+
+config = with_overrides(demo(), {"training.num_workers": 2, "training.cpus_per_worker": 1})
+with connected():
+    before = ray.cluster_resources().get("CPU", 0)
+    once_nodes_are_there(partial(require_resources, config), worker_resources(config, gpu=False), say=print)
+    print("CPUs", before, ray.cluster_resources()["CPU"])
+"""
+
+
+@pytest.fixture
+def scaled(jointseg: CommandLine, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What a client of an autoscaling cluster needs in its environment: a head without CPUs, and up to three nodes of one that
+    Ray's own stand-in for a cloud starts as processes here.
+    """
+    port, token, folder = free_port(), tmp_path / "token", tempfile.mkdtemp(prefix="ray-")  # sockets have short paths
+    token.touch(mode=0o600)
+    token.write_text(uuid4().hex)
+    nodes = {"resources": {"CPU": 1, "object_store_memory": 100 * 2**20}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+    here = {"type": "fake_multinode", "gcs_address": f"{get_node_ip_address()}:{port}"}
+    lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands", "rsync_exclude")
+    lists += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_filter")
+    scaling = {
+        "cluster_name": "scaled", "max_workers": 3, "upscaling_speed": 1.0, "idle_timeout_minutes": 5, "docker": {},
+        "provider": {**here, "head_node_id": "f" * 51 + "00000"}, "auth": {"ssh_user": "no one", "ssh_private_key": str(token)},
+        "head_node_type": "head", "file_mounts": {}, "file_mounts_sync_continuously": False, **{name: [] for name in lists},
+        "available_node_types": {"head": {"resources": {}, "node_config": {}, "max_workers": 0}, "node": nodes},
+    }  # fmt: skip
+    (tmp_path / "scaling.json").write_text(json.dumps(scaling))
+    environment = {**jointseg.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    command = [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}"]
+    command += [f"--autoscaling-config={tmp_path / 'scaling.json'}", f"--dashboard-agent-listen-port={free_port()}"]
+    command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    own = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment | own, start_new_session=True, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 200
+        while "block forever" not in (said := (tmp_path / "head.log").read_text()):
+            assert process.poll() is None and time.monotonic() < deadline, said
+            time.sleep(0.5)
+        yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_an_autoscaler_is_asked_for_the_nodes_that_a_training_waits_for(scaled):
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITING], env=scaled, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    waiting, there = ended.stdout.splitlines()
+    assert waiting.startswith("waiting up to 10 minutes for nodes: training.num_workers: 2 workers of 1 CPU each")
+    assert there == "CPUs 0 2.0"

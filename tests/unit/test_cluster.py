@@ -77,12 +77,18 @@ def test_sigterm_stays_ours_and_ray_ends_whatever_happens(init, monkeypatch):
     assert (inside, init) == ([before], ["ended"])
 
 
-def test_a_cluster_that_does_not_answer_is_named_in_one_line(init, head, monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "advice"), [("token", ""), (None, r" \(where it asks for a token, RAY_AUTH_MODE=token is needed\)")]
+)
+def test_a_cluster_that_does_not_answer_is_named_in_one_line(init, head, monkeypatch, mode, advice):
     def silent(**_):
         raise ConnectionError("nobody\nthere")
 
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setattr(cluster.ray, "init", silent)
-    with pytest.raises(InputError, match=rf"^RAY_ADDRESS: no Ray answers at '{head}': nobody$"), cluster.connected():
+    with pytest.raises(InputError, match=rf"^RAY_ADDRESS: no Ray answers at '{head}'{advice}: nobody$"), cluster.connected():
         pass
 
 
@@ -229,7 +235,19 @@ def clock(monkeypatch):
     return now
 
 
-def test_nodes_that_are_on_their_way_to_a_cluster_are_waited_for(clock, monkeypatch):
+@pytest.fixture
+def asked_for(monkeypatch):
+    """What an autoscaler is asked for and no longer asked for, in order."""
+    kept = []
+    monkeypatch.setattr(cluster, "placement_group", lambda bundles: kept.append(bundles) or bundles)
+    monkeypatch.setattr(cluster, "remove_placement_group", lambda bundles: kept.append(("no longer", bundles)))
+    return kept
+
+
+WANTED = [{"CPU": 4}, {"CPU": 4}]
+
+
+def test_nodes_that_are_on_their_way_to_a_cluster_are_waited_for(clock, monkeypatch, asked_for):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     said, refusals = [], ["room for 0", "room for 1"]
 
@@ -237,13 +255,18 @@ def test_nodes_that_are_on_their_way_to_a_cluster_are_waited_for(clock, monkeypa
         if refusals:
             raise InputError(refusals.pop(0))
 
-    cluster.once_nodes_are_there(check, say=said.append)
+    cluster.once_nodes_are_there(check, WANTED, say=said.append)
     assert said == ["waiting up to 10 minutes for nodes: room for 0"]
     assert refusals == []
+    assert asked_for == [WANTED, ("no longer", WANTED)]
+    cluster.once_nodes_are_there(check, WANTED, say=said.append)
+    assert len(asked_for) == 2, "what is there already is not asked for"
 
 
 @pytest.mark.parametrize(("address", "waited"), [(None, 0), ("head:6379", 600)])
-def test_nodes_that_do_not_come_are_refused_in_the_end_and_on_a_ray_of_our_own_at_once(clock, monkeypatch, address, waited):
+def test_nodes_that_do_not_come_are_refused_in_the_end_and_on_a_ray_of_our_own_at_once(
+    clock, monkeypatch, asked_for, address, waited
+):
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     else:
@@ -253,8 +276,9 @@ def test_nodes_that_do_not_come_are_refused_in_the_end_and_on_a_ray_of_our_own_a
         raise InputError("room for 0")
 
     with pytest.raises(InputError, match="room for 0"):
-        cluster.once_nodes_are_there(check, say=lambda _: None)
+        cluster.once_nodes_are_there(check, WANTED, say=lambda _: None)
     assert waited <= clock[0] <= waited + 10
+    assert asked_for == ([WANTED, ("no longer", WANTED)] if address else [])
 
 
 # How frames are shared out
