@@ -209,6 +209,40 @@ def required(config: Config, *, gpu: bool) -> str:
     return f"{training.num_workers} worker(s) of {training.cpus_per_worker} CPU{gpus} each"
 
 
+def has_room(resources: Mapping[str, float]) -> bool:
+    """Whether some node has these, if nothing else ran there. Ray itself would wait for one for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(node.get(name, 0) >= amount for name, amount in resources.items()) for node in nodes)
+
+
+class Patience:
+    """Ends work that no node can run for PATIENCE, where Ray itself would wait for ever."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        """Begin to look whether there is room for these."""
+        self.resources = resources
+        self._since = self._looked = time.monotonic()
+
+    def look(self, *, runs: bool) -> None:
+        """Look again, every ten seconds at most.
+
+        Args:
+            runs: whether some of the work runs.
+
+        Raises:
+            LostWorkerError: for too long nothing has run, nor had room.
+        """
+        now = time.monotonic()
+        if not runs and now - self._looked < 10:
+            return
+        self._looked = now
+        if runs or has_room(self.resources):
+            self._since = now
+        elif now - self._since > PATIENCE:
+            wanted = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
+            raise LostWorkerError(f"no node of Ray has had {wanted} for {PATIENCE / 60:.0f} minutes; the same command goes on")
+
+
 def free_resources() -> str:
     """In words, what no one uses of the cluster's CPUs and GPUs."""
     free = ray.available_resources()

@@ -26,7 +26,7 @@ from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from pipeline import search_result, unaries
-from pipeline.cluster import require_resources, worker_resources
+from pipeline.cluster import has_room, require_resources, worker_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, PAPERS, WHOLE_SCENES, plainly
@@ -289,10 +289,10 @@ def require_room(config: Config) -> None:
     if settings.fidelity == "finetune":
         require_resources(config)
         return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    if has_room({"CPU": cpus, "GPU": gpus}):
         return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, resource, wanted in (
         ("cpus_per_trial", "CPU", cpus),
         ("gpus_per_trial", "GPU", gpus),

@@ -8,7 +8,6 @@ Not here: what is done with a share.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,8 +15,7 @@ import ray
 import torch
 
 from jointseg.config import Config
-from pipeline.cluster import PATIENCE, result_of, uses_gpu
-from pipeline.failures import LostWorkerError
+from pipeline.cluster import Patience, result_of, uses_gpu
 
 Share = TypeVar("Share")
 Result = TypeVar("Result")
@@ -61,7 +59,7 @@ def shared_out(
     task = ray.remote(num_returns="streaming", **options)(_results)
     dealt = [{place: shares[place] for place in range(first, len(shares), count)} for first in range(count)]
     waiting = [task.remote(load, own, "cuda" if gpu else "cpu") for own in dealt]
-    since = time.monotonic()
+    patience = Patience({"CPU": each["num_cpus"], "GPU": each["num_gpus"]})
     while waiting:
         done, waiting = ray.wait(waiting, timeout=10)
         for ready in done:
@@ -69,21 +67,7 @@ def shared_out(
             if following is not None:
                 take(*result_of(following))
                 waiting.append(ready)
-        if done or _has_room(each):
-            since = time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            minutes = f"{PATIENCE / 60:.0f} minutes"
-            raise LostWorkerError(f"no node of Ray has had {_said(each)} for {minutes}; the same command goes on")
-
-
-def _has_room(each: Mapping[str, float]) -> bool:
-    """Whether some node could run a task, if nothing else ran there. Ray itself would wait for one for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(node.get("CPU", 0) >= each["num_cpus"] and node.get("GPU", 0) >= each["num_gpus"] for node in nodes)
-
-
-def _said(each: Mapping[str, float]) -> str:
-    return f"{each['num_cpus']:g} CPU" + (f" and {each['num_gpus']:g} GPU" if each["num_gpus"] else "")
+        patience.look(runs=bool(done))
 
 
 def tasks_at_once(per_gpu: int) -> tuple[int, dict[str, float]]:

@@ -11,18 +11,19 @@ import math
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from jointseg.checkpoint import write_atomically
 from jointseg.errors import DiskError, InputError
-from pipeline.cluster import require_resources
+from pipeline.cluster import Patience, require_resources
 from pipeline.failures import LostWorkerError
 from pipeline.finetune import FinetuneTrial
 from pipeline.log_lines import Line, append_line, following
@@ -156,6 +157,23 @@ class Batches(Searcher):  # type: ignore[misc]
         """Nothing was saved."""
 
 
+class Watch(tune.Callback):  # type: ignore[misc]
+    """Ends a study whose trials no node can run for long: a node may have gone that does not come back."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        """Begin, for trials that take these."""
+        self.patience = Patience(resources)
+        self.lost: LostWorkerError | None = None
+
+    def on_step_begin(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:  # noqa: ARG002  # Tune's names
+        """Look, at every step of Tune's."""
+        try:
+            self.patience.look(runs=any(trial.status == Trial.RUNNING for trial in trials))
+        except LostWorkerError as lost:
+            self.lost = lost  # Tune makes an error of its own of it
+            raise
+
+
 def _is_near(point: Point, other: Point) -> bool:
     """Whether they are one point but for rounding: samplers add up otherwise on a processor with other vector instructions."""
 
@@ -251,8 +269,10 @@ def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> Non
     places = max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.cpus_per_trial)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places)  # by default it starts one process after the other
     trainable = tune.with_parameters(FinetuneTrial if trains else CrfTrial, job=job)
+    each = NO_CPU if trains else {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
+    watch = Watch({} if trains else each)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, NO_CPU if trains else {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}),
+        tune.with_resources(trainable, each),
         tune_config=tune.TuneConfig(
             search_alg=batches,
             num_samples=trials * (RETRIES + 1) + 1,  # the last answer is that there are no more
@@ -263,9 +283,15 @@ def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> Non
             name="ray_tune",
             storage_path=str(job.folder),
             verbose=2 if verbose else 0,
+            callbacks=[watch],
             # Tune's own retries count a process twice that is lost while it is given its next trial.
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception:
+        if watch.lost is None:
+            raise
+        raise watch.lost from None

@@ -260,3 +260,12 @@ def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
         found.add(pid)
         pid = parents[pid]
     return found
+
+
+def test_a_study_whose_trials_no_node_can_run_any_more_ends_in_one_line(
+    config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cluster, the nodes that could may have gone."""
+    monkeypatch.setattr("pipeline.cluster.PATIENCE", 5)
+    with pytest.raises(LostWorkerError, match=r"^no node of Ray has had 99 CPU for 0 minutes; the same command goes on$"):
+        _study(with_overrides(config, {"search.cpus_per_trial": 99}), made, tmp_path / "study")
