@@ -60,7 +60,7 @@ def slices(axes: Sequence[Axis], scores: Sequence[float | None], *, title: str =
     """
     columns = min(4, len(axes))
     rows = math.ceil(len(axes) / columns)
-    figure = Figure(figsize=(2.9 * columns, 2.5 * rows + 0.4), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(7.0, 2.9 * columns), 2.5 * rows + 0.4), dpi=DPI, layout="constrained")  # the title is as wide
     values, order = _numbers(scores), np.arange(len(scores))
     for place, axis in enumerate(axes):
         panel = figure.add_subplot(rows, columns, place + 1)
@@ -91,7 +91,9 @@ def parallel_coordinates(axes: Sequence[Axis], scores: Sequence[float | None], *
     shade = ScalarMappable(Normalize(low, max(high, low + 1e-6)), SHADES)
     heights = np.stack([_heights(axis) for axis in axes], axis=1)
     for trial in scored[np.argsort(values[scored])]:
-        panel.plot(heights[trial], color=shade.to_rgba(values[trial]), linewidth=1.2, alpha=0.8, marker="o", markersize=2)
+        drawn = np.flatnonzero(np.isfinite(heights[trial]))  # a line goes on over what a trial did not draw
+        own, colour = heights[trial][drawn], shade.to_rgba(values[trial])
+        panel.plot(drawn, own, color=colour, linewidth=1.2, alpha=0.8, marker="o", markersize=2)
     papers = [_height_of(axis, axis.paper) for axis in axes]
     panel.plot(papers, color=PAPERS, linewidth=1.6, linestyle=(0, (5, 2)), marker="D", markersize=4, label="the paper's point")
     panel.set_xticks(range(len(axes)), [axis.name for axis in axes], fontsize=8)
@@ -107,11 +109,12 @@ def parallel_coordinates(axes: Sequence[Axis], scores: Sequence[float | None], *
     return figure
 
 
-def importance_bars(importance: Mapping[str, tuple[float, float]], *, title: str = "") -> Figure:
-    """Share of the score's variance that each parameter explains, and how far it moves from resample to resample.
+def importance_bars(importance: Mapping[str, tuple[float, float]], *, left_out: Sequence[str] = (), title: str = "") -> Figure:
+    """Share of the score's variance that each parameter explains by itself, and how far it moves from resample to resample.
 
     Args:
         importance: mean and standard deviation by parameter.
+        left_out: parameters that have none, for not every trial draws them.
         title: stands above the bars.
     """
     names = sorted(importance, key=lambda name: importance[name][0])
@@ -119,7 +122,9 @@ def importance_bars(importance: Mapping[str, tuple[float, float]], *, title: str
     panel = figure.add_subplot()
     means, deviations = zip(*(importance[name] for name in names), strict=True)
     panel.barh(names, means, xerr=deviations, color=OURS, alpha=0.8, error_kw={"ecolor": INK, "elinewidth": 1})
-    panel.set_xlabel("share of the variance of mean IoU (fANOVA); bars: ± one deviation over resampled trials", fontsize=8.5)
+    left = f"\nnot drawn by every trial, and left out: {', '.join(left_out)}" if left_out else ""
+    said = "share of the variance of mean IoU by itself (fANOVA); bars: ± one deviation over resampled trials"
+    panel.set_xlabel(said + left, fontsize=8.5)
     panel.tick_params(labelsize=8.5)
     panel.set_xlim(left=0)
     _plain(panel, grid=False)

@@ -21,6 +21,7 @@ RAY_ENVIRONMENT = {
     # An interrupted search is interrupted: Tune would end it early and call that its result.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of a server: four lines a trial
 }
 
 

@@ -20,6 +20,7 @@ from jointseg.data.store import Store, is_store, prepare
 from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
+from pipeline.run_store import ARTIFACTS
 from pipeline.tracked_trials import TRIAL_RECORD
 from pipeline.tracking import Tracker
 from pipeline.workspace import Workspace
@@ -91,6 +92,9 @@ def gathered(what: str, *, out: Path | None) -> Iterator[Evidence]:
     tracker = Tracker.of_run(run_id, out)
     with TemporaryDirectory(prefix="jointseg-") as folder:
         record = next((found for name in (TRIAL_RECORD, SETTINGS, REPORT) if (found := tracker.read_json(run_id, name))), None)
+        if record is None and out is not None:  # a folder that was moved: MLflow looks where it was
+            kept = [out / ARTIFACTS / run_id / "artifacts" / name for name in (TRIAL_RECORD, SETTINGS, REPORT)]
+            record = next((_read(path) for path in kept if path.is_file()), None)
         if record is None:
             ended = tracker.ended_otherwise(run_id)
             if ended is not None:

@@ -203,6 +203,7 @@ def _search(config: Config, place: Workspace) -> dict[str, Any]:
         # Trial 0: the paper's values of what it drew, the run's own of the rest.
         "paper": {"score": result["paper_score"], "settings": {**held, **papers}},
         **{name: result[name] for name in kept},
+        "paper_held": result.get("paper_held", {}),  # results of earlier versions do not say
         "settings": result["search"],
         TAKEN_FROM: result.get(TAKEN_FROM),
         "frames": len(result["frames"]),

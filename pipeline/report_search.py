@@ -30,7 +30,8 @@ PAPERS = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()
 FIGURES = {
     "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
     "parallel.png": "Every trial as a line through its parameters; red: the paper's point.",
-    "importance.png": "Share of mean IoU's variance that each parameter explains (fANOVA), ± over resamples of the trials.",
+    "importance.png": "Share of mean IoU's variance that each parameter explains by itself (fANOVA; the rest is of several "
+    "together), ± over resamples of the trials.",
     "folds.png": "The folds of the ten best trials and of the paper's point.",
     "pareto.png": "The two objectives against each other, and the front that no trial beats.",
     "frames.png": "The frames that gained and that lost most under the settings found, beside the paper's.",
@@ -95,13 +96,15 @@ def search_finding(report: Report) -> Finding:
     ]
     asked = ", ".join([f"{search['trials']} trials", *ends])
     where = f"on the {_frames(report)[0]} validation frames{_whose(report)}"
+    theirs = "the paper's CRF settings"
+    if search.get("paper_held"):
+        theirs = f"the paper's values of what was searched (the run's own of {', '.join(search['paper_held'])})"
     if papers is None:
-        return Finding(
-            f"The paper's CRF settings have no score {where}; the best of {asked} has {percent(best, 2)} %.", against=True
-        )
+        said = f"{theirs[0].upper()}{theirs[1:]} have no score {where}; the best of {asked} has {percent(best, 2)} %."
+        return Finding(said, against=True)
     if best <= papers:
         return Finding(
-            f"The search found nothing better than the paper's CRF settings: {percent(papers, 2)} % mean IoU {where}, {asked}.",
+            f"The search found nothing better than {theirs}: {percent(papers, 2)} % mean IoU {where}, {asked}.",
             against=True,
         )
     noise = (
@@ -113,9 +116,10 @@ def search_finding(report: Report) -> Finding:
     of_it = ""
     if unseen is not None:
         interval = f"{percent(unseen['low'], 2)} to {percent(unseen['high'], 2)}"
-        of_it = f", {percent(unseen['difference'], 2)} above the paper's ({interval})"
+        side = "below" if unseen["difference"] < 0 else "above"
+        of_it = f", {percent(abs(unseen['difference']), 2)} {side} the paper's ({interval})"
     return Finding(
-        f"The search's best has {percent(best, 2)} % mean IoU {where}, the paper's CRF settings {percent(papers, 2)} % "
+        f"The search's best has {percent(best, 2)} % mean IoU {where}, {theirs} {percent(papers, 2)} % "
         f"({asked}): a gain of {percent(gain['difference'], 2)} points, 95 % interval {percent(gain['low'], 2)} to "
         f"{percent(gain['high'], 2)}, {noise}. It was chosen on those very frames: chosen on all folds but one and scored on "
         f"that one, it has {percent(nested['score'], 2)} %{of_it}. The tables are of the test split.",

@@ -20,6 +20,7 @@ from jointseg.errors import InputError
 from pipeline.workspace import Workspace
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+ARTIFACTS = "mlartifacts"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in what `ray job submit` runs."""
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -55,7 +56,7 @@ class RunStore:
     @property
     def artifacts(self) -> str | None:
         """Where files of runs go; None: where the server says. To a database MLflow would keep them in its working folder."""
-        return (self.out / "mlartifacts").as_uri() if _DATABASE.match(self.uri) else None
+        return (self.out / ARTIFACTS).as_uri() if _DATABASE.match(self.uri) else None
 
     def __str__(self) -> str:
         named = VARIABLE if os.environ.get(VARIABLE) else "MLflow's store"
@@ -100,6 +101,12 @@ def without_password(uri: str) -> str:
     """A store's address, or a text that has it, without the user and the password that may stand in it."""
     shown = re.sub(r"(?<=://)[^/\s]*@", "", uri)
     return re.sub(r"(?i)(?:(?<=\?)|&)(?:password|passwd|pwd|sslpassword)=[^&\s]*", "", shown).replace("?&", "?").rstrip("?")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what MLflow says: its messages name the store, with the password that its address may have."""
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    return without_password(next(lines, type(error).__name__))
 
 
 def _own(out: Path) -> str:

@@ -19,8 +19,9 @@ from optuna.trial import TrialState
 
 from jointseg.errors import InputError
 from jointseg.search_config import SearchConfig
+from pipeline.grid import grid
 from pipeline.log_lines import Line
-from pipeline.spaces import Point, Space, grid
+from pipeline.spaces import Point, Space
 from pipeline.trial_record import FAILED, FINISHED, STOPPED
 
 OBJECTIVES = {
@@ -141,7 +142,7 @@ class Asker:
         self, number: int, line: Line, trial: optuna.Trial | None, values: list[float] | None, seen: dict[int, float]
     ) -> None:
         assert self.journal is not None
-        known = {} if trial is None else self.study.trials[trial.number].distributions
+        known = {} if trial is None else trial.distributions  # `study.trials` would copy them all
         frozen = optuna.trial.create_trial(
             state=STATES[line["state"]],
             values=values,

@@ -208,7 +208,11 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
 
 def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> Table:
     """What `score_settings` found under a config, in percent and points, for a terminal."""
-    table = Table(title=f"{split} split, {config.evaluation.views_said}")
+    chosen_by = "searches choose by these frames: what settings are worth on others, --split test says"
+    table = Table(
+        title=f"{split} split, {config.evaluation.views_said}",
+        caption=chosen_by if split == "validation" and scores.keys() - SHORT.keys() else None,
+    )
     table.add_column("settings", overflow="fold")  # the end of a file's path tells it from another
     for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
         table.add_column(heading)

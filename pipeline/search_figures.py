@@ -38,7 +38,8 @@ TOP, SHOWN = 10, 2
 
 
 def importance(study: optuna.Study) -> dict[str, tuple[float, float]]:
-    """Each parameter's share of the variance of mean IoU, and its deviation over resamples of the trials; none of too few.
+    """The share of the variance of mean IoU that each parameter explains by itself, and its deviation over resamples of the
+    trials; none of too few. Of parameters that not every trial draws there is none.
 
     The share is the mean of forests over all trials. The deviation is over forests on as many trials drawn with replacement:
     forests on the same trials differ by a half to a quarter of what a study differs from another.
@@ -61,12 +62,13 @@ def importance(study: optuna.Study) -> dict[str, tuple[float, float]]:
 
 def _shares(study: optuna.Study, trials: Sequence[FrozenTrial], *, seed: int) -> dict[str, float]:
     # Here, for it brings scikit-learn, which takes a second to import.
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # noqa: PLC0415
+    from optuna.importance import FanovaImportanceEvaluator  # noqa: PLC0415
 
     of_them = optuna.create_study(directions=study.directions)
     of_them.add_trials(trials)
     target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
-    return dict(get_param_importances(of_them, evaluator=FanovaImportanceEvaluator(seed=seed), target=target))
+    # Not `get_param_importances`, which scales them to add up to 1: what parameters explain together would be each one's.
+    return FanovaImportanceEvaluator(seed=seed).evaluate(of_them, target=target)
 
 
 def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -82,7 +84,8 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
         save_png(parallel_coordinates(axes, values, title=title), folder / "parallel.png")
         if shares:
             named = {name.replace("/", "."): share for name, share in shares.items()}
-            save_png(importance_bars(named, title=title), folder / "importance.png")
+            left_out = [axis.name for axis in axes if axis.name not in named]
+            save_png(importance_bars(named, left_out=left_out, title=title), folder / "importance.png")
         save_png(fold_spread(_top(finished), title=title), folder / "folds.png")
         if len(OBJECTIVES[objective]) > 1:
             second = OBJECTIVES[objective][1]

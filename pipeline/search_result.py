@@ -27,6 +27,7 @@ from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from pipeline.log_lines import Line
 from pipeline.samplers import DIRECTIONS, OBJECTIVES
+from pipeline.spaces import Point, papers_values
 from pipeline.trial_record import FAILED, FINISHED, STOPPED, confusion_file, digest_of, read_confusions, table_row
 
 TRIALS, SETTINGS = "trials.parquet", "crf_settings.json"
@@ -92,6 +93,7 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
     result = {
         **trial_record(best, config, folder, identity=identity),
         "paper_score": scores(lines)[0],
+        "paper_held": _held(lines[0]["point"], config),
         "trials": len(lines),
         **{state: sum(line["state"] == state for line in lines) for state in (FAILED, STOPPED)},
         "search": flatten(config.search),
@@ -102,6 +104,13 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
         kept = ("trial", *OBJECTIVES[config.search.objective], "point")
         result["front"] = [{name: line[name] for name in kept} for line in pareto_front(lines, config.search.objective)]
     return result
+
+
+def _held(first: Point, config: Config) -> dict[str, Any]:
+    """What trial 0, the paper's values of what it draws, has otherwise than the paper: the run's own of the rest."""
+    own = {f"crf.{name}": value for name, value in flatten(with_overrides(config, first).crf).items()}
+    papers = papers_values()
+    return {path: value for path, value in own.items() if value != papers[path]}
 
 
 def _worth(lines: Sequence[Line], best: Line, config: Config, folder: Path) -> dict[str, Any]:
@@ -209,12 +218,15 @@ def said(result: dict[str, Any]) -> str:
     )
     ends = {FAILED: "failed", STOPPED: "stopped early"}
     counts = "".join(f"; {result[state]} of {result['trials']} {how}" for state, how in ends.items() if result[state])
+    at = "at the paper's point"
+    if result.get("paper_held"):  # older results do not say
+        at = f"at the paper's values of what is searched ({', '.join(result['paper_held'])} as in this run)"
     if gain is None:
-        return f"{best}; at the paper's point: no score{counts}"
+        return f"{best}; {at}: no score{counts}"
     noise = ": within noise" if gain["within_noise"] else ""
     unseen = result["nested"].get("gain")  # older results have none
     nested = f", nested {_interval(unseen)}" if unseen else ""
-    return f"{best}; at the paper's point {result['paper_score']:.4f}, a gain of {_interval(gain)}{nested}{noise}{counts}"
+    return f"{best}; {at} {result['paper_score']:.4f}, a gain of {_interval(gain)}{nested}{noise}{counts}"
 
 
 def _interval(gain: dict[str, float]) -> str:

@@ -16,10 +16,9 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +29,6 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
-    IntDistribution,
     distribution_to_json,
 )
 
@@ -44,7 +42,6 @@ from jointseg.settings import flatten, with_overrides
 Point = dict[str, Any]
 """Settings by config path."""
 
-MAX_GRID_POINTS = 10**6
 PATHS = tuple(f"crf/{setting}" for setting in CrfSettings.model_fields)
 DrawFunction = Callable[[optuna.trial.BaseTrial], Mapping[str, Any]]
 
@@ -102,14 +99,18 @@ class Space:
 
     def drawn_from(self, point: Point) -> str:
         """The distributions at a point, as JSON."""
-        distributions = self.distributions
-        if distributions is None:
-            fixed = optuna.trial.FixedTrial(self.at(point)[1])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.draw(fixed)
-            distributions = fixed.distributions
-        return json.dumps({path: distribution_to_json(own) for path, own in distributions.items()}, sort_keys=True)
+        described = {path: distribution_to_json(own) for path, own in self.distributions_at(point).items()}
+        return json.dumps(described, sort_keys=True)
+
+    def distributions_at(self, point: Point) -> Mapping[str, BaseDistribution]:
+        """Of the parameters drawn at a point, by Optuna's name."""
+        if self.distributions is not None:
+            return self.distributions
+        fixed = optuna.trial.FixedTrial(self.at(point)[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.draw(fixed)
+        return fixed.distributions
 
     def searched(self, point: Point) -> list[str]:
         """The config paths that the space draws at a point."""
@@ -120,21 +121,60 @@ def load_space(config: Config) -> Space:
     """The space that `search.space` names, tried at the paper's point.
 
     Raises:
-        InputError: it is not found, cannot be imported, names what is no setting of the CRF, or has its bounds reversed.
+        InputError: it is not found, cannot be imported, or draws what is no setting of the CRF or what one may not be.
     """
     name, module, function_name = _find(config.search.space)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{name}: has no function {function_name}()")
     with _mistakes_named(name):
-        takes_trial = bool(inspect.signature(function).parameters)
+        takes_trial = any(_is_to_be_given(parameter) for parameter in inspect.signature(function).parameters.values())
     switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})
     space = Space(name, None, function, switches, "") if takes_trial else _fixed(name, function)
     with _mistakes_named(name):
         described = space.drawn_from(papers_values()).encode()
         if takes_trial:
-            described += Path(inspect.getfile(function)).read_bytes()
+            described += Path(inspect.getfile(function if inspect.isroutine(function) else module)).read_bytes()
+        drawn = space.at(papers_values())[0]
+        _allowed(drawn, name)
+        _refuse_ranges(space.distributions_at(papers_values()), drawn, name)
     return replace(space, digest=hashlib.sha256(described).hexdigest())
+
+
+def _is_to_be_given(parameter: inspect.Parameter) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return parameter.kind in positional and parameter.default is inspect.Parameter.empty
+
+
+def _allowed(point: Point, name: str) -> Point:
+    """The settings that these values mean.
+
+    Raises:
+        InputError: one is none that its setting may have.
+    """
+    try:
+        checked = with_overrides(Config(), point)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return {path: value for path, value in flatten(checked).items() if path in point}
+
+
+def _refuse_ranges(distributions: Mapping[str, BaseDistribution], drawn: Point, name: str) -> None:
+    """Raise InputError where settings are drawn from values that they may not have: every such trial would fail."""
+    for path, own in distributions.items():
+        setting = path.replace("/", ".")
+        papers = papers_values().get(setting)
+        if path not in PATHS or drawn.get(setting) != papers:
+            continue  # its function makes something else of it
+        ends = own.choices if isinstance(own, CategoricalDistribution) else (own.low, own.high)  # type: ignore[attr-defined]
+        for value in ends:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name}: {setting} is drawn up to {value}; allowed: finite numbers")
+            (meant,) = _allowed({setting: value}, name).values()
+            if isinstance(value, str) != isinstance(meant, str):
+                raise InputError(f"{name}: {setting} is {value!r}, a text; allowed: a number")
+        if isinstance(own, FloatDistribution) and isinstance(papers, int):
+            raise InputError(f"{name}: {setting} is a whole number; allowed: an IntDistribution, or suggest_int")
 
 
 def _fixed(name: str, function: Callable[[], Mapping[str, BaseDistribution]]) -> Space:
@@ -195,10 +235,14 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
                 "path/to/file.py:function, module:function"
             )
         return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
+    here = str(Path.cwd())
+    sys.path.append(here)  # as Python itself has it, but not the `jointseg` command
     try:
         return wanted, importlib.import_module(where), function
     except (Exception, SystemExit) as error:  # a user's own code may raise anything
         raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
+    finally:
+        sys.path.remove(here)
 
 
 def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
@@ -256,45 +300,12 @@ def _read_settings(path: Path) -> Point:
         checked = with_overrides(Config(), settings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"search.start: {path} does not hold settings ({_one_line(error)})") from None
     outside = [name for name in settings if name.replace(".", "/") not in PATHS]
     if outside:
         raise InputError(f"{path}: {outside[0]} is not a setting of the CRF; allowed: {', '.join(PATHS)}")
     return {f"crf.{name}": value for name, value in flatten(checked.crf).items() if f"crf.{name}" in settings}
-
-
-def grid(space: Space, *, levels: int, seed: int) -> list[dict[str, Any]]:
-    """Optuna's parameters at every point of a grid, in an order drawn by `seed`.
-
-    Raises:
-        InputError: what the space draws depends on what it drew before, or there are too many points.
-    """
-    if space.distributions is None:
-        raise InputError(f"search.sampler: a grid over {space.name} is not possible: what it draws is conditional")
-    many = f"search.grid_levels: {levels} levels of {space.name} are"
-    if levels > MAX_GRID_POINTS:
-        raise InputError(f"{many} too many points; allowed: {MAX_GRID_POINTS}")
-    values = [_levels(own, levels) for own in space.distributions.values()]
-    number = math.prod(map(len, values))
-    if number > MAX_GRID_POINTS:
-        raise InputError(f"{many} {number} points; allowed: {MAX_GRID_POINTS}")
-    points = [dict(zip(space.distributions, point, strict=True)) for point in product(*values)]
-    return [points[place] for place in np.random.default_rng(seed).permutation(len(points))]
-
-
-def _levels(own: BaseDistribution, levels: int) -> Sequence[Any]:
-    if isinstance(own, CategoricalDistribution):
-        return own.choices
-    assert isinstance(own, FloatDistribution | IntDistribution)
-    spaced = (np.geomspace if own.log else np.linspace)(own.low, own.high, levels)
-    if own.step is not None and not own.log:
-        steps = sorted({round((value - own.low) / own.step) for value in spaced.tolist()})
-        return [own.low + step * own.step for step in steps]
-    if isinstance(own, IntDistribution):
-        return sorted({round(value) for value in spaced.tolist()})
-    inner: list[float] = spaced[1:-1].tolist()
-    return list(dict.fromkeys([own.low, *inner, own.high]))  # the ends as they are: geomspace rounds them
 
 
 def _point(drawn: Mapping[str, Any]) -> Point:

@@ -23,6 +23,7 @@ from jointseg.boundary import BoundarySums
 from jointseg.config import Config
 from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
+from jointseg.data.views import scenes_of
 from jointseg.errors import InputError, OutOfRangeError
 from jointseg.evaluation import refined_labels, score_labels
 from jointseg.metrics import crop
@@ -127,7 +128,11 @@ class TrialRunner:
         self.job, self.device = job, torch.device("cuda" if settings.gpus_per_trial else "cpu")
         self.arrays = on_this_node(job.cache, settings.node_folder).arrays()
         self.labels = subset_labels(job.store, job.cache.frames)
-        self.prepared = PreparedCache(settings.filter_cache * MIB)
+        timed = "seconds" in OBJECTIVES[settings.objective]
+        # Where seconds are an objective no trial is to gain by those before it in its process.
+        self.prepared = PreparedCache(0 if timed else settings.filter_cache * MIB)
+        if timed:
+            self._scorer({})(0)
 
     def run(self, number: int, point: Point, *, rival: int | None = None) -> Line:
         """Score a point, as `run_trial`.
@@ -143,13 +148,15 @@ class TrialRunner:
         """Frame by frame, fold by fold."""
         folds, absent = self.job.folds, self.job.config.evaluation.absent_classes
         best_NCC = None if rival is None else read_confusions(confusion_file(self.job.folder, rival))[1]
+        scenes = scenes_of(self.job.cache.frames, self.job.config.data)
         score = self._scorer(point)
         seen: dict[int, FrameSums] = {}
         for fold in sorted(set(folds)):
             seen |= {place: score(place) for place, own in enumerate(folds) if own == fold}
             if best_NCC is not None and len(seen) < len(folds):
                 seen_NCC = np.stack([own.segmentation.confusion for own in seen.values()])
-                if is_behind(seen_NCC, best_NCC[list(seen)], absent=absent, seed=self.job.config.search.seed):
+                groups = None if scenes is None else [scenes[place] for place in seen]
+                if is_behind(seen_NCC, best_NCC[list(seen)], absent=absent, seed=self.job.config.search.seed, groups=groups):
                     break
         places = sorted(seen)
         return Counted(places, [seen[place] for place in places])

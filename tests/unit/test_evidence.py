@@ -175,6 +175,9 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
         assert evidence.place is not None
         final = evidence.place.final(STAGES["stage2"])
         assert (final / "weights.safetensors").read_text() == "weights"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert look_at(f"mlflow:{trial.info.run_id}", tmp_path / "moved").record == RECORD
 
 
 @pytest.mark.parametrize(

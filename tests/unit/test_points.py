@@ -10,7 +10,8 @@ import pytest
 
 from jointseg.crf.settings import CrfSettings
 from jointseg.settings import flatten, with_overrides
-from pipeline.spaces import grid, load_space, start_points
+from pipeline.grid import grid
+from pipeline.spaces import load_space, start_points
 from tests.own_spaces import WEIGHTS, config_with, fixed, refusal, space_named
 
 # The points tried first

@@ -231,5 +231,8 @@ def test_a_score_is_shown_in_percent_and_its_gain_in_points():
     table = score_table(scores, demo(), split="test")
     assert table.title == "test split, one view"
     mirrored = with_overrides(demo(), {"evaluation.mirror": True})
+    of_validation = score_table(scores, demo(), split="validation")
+    assert table.caption is None
+    assert of_validation.caption == "searches choose by these frames: what settings are worth on others, --split test says"
     assert score_table(scores, mirrored, split="test").title == "test split, 2 views (input × 1, each mirrored too)"
     assert [list(column.cells) for column in table.columns] == [["a.json"], ["25.00"], ["50.00"], ["+1.23 [-1.00, +3.00]"]]

@@ -14,7 +14,7 @@ from jointseg.errors import InputError
 from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import differences, flatten, with_overrides
-from pipeline.search_result import best_so_far, load_settings, pareto_front, save_result, trial_record
+from pipeline.search_result import best_so_far, load_settings, pareto_front, said, save_result, trial_record
 from pipeline.trial_record import FrameSums, confusion_file, scores_of, write_confusions
 
 FRAMES, FOLDS = (11, 12, 13, 14), (0, 1, 0, 1)
@@ -77,6 +77,15 @@ def test_the_best_trial_is_the_result_the_first_among_equals_and_all_are_kept(tm
     assert [row["mean_iou"] for row in table] == [line["mean_iou"] for line in lines]
     assert [row["state"] for row in table] == ["finished", "failed", "finished", "finished"]
     assert table[1]["error"] == "it failed"
+
+
+def test_a_run_that_holds_other_settings_than_the_paper_does_not_call_its_first_trial_the_papers_point(tmp_path):
+    _, lines = study(tmp_path, SHARES)
+    held = save_result(lines, with_overrides(config_with(), {"crf.num_iterations": 3}), tmp_path, identity=IDENTITY)
+    papers = save_result(lines, config_with(), tmp_path, identity=IDENTITY)
+    assert (held["paper_held"], papers["paper_held"]) == ({"crf.num_iterations": 3}, {})
+    assert "; at the paper's values of what is searched (crf.num_iterations as in this run) 0.3333, a gain" in said(held)
+    assert "; at the paper's point 0.3333, a gain" in said(papers)
 
 
 def test_the_best_so_far_only_rises_and_passes_over_failures(tmp_path):

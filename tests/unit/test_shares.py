@@ -8,7 +8,7 @@ import pytest
 
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline import shares
+from pipeline import cluster, shares
 from pipeline.failures import LostWorkerError
 
 
@@ -37,7 +37,7 @@ def test_a_cluster_that_lost_its_nodes_is_not_waited_for_for_ever(monkeypatch):
             there[0] = [{"Alive": True, "Resources": {"GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 2.0}}]
         return [], tasks
 
-    monkeypatch.setattr(shares.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(shares.ray, "wait", wait)
     monkeypatch.setattr(shares.ray, "nodes", lambda: there[0])
     monkeypatch.setattr(shares.ray, "cluster_resources", lambda: {"CPU": 2.0})

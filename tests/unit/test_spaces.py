@@ -185,6 +185,25 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
             "import numpy as np\n" + fixed("{'crf/num_iterations': CategoricalDistribution(list(np.arange(5, 15)))}"),
             "mine.py:space: TypeError: Object of type int64 is not JSON serializable",
         ),
+        (
+            fixed("{'crf/theta_beta': CategoricalDistribution(['2.5', 3.0])}"),
+            "mine.py:space: crf.theta_beta is '2.5', a text; allowed: a number",
+        ),
+        (
+            fixed("{'crf/w_depth': FloatDistribution(float('nan'), 3)}"),
+            "mine.py:space: crf.w_depth is drawn up to nan; allowed: finite numbers",
+        ),
+        (
+            fixed("{'crf/w_depth': FloatDistribution(1, float('inf'))}"),
+            "mine.py:space: crf.w_depth is drawn up to inf; allowed: finite numbers",
+        ),
+        (fixed("{'crf/w_depth': FloatDistribution(-5, 5)}"), "mine.py:space: crf.w_depth: -5.0 is not allowed; allowed: "),
+        (DRAWS.format(path="crf/w_depth", low=-5, high=5), "mine.py:space: crf.w_depth: -5.0 is not allowed; allowed: "),
+        (
+            fixed("{'crf/num_iterations': FloatDistribution(1, 10)}"),
+            "mine.py:space: crf.num_iterations is a whole number; allowed: an IntDistribution, or suggest_int",
+        ),
+        ("def space(trial): return {'crf/w_depth': float('nan')}", "mine.py:space: crf.w_depth: nan is not allowed; allowed: "),
         ("def space():\n    import sys\n    sys.exit(3)", "mine.py:space, line 3: SystemExit: 3"),
         ("import sys\nsys.exit(3)", "search.space: /"),
         ("raise RuntimeError('mine')", "search.space: /"),
@@ -203,6 +222,36 @@ def test_a_file_may_have_dataclasses_and_the_name_of_another_module(tmp_path):
     drawn = fixed("{'crf/w_depth': FloatDistribution(1, 9)}")
     (tmp_path / "json.py").write_text(f"{text}json.dumps(A(1).b)\n{drawn}")
     assert space_named(tmp_path / "json.py").searched(papers_values()) == ["crf.w_depth"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def space(**options): return {'crf/w_depth': FloatDistribution(1, 9)}",
+        "def space(high=9): return {'crf/w_depth': FloatDistribution(1, high)}",
+        "def between(low, high): return {'crf/w_depth': FloatDistribution(low, high)}\nspace = partial(between, 1, 9)",
+        "def to(trial, high): return {'crf/w_depth': trial.suggest_float('crf/w_depth', 1, high)}\nspace = partial(to, high=9)",
+    ],
+    ids=["keywords", "a default", "a partial", "a partial that draws"],
+)
+def test_what_a_function_can_do_without_it_need_not_be_given(own_file, text):
+    text = f"from functools import partial\nfrom optuna.distributions import *\n{text}"
+    assert space_named(own_file(text)).searched(papers_values()) == ["crf.w_depth"]
+
+
+def test_what_a_function_makes_of_a_parameter_is_what_must_be_allowed(own_file):
+    text = "def space(trial): return {'crf/w_depth': 4 + abs(trial.suggest_float('crf/w_depth', -5, 5))}"
+    assert space_named(own_file(text)).searched(papers_values()) == ["crf.w_depth"]
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    """As Python itself finds it, and the `jointseg` command would not."""
+    (tmp_path / "in_this_folder.py").write_text(fixed("{'crf/w_depth': FloatDistribution(1, 9)}"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "in_this_folder", raising=False)
+    path = list(sys.path)
+    assert space_named("in_this_folder:space").searched(papers_values()) == ["crf.w_depth"]
+    assert sys.path == path
 
 
 def test_numbers_of_numpy_are_numbers(own_file):

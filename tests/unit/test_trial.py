@@ -151,6 +151,13 @@ def test_a_trial_scores_the_same_on_a_copy_that_its_node_keeps(job, tmp_path):
     assert len(list(tmp_path.glob("node/unaries-*/*.npy"))) == len(ARRAYS)
 
 
+def test_where_seconds_are_an_objective_no_trial_gains_by_those_before_it(job):
+    runner = TrialRunner(with_search(job, objective="miou,seconds", filter_cache=64))
+    for number in range(2):
+        assert runner.run(number, {})["state"] == "finished"
+    assert runner.prepared.num_bytes == 0, "filters were kept for the next trial"
+
+
 @pytest.fixture
 def two_folds(job):
     """Six frames in two folds: enough to tell good settings from bad ones on the first."""

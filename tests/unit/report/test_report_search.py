@@ -71,6 +71,21 @@ def test_a_winner_within_noise_of_the_papers_point_is_said_to_be_so(place: Works
     assert "95 % interval -1.00 to 2.00, within noise of the paper's." in page(place)
 
 
+@pytest.mark.parametrize(("gain", "said"), [(0.01, "1.00 above the paper's"), (-0.0004, "0.04 below the paper's")])
+def test_what_the_choice_on_other_folds_has_is_above_or_below_the_papers(written: Workspace, gain: float, said: str) -> None:
+    found = contents(written)
+    found["search"]["nested"]["gain"] = {"difference": gain, "low": gain - 0.01, "high": gain + 0.01}
+    assert said in page_of(found)
+
+
+def test_settings_that_the_run_held_otherwise_than_the_paper_are_not_called_the_papers(written: Workspace) -> None:
+    found = contents(written)
+    found["search"]["paper_held"] = {"crf.num_iterations": 3}
+    said = "the paper's values of what was searched (the run's own of crf.num_iterations)"
+    assert said in page_of(found)
+    assert said not in page(written)
+
+
 def test_a_search_that_only_found_as_good_settings_found_nothing_better(written: Workspace) -> None:
     found = contents(written)
     found["search"]["best"]["score"] = found["search"]["paper"]["score"]

@@ -105,6 +105,14 @@ def test_closing_finishes_a_run_that_a_kill_left_open_and_makes_none(tracker):
         assert status(tracker, run) == "FINISHED"
 
 
+def test_the_run_above_others_is_ended_where_it_is_new_and_left_as_it_is_where_it_is_not(tracker):
+    top = tracker.top_run("run")
+    assert status(tracker, top) == "FINISHED"
+    tracker.client.update_run(top, status="RUNNING")
+    assert tracker.top_run("run") == top
+    assert status(tracker, top) == "RUNNING"
+
+
 def test_a_run_says_what_made_it_and_which_other_commits_went_on_with_it(tracker, monkeypatch):
     def tags():
         return tracker.client.get_run(run).data.tags
