@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from pipeline import search_result, unaries
-from pipeline.cluster import has_room, require_resources, worker_resources
+from pipeline.cluster import has_room, once_nodes_are_there, require_resources, worker_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, PAPERS, WHOLE_SCENES, plainly
@@ -176,7 +177,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     there = finished_result(study)
     if there is not None:
         return take_over(there, study, place, screen)
-    require_room(config)
+    once_nodes_are_there(partial(require_room, config), trial_resources(config), say=screen.say)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     name = study.folder.name
     with tracker.run(f"search {name}", parent=parent, key=f"search/{name}") as run:
