@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,7 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
         save_png(parallel_coordinates(axes, values, title=title), folder / "parallel.png")
         if shares:
             named = {name.replace("/", "."): share for name, share in shares.items()}
-            left_out = [axis.name for axis in axes if axis.name not in named]
-            save_png(importance_bars(named, left_out=left_out, title=title), folder / "importance.png")
+            save_png(importance_bars(named, left_out=left_out(axes, named), title=title), folder / "importance.png")
         save_png(fold_spread(_top(finished), title=title), folder / "folds.png")
         if len(OBJECTIVES[objective]) > 1:
             second = OBJECTIVES[objective][1]
@@ -98,6 +97,11 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
         _draw_frames(job, result, lines[0]["point"], folder / "frames.png")
         (folder / "importance.json").write_text(json.dumps(shares, indent=1))
     return shares
+
+
+def left_out(axes: Sequence[Axis], shares: Collection[str]) -> list[str]:
+    """The axes that have no share of the variance, which are called by their config paths."""
+    return [axis.name for axis in axes if f"crf.{axis.name}" not in shares]
 
 
 def _axes(lines: Sequence[Line], asker: Asker) -> list[Axis]:

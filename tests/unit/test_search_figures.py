@@ -122,6 +122,18 @@ def test_an_axis_is_logarithmic_where_its_range_is_and_no_value_is_0():
     assert axes["theta_zeta"].paper == 0.2
 
 
+def test_what_not_every_trial_drew_has_no_share_of_the_variance_and_is_named():
+    config = with_overrides(demo(), {"search.space": "depth_or_not", "search.startup_trials": 3, "search.trials": 12})
+    space = load_space(config)
+    asker, lines = Asker(config.search, space, first=start_points(space, config)), []
+    for number in range(12):
+        lines.append({"point": asker.ask(number)})
+        asker.tell(number, {"trial": number, "state": "finished", "mean_iou": number / 100, "fold_scores": [0.1]})
+    shares = {name.replace("/", ".") for name in importance(asker.study)}
+    missing = search_figures.left_out(search_figures._axes(lines, asker), shares)
+    assert missing == ["w_depth", "theta_gamma", "theta_zeta"]
+
+
 # What mattered
 
 
