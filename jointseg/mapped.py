@@ -1,4 +1,4 @@
-"""New arrays on disk that are written through a memory map. Not here: the folders that they are made in (whole.py)."""
+"""Files that have their room on the disk before they are written: new arrays, mapped, for one. Not here: folders (whole.py)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,20 @@ def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap
         OSError: the disk has too little room, or cannot be written.
     """
     array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    set_room_aside(path, path.stat().st_size)
+    return array
+
+
+def set_room_aside(path: Path, num_bytes: int) -> None:
+    """Have the first `num_bytes` of a file take their room on the disk, where its file system can set some aside.
+
+    Raises:
+        OSError: the disk has too little room, or cannot be written.
+    """
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("r+b") as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
             except OSError as error:
                 if error.errno not in _NOT_POSSIBLE_HERE:
                     raise
-    return array

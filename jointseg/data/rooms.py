@@ -5,6 +5,7 @@ Not here: what is in a room and how it is drawn (synthetic/), how such files are
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from jointseg.data.synthetic.room_plan import plan_room, room_kind, shell_label
 from jointseg.data.synthetic.sensor import sensed_depth, unlabelled, white_border, widen
 from jointseg.errors import InputError
 from jointseg.labels import CLASS_NAMES
+from jointseg.mapped import set_room_aside
 from jointseg.whole import appearing_whole
 
 MAT_HEADER = b"MATLAB 7.3 MAT-file, synthetic rooms in the layout of NYU Depth v2".ljust(124) + b"\x00\x02IM"
@@ -144,12 +146,17 @@ def write_rooms(
             raise InputError(f"{name} is {value}; allowed: {least} or more")
     refuse_too_many(num_train, num_test)
     num_rooms = num_train + num_test
-    check_space(out, needed=num_rooms * _BYTES_PER_ROOM + _BYTES_BESIDE_ROOMS)
+    check_space(out, needed=_bytes_of(num_rooms))
     with appearing_whole(out) as folder:
         with _rendered(seed, num_rooms, num_processes) as rooms:
             _write_frames(folder / FRAMES_FILE, rooms, num_rooms, progress or (lambda _: None))
         _write_splits(folder / SPLITS_FILE, num_train, num_test, seed)
         _write_mapping(folder / MAPPING_FILE)
+
+
+def _bytes_of(num_rooms: int) -> int:
+    """Of the three files, at most."""
+    return num_rooms * _BYTES_PER_ROOM + _BYTES_BESIDE_ROOMS
 
 
 @contextmanager
@@ -169,7 +176,8 @@ def _write_frames(path: Path, rooms: Iterator[Room], num_rooms: int, progress: C
     """The labelled dataset: HDF5 behind a MATLAB 7.3 header, every array transposed as MATLAB stores it."""
     width_height = (WIDTH, HEIGHT)
     texts: dict[str, list[str]] = {name: [] for name in ("scenes", "sceneTypes", "rawRgbFilenames", "rawDepthFilenames")}
-    with h5py.File(path, "w", userblock_size=USERBLOCK) as mat:
+    _begin(path, num_rooms)
+    with h5py.File(path, "r+") as mat:
         images = _array(mat, "images", (num_rooms, 3, *width_height), "u1")
         depths = _array(mat, "depths", (num_rooms, *width_height), "f4")
         raw_depths = _array(mat, "rawDepths", (num_rooms, *width_height), "f4")
@@ -193,6 +201,14 @@ def _write_frames(path: Path, rooms: Iterator[Room], num_rooms: int, progress: C
             _write_cells(mat, name, values)
     with path.open("r+b") as file:
         file.write(MAT_HEADER)
+
+
+def _begin(path: Path, num_rooms: int) -> None:
+    """An HDF5 file without anything, with room for all: HDF5 ends the process by a signal where what it holds finds none."""
+    empty = io.BytesIO()
+    h5py.File(empty, "w", userblock_size=USERBLOCK).close()
+    path.write_bytes(empty.getvalue())
+    set_room_aside(path, _bytes_of(num_rooms))
 
 
 def _array(mat: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
