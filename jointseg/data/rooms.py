@@ -8,10 +8,14 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +138,8 @@ def write_rooms(
         num_processes: processes that render.
 
     Raises:
-        InputError: a number is out of range, `out` is a file or holds anything, or the disk has too little room.
+        InputError: a number is out of range, `out` is a file or holds anything, the disk has too little room, or a process
+            that renders was killed.
     """
     for name, value, least in (
         ("num_train", num_train, 1),
@@ -167,9 +172,28 @@ def _rendered(seed: int, num_rooms: int, num_processes: int) -> Iterator[Iterato
         return
     pool = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"))
     try:
-        yield pool.map(render_room, [seed] * num_rooms, range(num_rooms))
+        # Ctrl-C is for this process alone: those that it starts inherit what it blocks. They finish what they have begun.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            begun = deque(pool.submit(render_room, seed, index) for index in range(min(num_processes + 1, num_rooms)))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield _finished(begun, (pool.submit(render_room, seed, index) for index in range(len(begun), num_rooms)))
+    except BrokenProcessPool:
+        raise InputError(
+            f"lost one of the {num_processes} processes that render rooms, as where the machine has too little memory; the "
+            "same command begins again"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(begun: deque[Future[Room]], more: Iterator[Future[Room]]) -> Iterator[Room]:
+    """Rooms in order; one more is begun for each that is finished."""
+    while begun:
+        room = begun.popleft().result()
+        begun.extend(islice(more, 1))
+        yield room
 
 
 def _write_frames(path: Path, rooms: Iterator[Room], num_rooms: int, progress: Callable[[int], None]) -> None:
