@@ -15,7 +15,7 @@ from jointseg.config import DataConfig
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.manifest import write_manifest
 from jointseg.data.nyu import NyuFolder, Progress
-from jointseg.data.rooms import refuse_too_many
+from jointseg.data.rooms import refuse_too_many, train_numbers
 from jointseg.data.store import Store, is_store, prepare
 from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
@@ -49,7 +49,7 @@ def check_source(data: DataConfig) -> None:
     if data.source is None:
         refuse_too_many(data.rooms_train, data.rooms_test)
         try:
-            draw_validation(range(1, data.rooms_train + 1), data)
+            draw_validation(train_numbers(data.rooms_train, data.rooms_test, data.rooms_seed), data)
         except InputError as error:
             raise InputError(f"{error} (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)") from None
         return

@@ -115,6 +115,12 @@ def refuse_too_many(num_train: int, num_test: int) -> None:
         raise InputError(f"{num_train} train and {num_test} test rooms are {together}; allowed together: up to {MOST_ROOMS}")
 
 
+def train_numbers(num_train: int, num_test: int, seed: int) -> tuple[int, ...]:
+    """1-based numbers of the frames that `write_rooms` puts in the train split, ascending."""
+    numbers = np.random.default_rng([seed, num_train, num_test]).permutation(num_train + num_test) + 1
+    return tuple(np.sort(numbers[:num_train]).tolist())
+
+
 def write_rooms(
     out: Path,
     *,
@@ -253,9 +259,9 @@ def _write_cells(mat: Any, name: str, texts: list[str]) -> None:
 
 
 def _write_splits(path: Path, num_train: int, num_test: int, seed: int) -> None:
-    numbers = np.random.default_rng([seed, num_train, num_test]).permutation(num_train + num_test) + 1
-    train, test = np.sort(numbers[:num_train]), np.sort(numbers[num_train:])
-    savemat(path, {"trainNdxs": train.astype(np.uint16)[:, None], "testNdxs": test.astype(np.uint16)[:, None]})
+    train = train_numbers(num_train, num_test, seed)
+    test = sorted({*range(1, num_train + num_test + 1)} - {*train})
+    savemat(path, {"trainNdxs": np.array(train, np.uint16)[:, None], "testNdxs": np.array(test, np.uint16)[:, None]})
 
 
 def _write_mapping(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from scipy.io import loadmat
 
 from jointseg.data.nyu import NyuFolder
-from jointseg.data.rooms import MOST_ROOMS, Room, _write_splits, render_room, write_rooms
+from jointseg.data.rooms import MOST_ROOMS, Room, _write_splits, render_room, train_numbers, write_rooms
 from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS, fine_label
 from jointseg.data.synthetic.furniture import FURNITURE
 from jointseg.data.synthetic.looks import LOOKS
@@ -207,6 +207,7 @@ def test_splits_number_every_frame_once_from_one(written: Path) -> None:
     train, test = splits["trainNdxs"], splits["testNdxs"]
     assert (train.shape, test.shape, train.dtype) == ((2, 1), (1, 1), np.uint16)
     assert sorted([*train.ravel(), *test.ravel()]) == [1, 2, 3]
+    assert tuple(train.ravel()) == train_numbers(2, 1, 4)
 
 
 def test_the_mapping_is_stored_as_the_real_one_is(written: Path, shared: Path) -> None:

@@ -53,6 +53,12 @@ def test_there_must_be_frames_to_train_on(source):
         check_source(DataConfig(validation_frames=60))
 
 
+def test_synthetic_rooms_have_the_scenes_of_the_split_that_they_will_get():
+    check_source(DataConfig(validation_by="scene", validation_frames=2, rooms_train=4, rooms_test=2, rooms_seed=5))
+    with pytest.raises(InputError, match=r"'scene' finds no 3 frames in 2 whole run\(s\) .*\(synthetic rooms, "):
+        check_source(DataConfig(validation_by="scene", validation_frames=3, rooms_train=4, rooms_test=2, rooms_seed=5))
+
+
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory):
     """A folder like NYU's with one dataset all zeros."""
