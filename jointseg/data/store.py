@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -189,7 +190,8 @@ def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> _I
             if progress is not None:
                 progress(number, nyu.num_frames)
     _add_splits(digest, nyu.train, nyu.test)
-    return _Index(nyu.path.absolute().name, digest.hexdigest(), tally.report(nyu), nyu.train, nyu.test, nyu.scene_types)
+    source = os.fsencode(nyu.path.absolute().name).decode(errors="replace")  # a name need not be UTF-8; JSON must be
+    return _Index(source, digest.hexdigest(), tally.report(nyu), nyu.train, nyu.test, nyu.scene_types)
 
 
 def _add_frame(digest: hashlib._Hash, frame: Frame) -> None:

@@ -126,6 +126,11 @@ def test_a_store_pickles_as_its_path(prepared: Store) -> None:
     assert pickle.loads(pickled).digest == prepared.digest
 
 
+def test_a_folder_whose_name_is_not_utf8_is_prepared_too(small_nyu: Path, tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9").symlink_to(small_nyu)
+    assert prepare(tmp_path / "caf\udce9", tmp_path / "store").source == "caf\ufffd"
+
+
 # Whole or absent
 
 
