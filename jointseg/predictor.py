@@ -61,8 +61,11 @@ class Predictor:
             InputError: the picture is not of that shape and type.
             OutOfRangeError: what comes of it is no number.
         """
+        allowed = "uint8, (height, width, 3), RGB"
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"image: {type(image).__name__}, no array of numpy's; allowed: {allowed}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise InputError(f"image: {image.dtype} of shape {image.shape}; allowed: uint8, (height, width, 3), RGB")
+            raise InputError(f"image: {image.dtype} of shape {image.shape}; allowed: {allowed}")
         stage = self.stage
         return predict_image(
             self._model, image, self._config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device

@@ -131,7 +131,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise SettingsError(text, "not an override; write PATH=VALUE, such as crf.theta_beta=4")
     try:
         return path.strip(), json.loads(value)
-    except ValueError:  # not JSON, or a whole number longer than Python reads
+    except (ValueError, RecursionError):  # not JSON, or a number longer or a list deeper than Python reads
         return path.strip(), value.strip()
 
 

@@ -101,7 +101,8 @@ def test_the_device_that_is_named_is_taken_whatever_training_took(final_of, monk
 
 def test_what_is_no_rgb_picture_is_refused(final_of):
     predictor = Predictor(final_of("stage1")[0], device=CPU)
-    for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+    arrays = (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8))
+    for image in (*arrays, [[[0, 0, 0]]], None):
         with pytest.raises(InputError, match=r"image: .* allowed: uint8, \(height, width, 3\), RGB"):
             predictor(image)
 

@@ -159,7 +159,8 @@ def test_what_is_no_override_is_refused_with_the_way_to_write_one(text):
         parse_override(text)
 
 
-def test_a_number_too_long_to_read_is_refused_by_its_setting():
-    path, value = parse_override("seed=" + "1" * 5000)
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000], ids=["long", "deep"])
+def test_a_value_too_long_or_deep_to_read_is_refused_by_its_setting(value):
+    path, value = parse_override("seed=" + value)
     with pytest.raises(SettingsError, match=r"^seed: "):
         with_overrides(Config(), {path: value})
