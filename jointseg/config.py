@@ -118,8 +118,8 @@ class DataConfig(Settings):
     """Frames of the train split drawn for validation and for the CRF search (paper, 4.1: 100)."""
     validation_by: Literal["frame", "scene"] = "frame"
     """What is drawn: single frames, as in the paper, whose neighbours are trained on; or whole runs of consecutive numbers,
-    which in NYUv2 are one scene after the other, so that none of a scene that is validated on is trained on. Folds and the
-    resamples of intervals are of whole scenes then too."""
+    which in NYUv2 are one scene after the other, so that none of a run that is validated on is trained on; another run may show
+    the same house. Folds and the resamples of intervals are of whole scenes then too."""
     validation_seed: Seed = 0
     """Seed of that draw."""
     train_on_validation: bool = False
