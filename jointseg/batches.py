@@ -21,6 +21,7 @@ from jointseg.data.augment import coloured, view_of_visit
 from jointseg.data.features import FeatureStore
 from jointseg.data.store import Store
 from jointseg.data.views import Sample, View, render_view
+from jointseg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,11 @@ def visits_of(place: Place, settings: StageConfig, *, steps: range) -> list[list
 def batches(
     dataset: ViewDataset, settings: StageConfig, place: Place, *, first_step: int, loader_workers: int
 ) -> Iterator[Batch]:
-    """This rank's batches from step `first_step` to the last, `settings.accumulate` a step, on its device."""
+    """This rank's batches from step `first_step` to the last, `settings.accumulate` a step, on its device.
+
+    Raises:
+        InputError: as `Store.frame`.
+    """
     processes = get_context("forkserver") if loader_workers else None
     if processes is not None:
         processes.set_forkserver_preload([__name__])  # torch and the like are imported once, not by each process
@@ -122,8 +127,11 @@ def batches(
         pin_memory=place.device.type == "cuda",
         generator=torch.Generator(),  # its own, so that making a loader does not move the random state of dropout
     )
-    for batch in loader:
-        yield batch.to(place.device)
+    try:
+        for batch in loader:
+            yield batch.to(place.device)
+    except InputError as error:  # a loader's process puts its traceback before what it says
+        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].rstrip()) from None
 
 
 def _stack(rows: list[tuple[Sample, Mapping[str, Tensor] | None]]) -> Batch:

@@ -24,6 +24,7 @@ from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
 from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
 from jointseg.errors import InputError
+from jointseg.labels import NUM_CLASSES, VOID
 from jointseg.whole import appearing_whole
 
 FORMAT = 1
@@ -100,18 +101,34 @@ class Store:
         """The frame with this 1-based number, its arrays copied from disk.
 
         Raises:
-            InputError: there is no such frame.
+            InputError: there is no such frame, or a label in it is none.
         """
-        row = self._row(number)
-        return Frame(number=number, **{name: np.array(array[row]) for name, array in self._arrays.items()})
+        frame = self._as_stored(number)
+        self._refuse_other_labels(frame.labels, number)
+        return frame
 
     def labels(self, number: int) -> NDArray[np.uint8]:
         """The labels of a frame alone, (480, 640), 0..39 or VOID, copied from disk.
 
         Raises:
-            InputError: there is no such frame.
+            InputError: there is no such frame, or a label in it is none.
         """
-        return np.array(self._arrays["labels"][self._row(number)])
+        labels = np.array(self._arrays["labels"][self._row(number)])
+        self._refuse_other_labels(labels, number)
+        return labels
+
+    def _as_stored(self, number: int) -> Frame:
+        row = self._row(number)
+        return Frame(number=number, **{name: np.array(array[row]) for name, array in self._arrays.items()})
+
+    def _refuse_other_labels(self, labels: NDArray[np.uint8], number: int) -> None:
+        from_one = labels + np.uint8(1)  # VOID becomes 0
+        if from_one.max() > NUM_CLASSES:
+            wrong = labels[from_one > NUM_CLASSES][0]
+            raise InputError(
+                f"{self.path / 'labels.npy'}: frame {number} has a label {wrong}; allowed: 0..{NUM_CLASSES - 1} or {VOID}; "
+                "see what jointseg data check says of the store"
+            )
 
     def _row(self, number: int) -> int:
         if not 1 <= number <= self.num_frames:
@@ -126,7 +143,7 @@ class Store:
         """
         digest = hashlib.sha256()
         for number in range(1, self.num_frames + 1):
-            _add_frame(digest, self.frame(number))
+            _add_frame(digest, self._as_stored(number))
             if progress is not None:
                 progress(number, self.num_frames)
         _add_splits(digest, self.train, self.test)

@@ -6,15 +6,19 @@ Not here: how one is cut (test_views.py).
 from __future__ import annotations
 
 import resource
+import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from jointseg.batches import Place, ViewDataset, batches, visits_of
 from jointseg.config import StageConfig
 from jointseg.data.augment import coloured, view_of_visit
+from jointseg.data.store import Store
 from jointseg.data.views import make_views, render_view
+from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 
 ALONE = Place()
@@ -148,3 +152,13 @@ def test_shared_memory_that_is_full_is_said_and_not_waited_for(rooms, views, sma
     dataset = Filling(rooms, views, small)
     with pytest.raises(RuntimeError, match=r"unable to (allocate shared memory|resize file)"):
         list(batches(dataset, small.stage1, ALONE, first_step=0, loader_workers=1))
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_a_label_that_is_none_is_one_line_whoever_cuts_the_views(rooms, views, small, tmp_path, loader_workers):
+    store = shutil.copytree(rooms.path, tmp_path / "store")
+    labels = np.load(store / "labels.npy", mmap_mode="r+")
+    labels[...] = 77
+    labels.flush()
+    with pytest.raises(InputError, match=rf"^{store}/labels.npy: frame \d has a label 77; .*$"):
+        seen(Store.open(store), views, with_overrides(small, {"training.loader_workers": loader_workers}))

@@ -110,6 +110,21 @@ def test_a_changed_byte_is_found(store: Path) -> None:
         Store.open(store).verify()
 
 
+@pytest.mark.parametrize("wrong", [40, 77, 254])
+def test_a_label_that_is_none_is_named_with_its_frame_by_all_that_read_labels(store: Path, wrong: int) -> None:
+    damaged = np.load(store / "labels.npy", mmap_mode="r+")
+    damaged[4, 479, 639] = wrong
+    damaged.flush()
+    opened = Store.open(store)
+    said = rf"^{store}/labels.npy: frame 5 has a label {wrong}; allowed: 0\.\.39 or 255; see what jointseg data check says"
+    for read in (opened.frame, opened.labels):
+        read(4)
+        with pytest.raises(InputError, match=said):
+            read(5)
+    with pytest.raises(InputError, match="were changed"):
+        opened.verify()
+
+
 def sum_of_labels(store: Store) -> int:
     return sum(int(store.frame(number).labels.sum()) for number in range(1, 7))
 
