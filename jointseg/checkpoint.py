@@ -24,6 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from jointseg.config import OPERATIONAL, Config
+from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.errors import InputError
 from jointseg.settings import differences
 from jointseg.whole import appearing_whole, disk_errors_named, sync
@@ -164,7 +165,7 @@ def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, A
     Raises:
         DamagedCheckpointError: a file is missing, cut short or altered; the message names it.
         InputError: the checkpoint is of another stage, config or format; the message names the fields that differ, with
-            both values.
+            both values. Or a file of it may not be read.
     """
     description = _read_description(folder)
     for name in (WEIGHTS, OPTIMIZER, RANDOM):
@@ -198,8 +199,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedCheckpointError(f"{path}: not found; {folder} holds no whole checkpoint") from None
-    except OSError as error:
+    except IsADirectoryError as error:
         raise DamagedCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except ValueError as error:
         raise DamagedCheckpointError(f"{path}: not JSON ({error}); the checkpoint is damaged") from None
     if not isinstance(description, dict) or "format" not in description:
@@ -213,8 +216,13 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_altered(path: Path, expected: str | None) -> None:
-    """Raise DamagedCheckpointError unless the file is there with the digest it was written with."""
-    found = digest(path) if path.is_file() else "nothing"
+    """Raise DamagedCheckpointError unless the file is there with the digest it was written with; one that may not be read is
+    not damaged.
+    """
+    try:
+        found = digest(path) if is_file_to_read(path) else "nothing"
+    except OSError as error:
+        raise unreadable(path, error) from None
     if found != expected:
         raise DamagedCheckpointError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
 

@@ -54,7 +54,7 @@ class CheckpointFolder:
 
         Raises:
             DamagedCheckpointError: every one is damaged; the message names the file in each.
-            InputError: the newest good one is of another stage or config.
+            InputError: the newest good one is of another stage or config, or one that is newer may not be read.
         """
         refused: list[str] = []
         for step in reversed(self.steps()):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jointseg.data.files import is_file_to_read
 from jointseg.whole import disk_errors_named
 
 Line = dict[str, Any]
@@ -36,9 +37,13 @@ def append_line(path: Path, line: Line) -> None:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a log; none where there is no such file. Half a line, of a process that was killed, is left out."""
+    """The lines of a log; none where there is no such file. Half a line, of a process that was killed, is left out.
+
+    Raises:
+        InputError: it may not be read.
+    """
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_text().splitlines() if is_file_to_read(path) else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jointseg.checkpoint import refuse_other_config, write_atomically
 from jointseg.config import Config
-from jointseg.data.files import is_file_to_read
+from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.manifest import read_origin
 from jointseg.data.store import Store
 from jointseg.errors import InputError
@@ -135,9 +135,9 @@ class Workspace:
         """Of each finished phase, in order: `seconds`, and the `commit` of the code that finished it, None where not known.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or may not be read.
         """
-        if not self.phases.is_file():
+        if not is_file_to_read(self.phases):
             return {}
         try:
             found = json.loads(self.phases.read_text(encoding="utf-8"))
@@ -148,6 +148,8 @@ class Workspace:
                 for phase in PHASES
                 if phase in rows
             }
+        except OSError as error:
+            raise unreadable(self.phases, error) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.phases}: damaged ({error!r})") from None
 
@@ -201,6 +203,8 @@ class Workspace:
             return None
         try:
             return Config(**json.loads(self.config.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise unreadable(self.config, error) from None
         except InputError as error:
             raise InputError(f"{self.config}: {error}") from None
         except (ValueError, TypeError) as error:

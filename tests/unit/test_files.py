@@ -1,4 +1,4 @@
-"""Laws of data that may not be read: one line that says which file, and why. Not here: data that are damaged."""
+"""Laws of files that may not be read: one line that says which, and why. Not here: those that are damaged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from jointseg.checkpoint_folder import CheckpointFolder, Found
 from jointseg.config import DataConfig
 from jointseg.data.nyu import NyuFolder
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
+from jointseg.stages import STAGES
 from pipeline.cli import app
+from pipeline.log_lines import append_line, read_lines
 from pipeline.sources import check_source
+from pipeline.workspace import Workspace
+from tests.checkpoints import CONFIG, newest, saving
 
 NOBODY = 65534
 MAT = "nyu_depth_v2_labeled.mat"
@@ -102,6 +107,44 @@ def test_commands_name_what_may_not_be_read(place: Path) -> None:
     assert said(place, check_data, "store") == "store/store.json: cannot be read: Permission denied"
     assert said(place, run_in, "store/run") == f"{place}/store/run/config.json: cannot be read: Permission denied"
     assert said(place, run_on, "store/inner") == "store/inner: cannot be read: Permission denied"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with a run's files, and a stage with two checkpoints."""
+    (place := Workspace(tmp_path / "run")).adopt_config(CONFIG)
+    place.finish("data", seconds=1.0)
+    for step in (10, 20):
+        CheckpointFolder(place.stage(STAGES["stage1"])).write(step, saving(step), keep=2)
+    append_line(place.log(STAGES["stage1"]), {"step": 1})
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["config.json", "phases.json", "stage1/log.jsonl"])
+def test_a_file_of_a_run_that_may_not_be_read_is_named(run: Path, name: str) -> None:
+    (run / "run" / name).chmod(0)
+    assert said(run, read_all, "run") == f"run/{name}: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "weights.safetensors", "random.pt"])
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over_for_an_older_one(run: Path, name: str) -> None:
+    assert said(run, find_newest, "run") == "no error"
+    path = Path("run/stage1/step_00000020") / name
+    (run / path).chmod(0)
+    assert said(run, find_newest, "run") == f"{path}: cannot be read: Permission denied"
+
+
+def read_all(path: Path) -> None:
+    place = Workspace(path)
+    place.load_config()
+    place.done()
+    read_lines(place.log(STAGES["stage1"]))
+
+
+def find_newest(path: Path) -> None:
+    assert newest(CheckpointFolder(path / "stage1")) == Found(path / "stage1" / "step_00000020", 20, ())
 
 
 def begin_from(path: Path) -> None:
