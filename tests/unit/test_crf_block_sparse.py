@@ -264,3 +264,35 @@ def test_without_a_c_compiler_for_triton_it_says_so(monkeypatch):
         BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)))
     monkeypatch.setenv("CC", "my-cc")
     assert block_sparse.missing_for_triton() is None
+
+
+# One group of pixels at 0, and the others so far that each of their weights is small and all of them together are not: what is
+# skipped costs a row nearly what it may.
+FAINT = {
+    "not measured": lambda tolerance, G: 64 / 16 * 0.9 * (G - 1) / G * tolerance,
+    "measured": lambda tolerance, G: 2.9 * tolerance,
+}
+
+
+def loss_of(values, tolerance):
+    features = Features(values_BPF=values[None, :, None], size=(1, len(values)))
+    sums = BlockSparseFilter(features, tolerance=tolerance, tile_size=64).row_sums[0].double()
+    plain = torch.exp(-0.5 * (values.double()[:, None] - values.double()) ** 2).sum(1)
+    return (1 - sums / plain).max().item()
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, pytest.param(1e-6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", FAINT)
+def test_many_faint_tiles_cost_a_row_no_more_than_the_tolerance(kind, tolerance):
+    G = 17
+    weight = FAINT[kind](tolerance, G) / (G - 1)
+    far = math.sqrt(-2 * math.log(weight))
+    lost = loss_of(torch.cat([torch.zeros(64), torch.full(((G - 1) * 64,), far)]), tolerance)
+    assert lost <= tolerance
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, pytest.param(1e-6, marks=pytest.mark.slow)])
+def test_a_pair_that_one_of_its_tiles_needs_is_kept_for_both(tolerance):
+    G = 17
+    far = math.sqrt(-2 * math.log(5 * tolerance / (G - 1)))
+    assert loss_of(torch.cat([torch.full((64,), far), torch.zeros((G - 1) * 64)]), tolerance) <= tolerance
