@@ -24,6 +24,7 @@ from pipeline.cli_options import (
     VerboseOption,
     config_of,
     interruptible,
+    named_path,
     training_of,
     workspace_of,
 )
@@ -102,7 +103,10 @@ def search(
     objective: Annotated[
         str | None, typer.Option("--objective", help="miou; miou,seconds or miou,boundary_f1 for two at once.")
     ] = None,
-    start: Annotated[Path | None, typer.Option("--start", help="JSON file with settings to try after the paper's.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", parser=named_path, metavar="PATH", help="JSON file with settings to try after the paper's."),
+    ] = None,
     overrides: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:

@@ -40,7 +40,11 @@ def data_rooms(
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the three files, or a store.")]) -> None:
+def data_check(
+    folder: Annotated[
+        Path, typer.Argument(parser=named_path, metavar="FOLDER", help="Folder with the three files, or a store.")
+    ],
+) -> None:
     """Open such a folder, check every frame, and print what is in it; of a store, compare every frame with its digest."""
     terminal = Terminal()
     if is_store(folder):
@@ -56,7 +60,7 @@ def data_check(folder: Annotated[Path, typer.Argument(help="Folder with the thre
 
 @data_app.command("prepare")
 def data_prepare(
-    folder: Annotated[Path, typer.Argument(help="Folder with the three files.")],
+    folder: Annotated[Path, typer.Argument(parser=named_path, metavar="FOLDER", help="Folder with the three files.")],
     out: Annotated[Path, typer.Option("--out", parser=named_path, metavar="PATH", help="New folder for the store.")],
 ) -> None:
     """Copy such a folder into the memory-mapped store that training reads, checking every frame on the way."""

@@ -27,10 +27,18 @@ from pipeline.workspace import Workspace
 
 
 def named_path(text: str) -> Path:
-    """What an option names; an empty text would be the folder one happens to be in."""
+    """What an option or an argument names; an empty text would be the folder one happens to be in."""
     if not text:
         raise typer.BadParameter("is empty; allowed: a path")
-    return Path(text)
+    return _from_home(Path(text))
+
+
+def _from_home(path: Path) -> Path:
+    """With `~` as the shell has it, which leaves it alone after `--out=`, and where nobody has such a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 OutOption = Annotated[
@@ -75,11 +83,20 @@ def workspace_of(out: Path) -> Workspace:
     """
     refuse_relative("--out", out)
     place = out.resolve()
-    if re.search(r"%[0-9a-fA-F]{2}|\?|[\udc80-\udcff]", str(place)):
-        shown = str(place).encode(errors="replace").decode()
-        allowed = "a path without ?, without % before two digits, in UTF-8: it is part of an address of MLflow's"
-        raise InputError(f"--out: {shown} is not allowed; allowed: {allowed}")
+    refuse_other_bytes("--out", place)
+    if re.search(r"%[0-9a-fA-F]{2}|\?", str(place)):
+        allowed = "a path without ?, without % before two digits: it is part of an address of MLflow's"
+        raise InputError(f"--out: {place} is not allowed; allowed: {allowed}")
     return Workspace(place)
+
+
+def refuse_other_bytes(name: str, given: object) -> None:
+    """Raise InputError where a name or a path is not text: settings are written down, and sent to workers, as text."""
+    try:
+        str(given).encode()
+    except UnicodeEncodeError:
+        shown = str(given).encode(errors="replace").decode()
+        raise InputError(f"{name}: {shown} is not allowed; allowed: UTF-8") from None
 
 
 def refuse_relative(name: str, path: Path) -> None:
@@ -119,7 +136,10 @@ def config_of(
         refuse_relative("--data", data)
         if not is_folder(data):
             raise InputError(f"--data: {data} is not a folder")
+        refuse_other_bytes("--data", data.resolve())
         changes["data.source"] = str(data.resolve())
+    for name, value in changes.items():
+        refuse_other_bytes(name, value)
     config = with_overrides(config, changes)
     # Workers run in folders of their own: a relative path would be another file there.
     paths = {
@@ -129,11 +149,12 @@ def config_of(
         "search.settings": config.search.settings,
         "search.node_folder": config.search.node_folder,
     }
-    given = {name: path.expanduser() for name, path in paths.items() if path is not None}
+    given = {name: _from_home(path) for name, path in paths.items() if path is not None}
     where, colon, function = config.search.space.rpartition(":")
     file = where if colon else function
     if file.endswith(".py"):
-        given["search.space"] = Path(f"{Path(file).expanduser()}{f':{function}' if colon else ''}")
+        given["search.space"] = Path(f"{_from_home(Path(file))}{f':{function}' if colon else ''}")
     for name, path in given.items():
         refuse_relative(name, path)
+        refuse_other_bytes(name, path.absolute())
     return with_overrides(config, {name: str(path.absolute()) for name, path in given.items()})

@@ -19,6 +19,8 @@ from pipeline.cli_options import (
     VerboseOption,
     config_of,
     interruptible,
+    named_path,
+    refuse_other_bytes,
     refuse_relative,
     training_of,
     workspace_of,
@@ -30,7 +32,10 @@ from pipeline.workspace import Workspace
 
 def score(
     out: OutOption,
-    files: Annotated[list[Path] | None, typer.Argument(help="JSON with CRF settings: a search's crf_settings.json.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(parser=named_path, metavar="FILES", help="JSON with CRF settings: a search's crf_settings.json."),
+    ] = None,
     split: Annotated[
         str, typer.Option("--split", help="test, for reporting; or validation, which searches choose by.")
     ] = "validation",
@@ -43,6 +48,8 @@ def score(
     """
     place, screen = workspace_of(out), Terminal()
     config = config_of(place, None, None, overrides)
+    for file in files or []:
+        refuse_other_bytes("FILES", file.absolute())
     from pipeline.score import PATHS, score_settings, score_table
 
     place.refuse_other_config(config, free=PATHS.values())
@@ -54,10 +61,15 @@ def score(
 
 def predict(
     out: OutOption,
-    pictures: Annotated[list[Path], typer.Argument(help="Files of pictures: JPEG, PNG ...")],
+    pictures: Annotated[
+        list[Path], typer.Argument(parser=named_path, metavar="PICTURES", help="Files of pictures: JPEG, PNG ...")
+    ],
     stage: Annotated[str, typer.Option("--stage", help="Whose weights: 1, 2, 3, 3_sem_crf or one_stage.")] = "3",
     to: Annotated[
-        Path | None, typer.Option("--to", help="Folder for what is predicted; else predictions/STAGE in --out.")
+        Path | None,
+        typer.Option(
+            "--to", parser=named_path, metavar="PATH", help="Folder for what is predicted; else predictions/STAGE in --out."
+        ),
     ] = None,
     one_view: Annotated[
         bool, typer.Option("--one-view", help="Faster where the run's evaluation averages views: each picture as it is.")
@@ -77,8 +89,16 @@ def predict(
 
 def reproduce(
     what: Annotated[str, typer.Argument(help="A crf_settings.json, a trial.json or a report.json; or mlflow:RUN_ID.")],
-    data: Annotated[Path | None, typer.Option("--data", help="Its data: a prepared store, or NYU's folder.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The folder of its run, where the record lies elsewhere.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", parser=named_path, metavar="PATH", help="Its data: a prepared store, or NYU's folder."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=named_path, metavar="PATH", help="The folder of its run, where the record lies elsewhere."
+        ),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0, help="Differences of scores that count as equal: 0.001 across machines.")
     ] = 0.0,
