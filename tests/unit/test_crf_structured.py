@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from jointseg.crf import CrfSettings, DenseCRF
 from jointseg.crf.cpu import scratch
@@ -51,6 +52,23 @@ def test_messages_are_as_near_the_exact_ones_as_stated(name, tolerance):
     features, values = features_for(name, parts, scale=1 / 8), values_for(parts).softmax(1)
     exact = messages(ExactFilter(features), values)
     assert ((messages(FILTERS[name](features), values) - exact).abs().mean() / exact.mean()) <= tolerance
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("separable", 1e-4), ("bilateral_grid", 1e-2), ("permutohedral", 4e-2)])
+def test_messages_of_sharp_regions_are_near_the_exact_ones_and_not_those_of_other_bandwidths(name, tolerance):
+    """Values that hardly differ would be near whatever the filter is."""
+    parts = scene(2, H=40, W=57)
+    features = features_for(name, parts, scale=1 / 8)
+    regions = torch.randint(5, (2, 5, 8), generator=torch.Generator().manual_seed(3)).repeat_interleave(8, 1)
+    values = one_hot(regions.repeat_interleave(8, 2)[..., :57].flatten(1)).transpose(1, 2).to(parts[1].dtype)
+    exact = messages(ExactFilter(features), values)
+
+    def off(scale):
+        scaled = Features(values_BPF=scale * features.values_BPF, size=features.size, valid_BP=features.valid_BP)
+        return (messages(FILTERS[name](scaled), values) - exact).abs().mean() / exact.mean()
+
+    assert off(1) <= tolerance
+    assert min(off(0.8), off(1.25)) > 1.3 * tolerance
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.9, 1.4, 1.6, 3.0, 7.5, 40.0, 1e4])

@@ -199,6 +199,26 @@ def test_groups_of_an_image_each_are_none():
     assert over_groups(one, other, [3, 5, 7]) == interval(one, other)
 
 
+def test_a_group_is_all_of_its_images():
+    """Two groups: a resample has both, or one of them twice."""
+    one, other = [RIGHT, WRONG, HALF, HALF, RIGHT], [HALF, HALF, RIGHT, WRONG, WRONG]
+    found = over_groups(one, other, [0, 0, 1, 1, 1])
+    assert found.difference == interval(one, other).difference
+
+    def gain(first, last):
+        return float(np.subtract(*(mean_iou(np.sum(side[first:last], 0), absent="ignore") for side in (one, other))))
+
+    assert sorted((found.low, found.high)) == pytest.approx(sorted((gain(0, 2), gain(2, 5))))
+
+
+def test_a_class_that_a_resample_lacks_is_in_its_mean_on_neither_side():
+    """Two images, of which one has the third class: alone, the other is scored by its two."""
+    few, all_three = np.diag([4, 4, 0]), np.diag([4, 4, 4])
+    worse = np.array([[2, 2, 0], [0, 4, 0], [0, 0, 0]])
+    found = interval([few, all_three], [worse, all_three])
+    assert (found.low, found.high) == pytest.approx((0, 1 - (2 / 4 + 4 / 6) / 2))
+
+
 HALF_OF_THREE = np.array([[5, 4, 0], [4, 5, 0], [0, 0, 0]])
 
 
@@ -228,6 +248,14 @@ def test_what_is_worse_on_every_image_is_behind_and_what_is_as_good_or_wins_half
     assert not behind([RIGHT] * 8, [RIGHT] * 8)
     assert not behind([RIGHT] * 8, [HALF] * 8)
     assert not behind([RIGHT, WRONG] * 4, [WRONG, RIGHT] * 4)
+
+
+def test_of_two_images_or_scenes_nothing_is_behind():
+    assert not behind([HALF] * 2, [RIGHT] * 2)
+    assert behind([HALF] * 3, [RIGHT] * 3)
+    sides = np.array([HALF] * 4), np.array([RIGHT] * 4)
+    assert not is_behind(*sides, absent="ignore", seed=0, groups=[0, 0, 1, 1])
+    assert is_behind(*sides, absent="ignore", seed=0, groups=[0, 1, 2, 2])
 
 
 @pytest.mark.parametrize(("worse", "verdict"), [(1, False), (2, True)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointseg.cross_validation import Interval
+from jointseg.cross_validation import Interval, paired_bootstrap
 from jointseg.errors import InputError
 from jointseg.evaluation import compute_unaries, depth_at_full_size, labels_at_full_size, score_labels
 from jointseg.metrics import DepthSums, depth_metrics
@@ -210,6 +210,15 @@ def test_each_frames_matrix_stands_under_its_number(place, small, rooms, monkeyp
     )
     (record,) = (place.search / "scores").glob("*.json")
     assert json.loads(record.read_text())["depth"] == pytest.approx(depth_metrics(first + second), rel=1e-12)
+
+
+def test_an_interval_is_over_the_scenes_that_it_is_said_to_be_over():
+    kept = {PAPER: matrices(0.5, 0.6, 0.7, 0.4, 0.33, 0.57), PAPER_NO_DEPTH: matrices(0.8, 0.9, 0.65, 0.5, 0.41, 0.73)}
+    scenes = (0, 0, 0, 1, 1, 2)
+    found = _scores(kept, demo(), scenes)[PAPER_NO_DEPTH].gain
+    settings = {"absent": "ignore", "num_resamples": demo().search.resamples, "seed": demo().search.seed}
+    assert found == paired_bootstrap(kept[PAPER_NO_DEPTH], kept[PAPER], **settings, groups=scenes)
+    assert found != _scores(kept, demo(), None)[PAPER_NO_DEPTH].gain
 
 
 def test_scores_are_pooled_and_a_gain_is_over_the_papers_settings():

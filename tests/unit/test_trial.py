@@ -1,96 +1,30 @@
-"""Laws of one trial without Ray: what it scores and what is kept of it.
+"""Laws of one trial without Ray: what it scores.
 
-Not here: which trials are run (test_study.py), how a trial that trains does so (integration tests).
+Not here: what is kept of it (test_trial_record.py), which trials are run (test_study.py), how a trial that trains does so
+(integration tests).
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from jointseg.boundary import BoundarySums
 from jointseg.checkpoint import digest
 from jointseg.crf import DenseCRF
 from jointseg.errors import DeviceMemoryError, DiskError, InputError
 from jointseg.evaluation import compute_unaries, predict, refined_labels, score_labels
-from jointseg.metrics import SegmentationSums
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import Kernels
 from pipeline import finetune
 from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, run_trial
-from pipeline.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
+from pipeline.trial_record import confusion_file, read_confusions
 from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of
 from tests.checkpoints import untrained_final
-
-# What is kept of a trial
-
-
-def sums_at(*matrices, boundary=None):
-    return [FrameSums(SegmentationSums(np.pad(np.array(own), (0, 38))), boundary) for own in matrices]
-
-
-RIGHT, HALF = [[4, 0], [0, 4]], [[2, 2], [0, 4]]
-
-
-def test_scores_are_of_pooled_matrices_over_all_frames_and_over_each_fold(small):
-    found = scores_of(sums_at(RIGHT, HALF, HALF), (0, 1, 1), small.evaluation)
-    assert found["mean_iou"] == pytest.approx((8 / 12 + 12 / 16) / 2)
-    assert found["fold_scores"] == pytest.approx([1, 7 / 12])
-    assert found["boundary_f1"] is None
-
-
-def test_boundaries_are_pooled_too(small):
-    one, other = BoundarySums(8, 8, 8, 8), BoundarySums(24, 0, 8, 8)
-    sums = [*sums_at(RIGHT, boundary=one), *sums_at(RIGHT, boundary=other)]
-    assert scores_of(sums, (0, 1), small.evaluation)["boundary_f1"] == pytest.approx(2 * 0.25 * 1 / 1.25)
-
-
-def test_confusion_matrices_come_back_whole(tmp_path):
-    path, kept = confusion_file(tmp_path, 7), sums_at(RIGHT, [[0, 0], [0, 0]], HALF)
-    write_confusions(path, 7, (3, 1, 2), (0, 1, 0), kept)
-    rows, confusion_NCC = read_confusions(path)
-    assert [(row["trial"], row["frame"], row["fold"]) for row in rows] == [(7, 3, 0), (7, 1, 1), (7, 2, 0)]
-    assert (confusion_NCC == np.stack([own.segmentation.confusion for own in kept])).all()
-    assert [row["pixel_accuracy"] for row in rows if row["frame"] != 1] == [1, 0.75]
-    assert [path.name for path in path.parent.iterdir()] == ["trial-0007.parquet"]
-
-
-def test_a_cell_may_hold_every_pixel_of_a_frame(tmp_path):
-    pixels = 480 * 640
-    write_confusions(confusion_file(tmp_path, 0), 0, (3,), (0,), sums_at([[pixels, 0], [0, 1]]))
-    assert read_confusions(confusion_file(tmp_path, 0))[1][0, 0, 0] == pixels
-
-
-def test_matrices_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(table, where, **_):
-        Path(where).write_bytes(b"PAR1")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pipeline.trial_record.pq.write_table", full)
-    path = confusion_file(tmp_path, 7)
-    with pytest.raises(DiskError):
-        write_confusions(path, 7, (3,), (0,), sums_at(HALF))
-    assert not path.exists()
-
-
-def test_a_damaged_file_of_matrices_is_named(tmp_path):
-    path = tmp_path / "trial-0000.parquet"
-    path.write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=f"{path}: missing or damaged: "):
-        read_confusions(path)
-
-
-def test_a_digest_is_of_the_values_alone():
-    one = np.arange(9).reshape(3, 3)
-    assert digest_of(one) == digest_of(np.asfortranarray(one.astype(np.int32)))
-    assert digest_of(one) != digest_of(one.T)
-
 
 # One trial
 
@@ -191,6 +125,32 @@ def test_a_trial_that_is_behind_after_a_fold_stops_there(two_folds):
     assert [row["fold"] for row in rows] == [0] * 3
     assert rows == [{**row, "trial": 2} for row in of_all[0] if row["fold"] == 0]
     assert (confusion_NCC == of_all[1][::2]).all()
+
+
+def test_after_each_fold_a_trial_is_compared_on_the_frames_that_it_has_seen_scene_by_scene(job, monkeypatch):
+    """Frames of three folds in turn, two to a scene: the same frame of both sides stands at each place."""
+    arrays = {name: np.resize(own, (6, *own.shape[1:])) for name, own in job.cache.arrays().items()}
+    folder = job.folder.with_name("in-turn")
+    folder.mkdir(exist_ok=True)
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    frames = (1, 2, 11, 12, 21, 22)
+    own = replace(job, cache=UnaryCache(folder, frames), folds=(0, 1, 2) * 2, folder=folder)
+    own = replace(own, config=with_overrides(own.config, {"data.validation_by": "scene"}))
+    draw = np.random.default_rng(0)
+    truth = [draw.integers(40, size=(480, 640), dtype=np.uint8) for _ in frames]
+    monkeypatch.setattr("pipeline.trial.subset_labels", lambda *_: truth)
+    compared = []
+
+    def noted(seen_NCC, best_NCC, *, groups, **_):
+        compared.append((np.array_equal(seen_NCC, best_NCC), tuple(groups)))
+        return False
+
+    monkeypatch.setattr("pipeline.trial.is_behind", noted)
+    runner = TrialRunner(own)
+    runner.run(0, POINT)
+    runner.run(1, POINT, rival=0)
+    assert compared == [(True, (0, 1)), (True, (0, 1, 0, 2))]
 
 
 def labels_of(runner):
