@@ -27,7 +27,7 @@ from jointseg.config import OPERATIONAL, Config
 from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.errors import InputError
 from jointseg.settings import differences
-from jointseg.whole import appearing_whole, disk_errors_named, sync
+from jointseg.whole import appearing_whole, replacing_whole
 
 FORMAT = 2  # 1 had neither the mean that the network takes off the image nor a seal
 DESCRIPTION = "checkpoint.json"
@@ -82,17 +82,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         InputError: the disk is full, failing or read-only; what was there is left.
     """
-    unfinished = path.with_name(f".{path.name}.partial")
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-            sync(unfinished)
-            unfinished.replace(path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
+    with replacing_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

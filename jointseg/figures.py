@@ -8,7 +8,6 @@ Not here: which frames are drawn and where the files go (pipeline/report.py), th
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,6 +28,7 @@ from scipy.ndimage import distance_transform_edt
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.evaluation import Prediction
 from jointseg.labels import CLASS_NAMES, PALETTE, VOID, colourise
+from jointseg.whole import replacing_whole
 
 Draw: TypeAlias = Callable[[Axes, Frame], object]
 Labels: TypeAlias = NDArray[np.uint8]
@@ -172,14 +172,13 @@ def search_history(
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure so that `path` holds a whole PNG or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    """Write the figure so that `path` holds a whole PNG or what it held before.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    with replacing_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI, facecolor="white")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sheet(

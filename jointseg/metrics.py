@@ -1,6 +1,6 @@
 """The metrics of Tables 2 and 3 as sums that add, and the crops of the frame they are taken over.
 
-Not here: what the paper reached (docs), the loop over the test frames (pipeline/evaluate.py).
+Not here: what the paper reached (published.py), the loop over the test frames (pipeline/evaluate.py).
 
 Batches, ranks and folds combine by `+`, and are divided once at the end; a mean of their means would be wrong.
 """

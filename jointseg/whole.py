@@ -1,6 +1,6 @@
-"""Folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end.
+"""Files and folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end.
 
-Not here: what is written into them (data/store.py, data/rooms.py, checkpoint.py), single files (checkpoint.write_atomically).
+Not here: what is written into them (data/store.py, data/rooms.py, checkpoint.py).
 """
 
 from __future__ import annotations
@@ -39,6 +39,29 @@ def disk_errors_named(path: Path) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise DiskError(f"{path}: cannot be written: {os.strerror(error.errno)}") from None
+
+
+@contextmanager
+def replacing_whole(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write, which becomes `path` at the end of the block, on the disk too: a reader sees the old
+    one or the new one, never a part. Nothing is left of it where the block raises.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+
+    Raises:
+        DiskError: the disk is full, failing or read-only; what was there is left.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from jointseg.cross_validation import fold_sums, nested, over_folds, paired_boot
 from jointseg.data.views import scenes_of
 from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
+from jointseg.whole import replacing_whole
 from pipeline.log_lines import Line
 from pipeline.samplers import DIRECTIONS, OBJECTIVES
 from pipeline.spaces import Point, papers_values
@@ -81,14 +82,13 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
         identity: what the trials depend on beside their points: the study's name, data, frames and checkpoint.
 
     Raises:
-        InputError: no trial has a score, or confusion matrices are missing.
+        InputError: no trial has a score, confusion matrices are missing, or the disk is full.
     """
     best = best_trial(lines)
     rows = [table_row(line) for line in lines]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    unfinished = folder / f".{TRIALS}.partial"
-    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), unfinished)
-    unfinished.replace(folder / TRIALS)
+    with replacing_whole(folder / TRIALS) as unfinished:
+        pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), unfinished)
     searched = list(dict.fromkeys(name for line in lines for name in line["point"]))
     result = {
         **trial_record(best, config, folder, identity=identity),

@@ -23,7 +23,7 @@ from jointseg.errors import InputError
 from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import SegmentationSums
-from jointseg.whole import disk_errors_named, sync
+from jointseg.whole import replacing_whole
 from pipeline.log_lines import Line, read_lines
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
@@ -69,12 +69,8 @@ def write_confusions(path: Path, number: int, frames: Sequence[int], folds: Sequ
         scores = {"mean_iou": own.segmentation.mean_iou(), "pixel_accuracy": own.segmentation.pixel_accuracy}
         counts = {"cells": cells.tolist(), "pixels": flat[cells].tolist(), "boundary": own.boundary and list(own.boundary)}
         rows.append({"trial": number, "frame": frame, "fold": fold, **scores, **counts})
-    partial = path.with_name(f".{path.name}.partial")
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_whole(path) as partial:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
-        sync(partial)
-        partial.replace(path)
 
 
 def read_confusions(path: Path) -> tuple[list[Line], NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """The unaries of the validation subset: computed once on Ray, kept in memory-mapped files, shared by every trial of a node.
 
-Not here: the trials (search.py), the network's forward pass (jointseg/evaluation.py).
+Not here: the trials (trial.py), the network's forward pass (jointseg/evaluation.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from jointseg.data.views import View
 from jointseg.errors import InputError
-from jointseg.whole import disk_errors_named, sync
+from jointseg.whole import replacing_whole
 
 _SCHEMA = pa.schema(
     {
@@ -59,16 +58,8 @@ def write_manifest(views: Sequence[View], path: Path, *, seeds: Mapping[str, int
     columns["order"] = list(range(len(views)))
     origin = json.dumps({"seeds": dict(seeds), "store_digest": store_digest}).encode()
     table = pa.table(columns, schema=_SCHEMA.with_metadata({_ORIGIN: origin}))
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, partial)
-            sync(partial)
-            partial.replace(path)
-            sync(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+    with replacing_whole(path) as partial:
+        pq.write_table(table, partial)
 
 
 def read_manifest(path: Path) -> tuple[View, ...]:

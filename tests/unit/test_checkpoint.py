@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import resource
 import zipfile
 from collections.abc import Callable
@@ -239,7 +240,7 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 
 def test_a_text_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path, told_to_disk):
     write_atomically(tmp_path / "settings.json", "one")
-    assert told_to_disk == [tmp_path / ".settings.json.partial", "rename", tmp_path]
+    assert told_to_disk == [tmp_path / f".settings.json.partial-{os.getpid()}", "rename", tmp_path]
 
 
 def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):

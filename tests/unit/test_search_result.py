@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jointseg.crf.settings import CrfSettings
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import differences, flatten, with_overrides
@@ -110,7 +110,7 @@ def test_the_table_of_trials_is_replaced_whole_or_stays(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.search_result.pq.write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match=r"trials\.parquet: cannot be written: No space left"):
         save_result(lines, config_with(), tmp_path, identity=IDENTITY)
     assert (tmp_path / "trials.parquet").read_bytes() == before
 

@@ -42,7 +42,8 @@ class BlockSparseFilter:
 
         Args:
             features: float32, on a CUDA device (or on a CPU where the environment has TRITON_INTERPRET=1: for tests, slow).
-            tolerance: the most that a row may lose, as a part of its row sum; from 1e-6 to 1e-1. Rounding (5e-6) comes on top.
+            tolerance: the most that a row may lose, as a part of its row sum; from 1e-6 to 1e-1. Rounding comes on top:
+                below 1e-3, or 5e-6 where the tolerance is below 1e-3.
             tile_size: pixels per tile: 16, 32, 64 or 128; None: 128 on Hopper from a tolerance of 1e-3 up, else 64.
             pairs_per_item: the most tiles that one program sums over, except where that takes too many partial sums.
 
