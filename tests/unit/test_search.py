@@ -6,12 +6,14 @@ Not here: its trials (test_study.py), what a result says of them (test_search_re
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from jointseg.errors import InputError
 from jointseg.presets import demo
+from jointseg.search_config import SearchConfig
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import search
@@ -60,7 +62,7 @@ def at_stage_2(folder, rooms, config, frames):
 
 @pytest.fixture(scope="module")
 def stage_2(rooms, small, tmp_path_factory):
-    return at_stage_2(tmp_path_factory.mktemp("run") / "run", rooms, small, rooms.train[:2])
+    return at_stage_2(tmp_path_factory.mktemp("run") / "run", rooms, small, rooms.train)
 
 
 def folder_of(small, place, changes=None):
@@ -74,9 +76,16 @@ SAME = {
 OTHER = {
     "search.batch": 3, "search.seed": 1, "search.early_stop": True, "search.startup_trials": 3, "search.sampler": "random",
     "search.space": "crf_weights", "search.objective": "miou,boundary_f1", "search.fidelity": "finetune",
+    "search.finetune_iterations": 7, "search.folds": 3, "search.grid_levels": 4, "search.cpus_per_trial": 2,
+    "search.gpus_per_trial": 0.5, "search.start": "start.json",
     "crf.theta_beta": 4.0, "evaluation.crop": "eigen", "evaluation.absent_classes": "zero",
     "evaluation.mirror": True, "evaluation.scales": [1, 1.25],
 }  # fmt: skip
+
+
+def test_every_setting_of_the_search_is_either_of_the_same_study_or_of_another():
+    of_the_search = [path for path in (*SAME, *OTHER) if path.startswith("search.")]
+    assert sorted(of_the_search) == sorted(f"search.{name}" for name in SearchConfig.model_fields)
 
 
 @pytest.mark.parametrize("path", SAME)
@@ -85,13 +94,42 @@ def test_what_changes_no_trial_is_the_same_study(stage_2, small, path):
 
 
 @pytest.mark.parametrize("path", OTHER)
-def test_whatever_trials_hang_on_makes_another_study(stage_2, small, path):
+def test_whatever_trials_hang_on_makes_another_study(stage_2, small, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("start.json").write_text('{"crf.theta_beta": 4.0}')
     digests = {folder_of(small, stage_2, own)[-8:] for own in ({}, {path: OTHER[path]})}
     assert len(digests) == 2
 
 
+def test_of_the_start_the_point_counts_and_not_the_file(stage_2, small, tmp_path):
+    found = []
+    for name, value in (("one", 4.0), ("other", 4.0), ("third", 5.0)):
+        (tmp_path / name).write_text(json.dumps({"crf.theta_beta": value}))
+        found.append(folder_of(small, stage_2, {"search.start": str(tmp_path / name)}))
+    assert found[0] == found[1] != found[2]
+
+
+def test_other_frames_by_their_digest_make_another_study(stage_2, small, monkeypatch):
+    found = []
+    for digest in ("one", "other"):
+        monkeypatch.setattr(search.Store, "open", lambda _, own=digest: SimpleNamespace(scene_types=None, digest=own))
+        found.append(folder_of(small, stage_2))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(("objective", "num_studies"), [("miou,boundary_f1", 2), ("miou", 1)])
+def test_boundaries_of_another_definition_make_another_study_where_they_are_scored(
+    stage_2, small, monkeypatch, objective, num_studies
+):
+    found = set()
+    for definition in (1, 2):
+        monkeypatch.setattr(search.boundary, "DEFINITION", definition)
+        found.add(folder_of(small, stage_2, {"search.objective": objective}))
+    assert len(found) == num_studies
+
+
 def test_other_weights_and_other_frames_make_another_study(stage_2, rooms, small, tmp_path):
-    weights = at_stage_2(tmp_path / "weights", rooms, with_overrides(small, {"seed": 1}), rooms.train[:2])
+    weights = at_stage_2(tmp_path / "weights", rooms, with_overrides(small, {"seed": 1}), rooms.train)
     frames = at_stage_2(tmp_path / "frames", rooms, small, rooms.train[1:])
     assert len({folder_of(small, place) for place in (stage_2, weights, frames)}) == 3
 
