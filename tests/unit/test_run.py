@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 import pipeline.run
-from jointseg.data.manifest import read_manifest
+from jointseg.data.manifest import read_manifest, write_manifest
 from jointseg.data.store import prepare
+from jointseg.data.views import make_views
+from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
-from pipeline.run import Pipeline, evaluate_test, prepare_data, train
+from pipeline.run import Pipeline, evaluate_test, prepare_data, run_phases, run_study, train
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import PIPELINE, Workspace
@@ -192,5 +194,28 @@ def test_a_run_that_a_kill_left_open_after_its_last_phase_is_closed(tmp_path, mo
     for phase in PIPELINE:
         place.finish(phase, seconds=1)
     monkeypatch.setattr(Tracker, "open", lambda out: SimpleNamespace(close=closed.append))
-    pipeline.run.run_phases(demo(), place, PIPELINE, screen=Terminal(), verbose=False)
+    run_phases(demo(), place, PIPELINE, screen=Terminal(), verbose=False)
     assert closed == ["pipeline"]
+
+
+def everything(config, place, **how):
+    run_phases(config, place, PIPELINE, **how)
+
+
+@pytest.mark.parametrize("begin", [everything, run_study])
+def test_a_folder_whose_link_leads_to_other_frames_now_is_refused_before_anything_runs(
+    rooms, small, tmp_path, monkeypatch, begin
+):
+    place, begun = Workspace(tmp_path / "run"), []
+    place.adopt_config(small)
+    place.store.symlink_to(rooms.path)
+    write_manifest(make_views(rooms.train, small.data), place.views, seeds={}, store_digest="of what it led to")
+    for phase in ("data", "stage1", "stage2"):
+        place.finish(phase, seconds=1)
+    for name in ("run_store", "connected"):
+        monkeypatch.setattr(pipeline.run, name, lambda *_, own=name, **__: begun.append(own))
+    monkeypatch.setattr(pipeline.run.search, "open_study", lambda *_: begun.append("study"))
+    there = sorted(place.out.rglob("*"))
+    with pytest.raises(InputError, match=rf"^{place.store}: other frames than {place.out} began with"):
+        begin(small, place, screen=Terminal(), verbose=False)
+    assert (begun, sorted(place.out.rglob("*"))) == ([], there)
