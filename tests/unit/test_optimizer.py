@@ -7,8 +7,10 @@ import torch
 
 from jointseg.config import StageConfig
 from jointseg.model import build_model
+from jointseg.network.table import VARIANTS, layers_up_to
 from jointseg.optimizer import build_optimizer, freeze_for, set_rate
 from jointseg.optimizer import rates as told
+from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, Kernels
 
 DEEPLAB = {"bias_lr_multiplier": 2.0, "head_lr_multiplier": 10.0}
@@ -54,6 +56,13 @@ def test_the_crf_has_a_rate_of_its_own_and_no_decay(model):
 def test_exactly_the_parameters_with_gradients_learn(model, stage):
     found = rates(model, stage, StageConfig())
     assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_layer_that_is_frozen_learns_and_every_other_that_learnt_does(model, small, stage):
+    frozen = rates(build_model(with_overrides(small, {"network.frozen_until": "conv4_3"})), stage, StageConfig())
+    trunk = layers_up_to(VARIANTS["vgg16_msc"], "conv4_3")
+    assert frozen.keys() == {name for name in rates(model, stage, StageConfig()) if name.split(".")[1] not in trunk}
 
 
 @pytest.mark.parametrize("stage", STAGES)
