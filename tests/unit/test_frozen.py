@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from jointseg.data.manifest import write_manifest
 from jointseg.data.views import make_views
 from jointseg.errors import DiskError, InputError
 from jointseg.network.network import build_network
-from jointseg.network.table import VARIANTS, layers_up_to
+from jointseg.network.table import LARGE_FOV, VARIANTS, Conv, layers_up_to
 from jointseg.resuming import begin, resume
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
@@ -31,6 +32,7 @@ from pipeline.features import cached_features
 from tests.starting_weights import torchvision_vgg16
 
 ALONE = Place()
+CONVOLUTIONS = [layer.name for layer in LARGE_FOV.layers if isinstance(layer, Conv)]
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +105,18 @@ def test_nothing_drops_out_of_frozen_layers_in_training():
     assert torch.equal(one["fc7"], other["fc7"])
 
 
-def test_recomputing_changes_no_gradient():
-    gradients = []
+def test_recomputing_runs_the_trunk_twice_and_changes_no_gradient():
+    gradients, runs = [], []
     for recompute in (False, True):
         network = build_network(NetworkConfig(width=0.0625, input_size=65), seed=0)
         network.recompute = recompute
         torch.manual_seed(3)  # dropout
+        runs.append([])
+        for name in CONVOLUTIONS:
+            network.get_submodule(name).register_forward_hook(lambda *_, own=name: runs[-1].append(own))
         network(picture()).logits.square().mean().backward()
         gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert [Counter(own) for own in runs] == [Counter(dict.fromkeys(CONVOLUTIONS, times)) for times in (1, 2)]
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
