@@ -32,6 +32,12 @@ def test_boundaries_meet_within_the_tolerance_and_not_beyond():
     assert sums(shifted(2), HALVES, pixels=1.9).f1 == 0
 
 
+@pytest.mark.parametrize(("off", "met"), [(6, 640), (7, 0)])
+def test_where_nothing_else_is_said_boundaries_meet_within_6_pixels_of_a_frame(off, met):
+    truth, prediction = (np.repeat(np.arange(480)[:, None] >= row, 640, axis=1) for row in (200, 200 + off))
+    assert BoundarySums.from_labels(prediction, truth) == (640, met, 640, met)
+
+
 def test_one_boundary_too_many_costs_precision_alone():
     prediction = HALVES.copy()
     prediction[:, 9] = 2

@@ -4,6 +4,7 @@ them (test_crf_one_pass.py).
 
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +204,14 @@ def test_auto_does_not_sum_over_all_pairs_of_what_is_infinite():
     depth = torch.full((1, 33, 33), torch.inf)
     with pytest.raises(InputError, match="filter 'permutohedral': features reach inf lattice steps"):
         DenseCRF(3, check_inputs=False).prepare(image=torch.zeros(1, 3, 33, 33), depth=depth)
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 32 * 32), ("cuda", 64 * 64)])
+def test_auto_takes_exact_up_to_a_number_of_pixels_of_the_devices_own(device, most):
+    """Of a device it reads the name alone."""
+    for num_pixels, name in ((most, "exact"), (most + 1, "separable")):
+        values = SimpleNamespace(device=SimpleNamespace(type=device), shape=(2, num_pixels, 2))
+        assert choose_filters(SimpleNamespace(values_BPF=values)) == [name, name]
 
 
 def test_auto_takes_the_lattice_where_the_grid_would_be_too_large():

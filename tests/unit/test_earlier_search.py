@@ -111,6 +111,16 @@ def test_what_cannot_be_taken_is_refused_by_file_before_anything_is_made(earlier
     assert not later.out.exists()
 
 
+def test_trials_in_a_folder_of_another_name_are_not_those_of_its_study(earlier):
+    trials = earlier.trials()
+    beside = earlier.out / trials.name
+    beside.write_bytes(trials.read_bytes())
+    assert earlier_study(taking(earlier.crf_settings))[1] == trials.parent
+    trials.unlink()
+    with pytest.raises(InputError, match="the trials of its study own-tpe-0 are not beside it"):
+        earlier_study(taking(earlier.crf_settings))
+
+
 def test_a_run_is_refused_before_it_has_a_folder(mistake, earlier, tmp_path):
     earlier.trials().unlink()
     out = tmp_path / "new"
