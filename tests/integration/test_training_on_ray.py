@@ -61,7 +61,7 @@ def test_two_ranks_of_two_passes_equal_one_rank_with_four_times_the_batch(ray: N
     start = build_model(_config()).state_dict()
     moved = max(float((one[name] - start[name]).abs().max()) for name in one)
     assert moved > 1e-4, "nothing was trained, so equality would say nothing"
-    assert apart <= 0.1 * moved
+    assert apart <= 0.02 * moved  # some 5e-6 of 7e-4, on processors that round alike: docs/training.md says 1e-5
 
 
 def test_a_diverging_loss_comes_back_from_the_worker_with_half_and_step(ray: None, store: Store, tmp_path: Path) -> None:
