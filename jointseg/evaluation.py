@@ -86,6 +86,11 @@ def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE, *, o
     _refuse_no_numbers(logits, f"the {of}'s logits")
     if logits.device.type == "cpu" or size[0] * size[1] > LARGE:
         return argmax_upsampled(logits.float().cpu().numpy(), size)
+    return _labels_by_its_device(logits, size)
+
+
+def _labels_by_its_device(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """What `argmax_upsampled` says, where the logits lie: all scores at full size are there at once."""
     full = interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
     labels: NDArray[np.uint8] = full.argmax(0).to(torch.uint8).cpu().numpy()
     return labels
