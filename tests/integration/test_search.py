@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -82,7 +83,8 @@ def _study(config: Config, made: tuple[Workspace, UnaryCache], folder: Path) -> 
     space = load_space(config)
     asker = Asker(config.search, space, first=start_points(space, config), journal=folder / "journal.log")
     told: list[Line] = []
-    lines = run_study(TrialJob(config, place.store, unaries, (0, 1), folder, place.out), asker, tell=told.append)
+    folds = tuple(place % 2 for place in range(len(unaries.frames)))
+    lines = run_study(TrialJob(config, place.store, unaries, folds, folder, place.out), asker, tell=told.append)
     assert sorted(line["trial"] for line in told) == list(range(config.search.trials))
     return lines
 
@@ -126,11 +128,16 @@ def test_a_study_begun_again_with_fewer_trials_runs_those_that_are_missing(
 
 
 def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
-    config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
+    config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path
 ) -> None:
+    """On each frame three times: of fewer than three in a fold no trial is stopped."""
+    place, unaries = made
+    for name, values in unaries.arrays().items():
+        np.save(tmp_path / f"{name}.npy", np.resize(values, (6, *values.shape[1:])))
+    thrice = place, UnaryCache(tmp_path, unaries.frames * 3)
     stopping = with_overrides(config, {"search.early_stop": True})
-    one = _study(with_overrides(stopping, {"search.concurrent": 1}), made, tmp_path / "one")
-    two = _study(with_overrides(stopping, {"search.concurrent": 2}), made, tmp_path / "two")
+    one = _study(with_overrides(stopping, {"search.concurrent": 1}), thrice, tmp_path / "one")
+    two = _study(with_overrides(stopping, {"search.concurrent": 2}), thrice, tmp_path / "two")
     assert _outcomes(two) == _outcomes(one)
     states = [line["state"] for line in one]
     assert states[:4] == ["finished"] * 4, "no trial had been told when these were asked"
