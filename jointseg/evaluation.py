@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 
 from jointseg.config import Config
 from jointseg.crf import DenseCRF, PreparedImages
+from jointseg.crf.inputs import least_and_greatest
 from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.errors import OutOfRangeError
 from jointseg.evaluation_config import EvaluationConfig
@@ -111,7 +112,7 @@ def depth_at_full_size(depth: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDA
 
 def _refuse_no_numbers(values: Tensor, what: str) -> None:
     """Raise OutOfRangeError unless all are finite: NaN would be class 0, and infinity the likeliest, without a word."""
-    if not math.isfinite(sum(bound.item() for bound in values.aminmax())):
+    if not math.isfinite(sum(bound.item() for bound in least_and_greatest(values))):
         raise OutOfRangeError(f"{what} are NaN or infinite; its weights are too large")
 
 

@@ -21,10 +21,10 @@ def inputs(**changes: Tensor | None) -> dict[str, Tensor | None]:
     return good | changes
 
 
-def spoiled(name: str, value: float) -> dict[str, Tensor | None]:
+def spoiled(name: str, value: float, layout: torch.memory_format = torch.contiguous_format) -> dict[str, Tensor | None]:
     given = inputs()
     given[name].view(-1)[7] = value
-    return given
+    return given | ({} if layout == torch.contiguous_format else {name: given[name].to(memory_format=layout)})
 
 
 BAD = {
@@ -52,6 +52,8 @@ BAD = {
     "depth elsewhere": (inputs(depth=torch.ones(2, H, W, device="meta")), "depth is on meta"),
     "NaN logits": (spoiled("logits", nan), "logits: 1 of 144 values are NaN or infinite"),
     "infinite logits": (spoiled("logits", -inf), "logits: 1 of 144"),
+    "NaN logits, channels last": (spoiled("logits", nan, torch.channels_last), "logits: 1 of 144"),
+    "infinite logits, channels last": (spoiled("logits", -inf, torch.channels_last), "logits: 1 of 144"),
     "NaN image": (spoiled("image", nan), "image: 1 of 144"),
     "image above 255": (spoiled("image", 256.0), r"image has values in .*\.\.256; allowed: RGB levels 0..255"),
     "image with its mean taken off": (inputs(image=inputs()["image"] - 116), "not normalised"),

@@ -62,12 +62,38 @@ def test_probabilities_without_recording_gradients_are_the_same():
 
 @pytest.mark.parametrize("C", [1, 3, 8, 13, 40, 70])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_rows_of_any_width_and_back(C, threads):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_rows_of_any_width_and_back(C, threads, channels_last):
     for P in (1, 7, 64, 133):
         values = torch.rand(C, P, generator=torch.Generator().manual_seed(P))
+        if channels_last:
+            values = values.mT.contiguous().mT
         back = empty_like(values)
+        assert back.is_contiguous() == values.is_contiguous()
         with as_rows(values, -5.0, threads) as rows_PC:
             assert (rows_PC[:, :C] == values.T.numpy()).all()
             assert (rows_PC[:, C:] == -5).all()
             from_rows(rows_PC, back.numpy(), threads)
         assert torch.equal(back, values)
+
+
+@pytest.mark.parametrize("C", [5, 8], ids=["padded", "whole vectors"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_channels_last_gives_the_same_bits_and_without_a_mask_channels_last(C, masked):
+    logits, given = scene(C=C)
+    given["mask"] = torch.rand(given["depth"].shape, generator=torch.Generator().manual_seed(1)) > 0.2 if masked else None
+    crf = DenseCRF(C, CrfSettings(num_iterations=3).scaled(1 / 8)).double()
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        own = logits.clone(memory_format=layout).requires_grad_()
+        before = own.detach().clone()
+        with torch.no_grad():
+            alone, q = crf(own, **given), crf(own, **given, probabilities=True)
+        recorded = crf(own, **given)
+        by_logits, by_weights = torch.autograd.grad(recorded.square().sum(), [own, next(crf.parameters())])
+        assert torch.equal(own, before), "the logits given were written to"
+        for result in () if masked else (alone, q, recorded, by_logits):
+            assert result.is_contiguous(memory_format=layout)
+        results.append((alone, q, recorded, by_logits, by_weights))
+    for contiguous, last in zip(*results, strict=True):
+        assert torch.equal(contiguous, last)

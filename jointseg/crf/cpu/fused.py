@@ -8,7 +8,7 @@ Not here: the passes (engine.py, passes.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.layout import padded_width
 from jointseg.crf.cpu.scratch import borrowed
-from jointseg.crf.cpu.transpose import from_rows, into_rows
+from jointseg.crf.cpu.transpose import are_rows, from_rows, into_rows
 from jointseg.crf.derivatives import differentiable_once
 
 _NEVER = -np.inf
@@ -27,20 +27,33 @@ _NEVER = -np.inf
 
 
 @contextmanager
-def as_rows(values_CP: Tensor, padding: float, num_threads: int) -> Iterator[NDArray[Any]]:
-    """(C, P) as rows of pixels, (P, C) with C padded to whole vectors; in memory that is another call's after the block."""
+def as_rows(values_CP: Tensor, padding: float, num_threads: int, *, place_CP: Tensor | None = None) -> Iterator[NDArray[Any]]:
+    """(C, P) as rows of pixels, (P, C) with C padded to whole vectors.
+
+    They lie in `place_CP` where that can hold them, being channels last without padding, else in memory that is another call's
+    after the block.
+    """
     C, P = values_CP.shape
-    values = values_CP.detach().contiguous().numpy()
+    values = values_CP.detach().numpy()
+    values = values if are_rows(values) else np.ascontiguousarray(values)
     width = padded_width(C)
-    with borrowed(P * width, dtype=values.dtype) as (flat,):
-        rows_PC = flat.reshape(P, width)
+    with ExitStack() as borrowing:
+        if place_CP is not None and are_rows(place_CP.numpy()) and width == C:
+            rows_PC = place_CP.numpy().T
+        else:
+            rows_PC = borrowing.enter_context(borrowed(P * width, dtype=values.dtype))[0].reshape(P, width)
         into_rows(values, rows_PC, padding, num_threads)
         yield rows_PC
 
 
 def empty_like(values: Tensor) -> Tensor:
-    """A contiguous tensor of this shape, not set. Numpy asks for large pages; torch waits many times longer for its memory."""
-    return torch.from_numpy(np.empty(values.shape, values.detach().numpy().dtype))
+    """A tensor of this shape (..., C, P), not set: channels last where these are, else contiguous. Numpy asks for large pages;
+    torch waits many times longer for its memory.
+    """
+    given = values.detach().numpy()
+    if are_rows(given):
+        return torch.from_numpy(np.empty_like(given.swapaxes(-1, -2), order="C")).mT
+    return torch.from_numpy(np.empty(given.shape, given.dtype))
 
 
 def fused_mean_field(
@@ -82,11 +95,12 @@ class _Fused(torch.autograd.Function):
         ctx.engines, ctx.symmetric, kept = engines, symmetric, []
         out_BCP = empty_like(unary_BCP)
         for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
-            with as_rows(unary_CP, _NEVER, engine.num_threads) as unary_PC:
+            with as_rows(unary_CP, _NEVER, engine.num_threads, place_CP=out_CP) as unary_PC:
                 rows_PC, kept_TN = engine.mean_field(
                     unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities, symmetric=symmetric
                 )
-                from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
+                if not np.may_share_memory(rows_PC, out_CP.numpy()):
+                    from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
             kept.append(torch.from_numpy(kept_TN))
         ctx.save_for_backward(matrices_KCC, *(kept if learning else ()))
         return out_BCP

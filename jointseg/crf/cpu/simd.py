@@ -248,6 +248,24 @@ def any_nonzero(_typing: Any, a: Any) -> Any:
 
 
 @intrinsic
+def first_equal(_typing: Any, a: Any, value: Any) -> Any:
+    """The first place that holds `value`; the row's width where none does."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        parts = _parts(builder, arguments[0])
+        found, end = ir.Constant(_INT64, a.width), a.width
+        for part in reversed(parts):
+            end -= part.type.count
+            flags = builder.fcmp_ordered("==", part, filled(builder, arguments[1], part.type))
+            packed = builder.zext(builder.bitcast(flags, ir.IntType(part.type.count)), _INT64)
+            at = builder.add(builder.cttz(packed, ir.Constant(ir.IntType(1), 0)), ir.Constant(_INT64, end))
+            found = builder.select(builder.icmp_unsigned("!=", packed, ir.Constant(_INT64, 0)), at, found)
+        return found
+
+    return types.intp(a, a.dtype), generate
+
+
+@intrinsic
 def exp(_typing: Any, x: Any) -> Any:
     """e^x for x <= 0, place by place, within a few roundings; 0 below e^-64 (float32) or e^-600, NaN where x is.
 

@@ -1,4 +1,4 @@
-"""From (C, P), as torch has it, to rows of pixels and back, by a team of threads; compiled.
+"""From (C, P), as torch has it, to rows of pixels and back, by a team of threads; compiled. Channels last is rows already.
 
 Not here: what is done with the rows (passes.py).
 """
@@ -92,14 +92,43 @@ def _from_rows(rows_PC: NDArray[Any], values: NDArray[Any], C: int, span: tuple[
 
 
 def into_rows(values_CP: NDArray[Any], rows_PC: NDArray[Any], padding: float, num_threads: int) -> None:
-    """Write (C, P), contiguous, as rows of as many channels as `rows_PC` has; those beyond C become `padding`."""
+    """Write (C, P) as rows of as many channels as `rows_PC` has; those beyond C become `padding`.
+
+    Args:
+        values_CP: contiguous, or its transpose is.
+        rows_PC: contiguous.
+        padding: what fills the rows.
+        num_threads: that share the work.
+    """
     C, P = values_CP.shape
-    values = values_CP.reshape(-1)
-    run_team(lambda t, _: _into_rows(values, rows_PC, C, padding, share(P, t, num_threads)), num_threads)
+    if are_rows(values_CP):
+
+        def copy(thread: int, _: Any) -> None:
+            start, stop = share(P, thread, num_threads)
+            rows_PC[start:stop, :C] = values_CP.T[start:stop]
+            rows_PC[start:stop, C:] = padding
+
+        run_team(copy, num_threads)
+    else:
+        values = values_CP.reshape(-1)
+        run_team(lambda t, _: _into_rows(values, rows_PC, C, padding, share(P, t, num_threads)), num_threads)
 
 
 def from_rows(rows_PC: NDArray[Any], values_CP: NDArray[Any], num_threads: int) -> None:
-    """The way back: the first C channels into `values_CP`, contiguous."""
+    """The way back: the first C channels into `values_CP`, which is contiguous, or its transpose is."""
     C, P = values_CP.shape
-    values = values_CP.reshape(-1)
-    run_team(lambda t, _: _from_rows(rows_PC, values, C, share(P, t, num_threads)), num_threads)
+    if are_rows(values_CP):
+
+        def copy(thread: int, _: Any) -> None:
+            start, stop = share(P, thread, num_threads)
+            values_CP.T[start:stop] = rows_PC[start:stop, :C]
+
+        run_team(copy, num_threads)
+    else:
+        values = values_CP.reshape(-1)
+        run_team(lambda t, _: _from_rows(rows_PC, values, C, share(P, t, num_threads)), num_threads)
+
+
+def are_rows(values: NDArray[Any]) -> bool:
+    """Whether the channels of (..., C, P) lie side by side, pixel after pixel: channels last."""
+    return values.swapaxes(-1, -2).flags.c_contiguous and not values.flags.c_contiguous
