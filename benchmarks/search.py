@@ -43,7 +43,7 @@ from pipeline.spaces import load_space, start_points
 from pipeline.study import run_study
 from pipeline.trial import TrialJob, TrialRunner
 from pipeline.trial_record import confusion_file, read_confusions, read_trials
-from pipeline.unaries import ARRAYS, UnaryCache, row_of
+from pipeline.unaries import ARRAYS, UnaryCache, row_of, rows_of
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def made_up(args: argparse.Namespace, folder: Path) -> TrialJob:
     (folder / "unaries").mkdir()
     kept = [compute_unaries(model, store.frame(number), config, device=torch.device("cpu")) for number in frames]
     for name in ARRAYS:
-        np.save(folder / "unaries" / f"{name}.npy", np.stack([getattr(one, name).numpy() for one in kept]))
+        np.save(folder / "unaries" / f"{name}.npy", np.stack([rows_of(one)[name] for one in kept]))
     cache = UnaryCache(folder / "unaries", frames)
     return TrialJob(config, store.path, cache, tuple(place % 2 for place in range(args.frames)), folder / "study", folder)
 

@@ -35,6 +35,8 @@ CROPS: Mapping[str, tuple[slice, slice]] = {
     "gupta": (slice(45, 470), slice(40, 600)),
 }
 """Rows and columns of a 480 x 640 frame that others have scored; the paper names none."""
+_LEVELS = 256
+"""Of labels in a byte."""
 
 
 def crop(array: AnyArray, name: Crop) -> AnyArray:
@@ -60,14 +62,13 @@ class SegmentationSums:
         """Counts of labels of equal shape, any number of images; `prediction` 0..C-1, `truth` 0..C-1 or VOID."""
         predicted, true = _tensor(prediction), _tensor(truth)
         assert predicted.shape == true.shape, f"prediction is {tuple(predicted.shape)} but truth is {tuple(true.shape)}"
-        valid = true != VOID
-        rows, columns = torch.where(valid, true.int(), 0), torch.where(valid, predicted.int(), 0)
-        for name, labels in (("truth", rows), ("prediction", columns)):
-            outside = labels.numel() > 0 and not 0 <= labels.min() <= labels.max() < num_classes
-            assert not outside, f"{name} has a label outside 0..{num_classes - 1}"
-        cells = torch.where(valid, rows * num_classes + columns, num_classes**2)  # void has a cell of its own, dropped below
-        counts = torch.bincount(cells.flatten(), minlength=num_classes**2 + 1)[:-1]
-        return cls(counts.view(num_classes, num_classes).cpu().numpy())
+        for name, labels in (("truth", true), ("prediction", predicted)):
+            in_a_byte = labels.dtype == torch.uint8 or labels.numel() == 0 or 0 <= labels.min() <= labels.max() < _LEVELS
+            assert in_a_byte, f"{name} has a label outside 0..{num_classes - 1}"
+        pairs = torch.bincount((true.int() * _LEVELS + predicted).flatten(), minlength=_LEVELS**2).view(_LEVELS, _LEVELS)
+        assert not pairs[num_classes:VOID].any(), f"truth has a label outside 0..{num_classes - 1}"
+        assert not pairs[:num_classes, num_classes:].any(), f"prediction has a label outside 0..{num_classes - 1}"
+        return cls(pairs[:num_classes, :num_classes].contiguous().cpu().numpy())
 
     def __add__(self, other: Self) -> Self:
         return type(self)(self.confusion + other.confusion)

@@ -36,6 +36,8 @@ from pipeline.shares import shared_out, shares_of
 
 DESCRIPTION = "unaries.json"
 ARRAYS = ("image", "logits", "depth")
+_LAYOUT = "n h w C"
+"""Of the logits: as the CRF works on them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class UnaryCache:
     frames: tuple[int, ...]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The memory maps: image (n, 3, h, w) uint8, logits (n, C, h, w) float32, depth (n, h, w) float32 metres.
+        """The memory maps: image (n, 3, h, w) uint8, logits (n, h, w, C) float32, depth (n, h, w) float32 metres.
 
         Raises:
             InputError: this node does not have the files.
@@ -66,8 +68,15 @@ def _seen_from_here(folder: Path) -> Iterator[None]:
 
 
 def row_of(arrays: dict[str, NDArray[Any]], row: int) -> Unaries:
-    """One frame's unaries: tensors in the memory map."""
-    return Unaries(*(torch.from_numpy(arrays[name][row]) for name in ARRAYS))
+    """One frame's unaries: tensors in the memory map, the logits channels last."""
+    image, logits, depth = (torch.from_numpy(arrays[name][row]) for name in ARRAYS)
+    return Unaries(image, logits.permute(2, 0, 1), depth)
+
+
+def rows_of(unaries: Unaries) -> dict[str, NDArray[Any]]:
+    """What of one frame is kept, by array: image (3, h, w), logits (h, w, C), depth (h, w)."""
+    image, logits, depth = unaries
+    return {"image": image.numpy(), "logits": logits.permute(1, 2, 0).numpy(), "depth": depth.numpy()}
 
 
 def cached_unaries(
@@ -80,7 +89,7 @@ def cached_unaries(
             little room.
     """
     _, checkpoint = load_final(start)
-    stamp = {"checkpoint": checkpoint, "frames": list(frames), "views": config.evaluation.views}
+    stamp = {"checkpoint": checkpoint, "frames": list(frames), "views": config.evaluation.views, "logits": _LAYOUT}
     if (folder / DESCRIPTION).is_file():
         _refuse_other(folder, stamp)
         progress(len(frames))
@@ -94,8 +103,7 @@ def cached_unaries(
         def take(place: int, found: list[Unaries]) -> None:
             nonlocal done
             for row, unaries in enumerate(found, start=first_row[place]):
-                for name in ARRAYS:
-                    values = getattr(unaries, name).numpy()
+                for name, values in rows_of(unaries).items():
                     if name not in arrays:
                         shape = (len(frames), *values.shape)
                         arrays[name] = new_array(unfinished / f"{name}.npy", values.dtype, shape)
@@ -136,6 +144,8 @@ def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:
         raise InputError(
             f"{folder}: unaries of {seen.views_said} of each picture, but evaluation asks for {asked.views_said}; {remove}"
         )
+    if there.get("logits") != stamp["logits"]:
+        raise InputError(f"{folder}: unaries as an earlier version laid them out; {remove}")
     for name in ARRAYS:
         path = folder / f"{name}.npy"
         if not path.is_file() or digest(path) != digests.get(name):

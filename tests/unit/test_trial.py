@@ -23,7 +23,7 @@ from jointseg.stages import Kernels
 from pipeline import finetune
 from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, run_trial
 from pipeline.trial_record import confusion_file, read_confusions
-from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of
+from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of, rows_of
 from tests.checkpoints import untrained_final
 
 # One trial
@@ -35,7 +35,7 @@ def job(rooms, small, tmp_path_factory):
     folder, frames, model = tmp_path_factory.mktemp("unaries"), rooms.train[:2], build_model(small)
     unaries = [compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu")) for number in frames]
     for name in ARRAYS:
-        np.save(folder / f"{name}.npy", np.stack([getattr(frame, name).numpy() for frame in unaries]))
+        np.save(folder / f"{name}.npy", np.stack([rows_of(frame)[name] for frame in unaries]))
     digests = {name: digest(folder / f"{name}.npy") for name in ARRAYS}
     (folder / DESCRIPTION).write_text(json.dumps({"sha256": digests}))
     study, run = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("run")

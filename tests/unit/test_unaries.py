@@ -16,7 +16,7 @@ import torch
 from jointseg.checkpoint import Checkpoint, digest, load_final, save_checkpoint, save_final
 from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import compute_unaries
-from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node, subset_labels
+from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node, row_of, subset_labels
 from tests.checkpoints import untrained_final
 
 
@@ -30,7 +30,7 @@ def kept(tmp_path, small):
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", np.zeros(3))
     digests = {name: digest(folder / f"{name}.npy") for name in ARRAYS}
-    stamp = {"checkpoint": load_final(tmp_path / "final")[1], "frames": [1, 2], "sha256": digests}
+    stamp = {"checkpoint": load_final(tmp_path / "final")[1], "frames": [1, 2], "logits": "n h w C", "sha256": digests}
     (folder / "unaries.json").write_text(json.dumps(stamp))
     return folder, stamp
 
@@ -47,8 +47,8 @@ def test_a_frames_unaries_are_in_its_own_row_in_whatever_order_shares_come(rooms
     cache = cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append)
     for row, number in enumerate(frames):
         expected = compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu"))
-        for name, own in cache.arrays().items():
-            np.testing.assert_array_equal(own[row], getattr(expected, name))
+        for own, other in zip(row_of(cache.arrays(), row), expected, strict=True):
+            assert torch.equal(own, other)
     assert done == [1, 2, 3]
 
 
@@ -102,6 +102,7 @@ def test_unaries_of_this_checkpoint_and_these_frames_are_taken(kept, small):
             {"views": {"scales": [1.0], "mirror": True}},
             "unaries of 2 views .input × 1, each mirrored too. of each picture, but evaluation asks for one view; remove",
         ),
+        ({"logits": None}, "unaries as an earlier version laid them out; remove .* to compute them again"),
         ({"views": 3}, "unaries.json: damaged"),
         ({"views": {"scales": "x"}}, "unaries.json: damaged"),
         ({"sha256": {}}, "image.npy: missing or altered since it was written"),
