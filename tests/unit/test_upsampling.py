@@ -38,6 +38,17 @@ def test_labels_are_those_of_upsampling_and_argmax(map_size: tuple[int, int], fr
     np.testing.assert_array_equal(by_device[clear], labels[clear])
 
 
+@pytest.mark.parametrize("C", [1, 8, 21, 150, 256])
+def test_labels_of_any_number_of_classes_are_the_same_in_either_layout(C: int) -> None:
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(C, 9, 14)).astype(np.float32))
+    labels = argmax_upsampled(logits.numpy(), (31, 40))
+    last = logits.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    np.testing.assert_array_equal(argmax_upsampled(last.numpy(), (31, 40)), labels)
+    upsampled = interpolate(logits[None], size=(31, 40), mode="bilinear", align_corners=False)[0]
+    assert (labels == upsampled.argmax(0).numpy()).mean() > 0.999
+    assert labels.max() > 0.9 * C - 1
+
+
 def test_the_first_of_tied_classes_is_taken() -> None:
     logits = np.zeros((4, 3, 3), np.float32)
     logits[[1, 3]] = 2.0
