@@ -102,15 +102,21 @@ def mean_iou(confusion: NDArray[Any], *, absent: Absent) -> NDArray[np.float64]:
 
     As `SegmentationSums.mean_iou`, for all at once.
     """
-    iou, kept, scored = _iou_by_class(confusion, absent)
+    iou, kept, scored = _iou_by_class(_counts(confusion), absent)
     return _mean_over(iou, kept, scored)
 
 
-def _iou_by_class(confusion: NDArray[Any], absent: Absent) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+def _counts(confusion: NDArray[Any]) -> NDArray[Any]:
+    """All that IoU needs of (..., C, C), and that adds up as matrices do: of each class the hits, the true and the predicted
+    pixels, (..., 3, C).
+    """
+    return np.stack([np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)], -2)
+
+
+def _iou_by_class(counts: NDArray[Any], absent: Absent) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """IoU of each class (..., C), whether it enters the mean (..., C), and whether there is a pixel at all (...)."""
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    truth = confusion.sum(-1)
-    union = truth + confusion.sum(-2) - hits
+    hits, truth, predicted = np.moveaxis(counts, -2, 0)
+    union = truth + predicted - hits
     kept = {"ignore": union > 0, "zero": np.ones_like(union, bool), "gt_present": truth > 0}[absent]
     iou = np.divide(hits, union, out=np.zeros(union.shape), where=union > 0)
     return iou, kept, truth.sum(-1) > 0
@@ -212,7 +218,7 @@ def paired_bootstrap(
     N, C = confusion_NCC.shape[:2]
     assert groups is None or (len(groups) == N and len(set(groups)) > 1), f"groups {groups} of {N} images"
     # Whole numbers below 2^53: products and sums in float64 are exact, in whatever order.
-    both_NX = np.concatenate([confusion_NCC.reshape(N, -1), other_NCC.reshape(N, -1)], axis=1).astype(np.float64)
+    both_NX = np.stack([_counts(confusion_NCC), _counts(other_NCC)], axis=1).reshape(N, -1).astype(np.float64)
 
     if groups is not None:
         names, group_N = np.unique(np.asarray(groups), return_inverse=True)
@@ -220,14 +226,14 @@ def paired_bootstrap(
         np.add.at(by_group, group_N, both_NX)
         N, both_NX = len(names), by_group
 
-    all_2CC = both_NX.sum(0).reshape(2, C, C)
-    _, kept_2C, _ = _iou_by_class(all_2CC, absent)
-    there_2C = all_2CC.sum(-1) > 0
+    all_23C = both_NX.sum(0).reshape(2, 3, C)
+    _, kept_2C, _ = _iou_by_class(all_23C, absent)
+    there_2C = all_23C[:, 1] > 0
 
     def differences(times_RN: NDArray[Any]) -> NDArray[np.float64]:
-        drawn_R2CC = (times_RN @ both_NX).reshape(-1, 2, C, C)
-        iou_R2C, _, scored_R2 = _iou_by_class(drawn_R2CC, absent)
-        scores_R2 = _mean_over(iou_R2C, np.where(there_2C, drawn_R2CC.sum(-1) > 0, kept_2C), scored_R2)
+        drawn_R23C = (times_RN @ both_NX).reshape(-1, 2, 3, C)
+        iou_R2C, _, scored_R2 = _iou_by_class(drawn_R23C, absent)
+        scores_R2 = _mean_over(iou_R2C, np.where(there_2C, drawn_R23C[:, :, 1] > 0, kept_2C), scored_R2)
         return scores_R2[:, 0] - scores_R2[:, 1]
 
     generator = np.random.default_rng(seed)

@@ -60,7 +60,7 @@ class SearchConfig(Settings):
     folds: int = Field(5, ge=2)
     """Folds of the validation frames, balanced by scene type where it is known; with `data.validation_by=scene` of whole
     scenes."""
-    resamples: Count = 2000
+    resamples: Count = 20_000
     """Resamples for the interval of a gain over the paper's point: of the frames; with `data.validation_by=scene` of whole
     scenes."""
 
