@@ -27,7 +27,7 @@ from jointseg.config import OPERATIONAL, Config
 from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.errors import InputError
 from jointseg.settings import differences
-from jointseg.whole import appearing_whole, replacing_whole
+from jointseg.whole import appearing_whole
 
 FORMAT = 2  # 1 had neither the mean that the network takes off the image nor a seal
 DESCRIPTION = "checkpoint.json"
@@ -74,16 +74,6 @@ def digest(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part, after a power cut too.
-
-    Raises:
-        InputError: the disk is full, failing or read-only; what was there is left.
-    """
-    with replacing_whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

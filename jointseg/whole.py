@@ -64,6 +64,16 @@ def replacing_whole(path: Path) -> Iterator[Path]:
         sync(path.parent)
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part, after a power cut too.
+
+    Raises:
+        DiskError: the disk is full, failing or read-only; what was there is left.
+    """
+    with replacing_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def appearing_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder beside `folder` to write into, which becomes `folder` at the end of the block, on the disk too.

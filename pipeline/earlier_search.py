@@ -10,11 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jointseg.checkpoint import write_atomically
 from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.settings import SettingsError
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, write_atomically
 from pipeline.screen import Screen
 from pipeline.search_result import SETTINGS, TRIALS, load_settings, said
 from pipeline.workspace import Workspace

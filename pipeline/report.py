@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
-from jointseg.checkpoint import load_final, write_atomically
+from jointseg.checkpoint import load_final
 from jointseg.config import Config
 from jointseg.crf_figure import learned_matrices
 from jointseg.curves_figure import training_curves
@@ -30,7 +30,7 @@ from jointseg.labels import CLASS_NAMES
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, write_atomically
 from pipeline import report_page
 from pipeline.earlier_search import TAKEN_FROM
 from pipeline.evaluate import Evaluated

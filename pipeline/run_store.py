@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jointseg.checkpoint import write_atomically
 from jointseg.errors import InputError
+from jointseg.whole import write_atomically
 from pipeline.workspace import Workspace
 
 VARIABLE = "MLFLOW_TRACKING_URI"

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from jointseg.checkpoint import load_final, write_atomically
+from jointseg.checkpoint import load_final
 from jointseg.config import Config
 from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
 from jointseg.data.store import Store
@@ -32,6 +32,7 @@ from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
+from jointseg.whole import write_atomically
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
 from pipeline.screen import Screen

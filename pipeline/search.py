@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from jointseg import boundary
-from jointseg.checkpoint import load_final, write_atomically
+from jointseg.checkpoint import load_final
 from jointseg.config import Config
 from jointseg.cross_validation import draw_folds, draw_grouped_folds
 from jointseg.data.store import Store
@@ -26,6 +26,7 @@ from jointseg.data.views import consecutive_runs
 from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
+from jointseg.whole import write_atomically
 from pipeline import search_result, unaries
 from pipeline.cluster import has_room, once_nodes_are_there, require_resources, worker_resources
 from pipeline.features import ready_features

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jointseg.checkpoint import write_atomically
 from jointseg.config import DataConfig
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.manifest import write_manifest
@@ -21,6 +20,7 @@ from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
 from jointseg.labels import VOID
 from jointseg.settings import SettingsError
+from jointseg.whole import write_atomically
 from pipeline.workspace import Workspace
 
 

@@ -21,8 +21,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from jointseg.checkpoint import write_atomically
 from jointseg.errors import DiskError, InputError
+from jointseg.whole import write_atomically
 from pipeline.cluster import Patience, require_resources
 from pipeline.failures import LostWorkerError
 from pipeline.finetune import FinetuneTrial

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from jointseg.batches import Place
-from jointseg.checkpoint import write_atomically
 from jointseg.checkpoint_folder import CheckpointFolder, CheckpointWriter
 from jointseg.config import Config
 from jointseg.data.features import FeatureStore
@@ -30,6 +29,7 @@ from jointseg.model import JointModel
 from jointseg.resuming import Run, begin, resume
 from jointseg.stages import TRAININGS
 from jointseg.training import Report, train
+from jointseg.whole import write_atomically
 from pipeline.log_lines import append_line
 from pipeline.workspace import STAGE_LOG
 

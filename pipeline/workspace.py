@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jointseg.checkpoint import refuse_other_config, write_atomically
+from jointseg.checkpoint import refuse_other_config
 from jointseg.config import Config
 from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.manifest import read_origin
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.stages import Stage
+from jointseg.whole import write_atomically
 
 STAGE_LOG = "log.jsonl"
 PIPELINE = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import resource
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +21,6 @@ from jointseg.checkpoint import (
     load_checkpoint,
     refuse_other_config,
     save_checkpoint,
-    write_atomically,
 )
 from jointseg.config import OPERATIONAL, Config
 from jointseg.errors import InputError
@@ -236,37 +232,6 @@ def test_half_of_a_newer_checkpoint_over_an_older_one_is_refused(folder, tmp_pat
 
 def test_no_folder_is_no_checkpoint(tmp_path):
     assert "holds no whole checkpoint" in refusal(tmp_path / "nowhere")
-
-
-def test_a_text_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path, told_to_disk):
-    write_atomically(tmp_path / "settings.json", "one")
-    assert told_to_disk == [tmp_path / f".settings.json.partial-{os.getpid()}", "rename", tmp_path]
-
-
-def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "new" / "settings.json"
-    write_atomically(path, "one θ")
-    write_atomically(path, "two θ")
-    assert path.read_text(encoding="utf-8") == "two θ"
-    assert [file.name for file in path.parent.iterdir()] == ["settings.json"]
-
-
-def write_with_files_limited(path):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    try:
-        write_atomically(path, "x" * 2000)
-    except InputError as error:
-        return str(error)
-    return "no error"
-
-
-def test_a_text_that_the_disk_has_no_room_for_leaves_the_one_before_and_nothing_else(tmp_path):
-    path = tmp_path / "settings.json"
-    write_atomically(path, "one")
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(write_with_files_limited, (path,)) == f"{path}: cannot be written: File too large"
-    assert path.read_text() == "one"
-    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_weights_that_are_views_of_others_are_written_as_they_look(tmp_path):

@@ -1,17 +1,18 @@
-"""Laws of folders that appear whole or not at all. Not here: the folders that are made so (test_store.py, test_rooms.py)."""
+"""Laws of files and folders that appear whole or not at all. Not here: those that are made so (test_store.py and others)."""
 
 from __future__ import annotations
 
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 from pathlib import Path
 
 import pytest
 
 from jointseg.errors import DiskError, InputError
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, write_atomically
 
 
 def write(folder: Path, text: str, *, replace: bool = False) -> None:
@@ -154,3 +155,34 @@ def test_a_link_is_followed_and_kept(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert read(tmp_path / "disk" / "folder") == "one"
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["folder"]
+
+
+def test_a_text_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path, told_to_disk):
+    write_atomically(tmp_path / "settings.json", "one")
+    assert told_to_disk == [tmp_path / f".settings.json.partial-{os.getpid()}", "rename", tmp_path]
+
+
+def test_a_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new" / "settings.json"
+    write_atomically(path, "one θ")
+    write_atomically(path, "two θ")
+    assert path.read_text(encoding="utf-8") == "two θ"
+    assert [file.name for file in path.parent.iterdir()] == ["settings.json"]
+
+
+def write_with_files_limited(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        write_atomically(path, "x" * 2000)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_text_that_the_disk_has_no_room_for_leaves_the_one_before_and_nothing_else(tmp_path):
+    path = tmp_path / "settings.json"
+    write_atomically(path, "one")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(write_with_files_limited, (path,)) == f"{path}: cannot be written: File too large"
+    assert path.read_text() == "one"
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
