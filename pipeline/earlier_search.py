@@ -15,8 +15,8 @@ from jointseg.errors import InputError
 from jointseg.settings import SettingsError
 from jointseg.whole import appearing_whole, write_atomically
 from pipeline.screen import Screen
-from pipeline.search_result import SETTINGS, TRIALS, load_settings, said
-from pipeline.workspace import Workspace
+from pipeline.search_result import load_settings, said
+from pipeline.workspace import SETTINGS, TRIALS, Workspace
 
 OF_A_RESULT = (
     "study", "settings", "search", "searched", "score", "paper_score", "trial", "trials", "failed", "stopped", "folds",

@@ -23,10 +23,9 @@ from jointseg.stages import STAGES
 from pipeline.run_store import ARTIFACTS
 from pipeline.tracked_trials import TRIAL_RECORD
 from pipeline.tracking import Tracker
-from pipeline.workspace import Workspace
+from pipeline.workspace import REPORT, SETTINGS, Workspace
 
 SCHEME = "mlflow:"
-SETTINGS, REPORT = "crf_settings.json", "report.json"
 OF_A_TRIAL = (
     "settings", "score", "fold_scores", "boundary_f1", "trial", "data", "frames", "checkpoint", "config", "by_frame",
 )  # fmt: skip
@@ -112,10 +111,8 @@ def _downloaded(tracker: Tracker, place: Workspace) -> Workspace:
 
 
 def _run_above(path: Path) -> Workspace | None:
-    for folder in path.parents:
-        if (folder / "config.json").is_file() and (folder / "phases.json").is_file():
-            return Workspace(folder)
-    return None
+    places = map(Workspace, path.parents)
+    return next((place for place in places if place.config.is_file() and place.phases.is_file()), None)
 
 
 def _read(path: Path) -> Any:

@@ -36,7 +36,7 @@ from pipeline.earlier_search import TAKEN_FROM
 from pipeline.evaluate import Evaluated
 from pipeline.log_lines import read_reports
 from pipeline.provenance import provenance
-from pipeline.report_confusions import named_confusions
+from pipeline.report_confusions import confusion_name, named_confusions
 from pipeline.report_search import FIGURES
 from pipeline.trial_record import STOPPED
 from pipeline.workspace import Workspace
@@ -79,7 +79,7 @@ def save_evaluation(
         )
         for row, total in found.sums.items():
             confusion = dict(zip(CLASS_NAMES, total.segmentation.confusion.T, strict=True))
-            pq.write_table(pa.table({"truth": CLASS_NAMES, **confusion}), folder / f"confusion_{row}.parquet")
+            pq.write_table(pa.table({"truth": CLASS_NAMES, **confusion}), folder / confusion_name(row))
         for row, scores in found.frames.items():
             pq.write_table(pa.Table.from_pylist(scores), folder / _frames_file(place, row).name)
         for row, drawn in found.predictions.items():
@@ -105,15 +105,14 @@ def load_predictions(place: Workspace, row: str) -> dict[int, Prediction]:
 def write(config: Config, place: Workspace, store: Store) -> None:
     """Write figures/, report.json and report.md from what the evaluation and the search left; again, the same."""
     captions = _draw(place, store)
-    report = _report(config, place, store)
-    _write_json(place.out / "report.json", report)
-    page = report_page.markdown(_read(place.out / "report.json"), name=place.out.name, figures=captions)
-    write_atomically(place.out / "report.md", page)
+    _write_json(place.report, _report(config, place, store))
+    page = report_page.markdown(_read(place.report), name=place.out.name, figures=captions)
+    write_atomically(place.report_page, page)
 
 
 def headline(place: Workspace) -> dict[str, float]:
     """The scores of each row by which runs are compared, as MLflow's metrics; those without a value are left out."""
-    found = _read(place.out / "report.json")
+    found = _read(place.report)
     scores = {
         f"{row}/{name}": found[table][row][name]
         for table, names in (("table3", ("mean_iou", "pixel_accuracy")), ("table2", ("delta1", "rmse")))
@@ -125,7 +124,7 @@ def headline(place: Workspace) -> dict[str, float]:
 
 def description(place: Workspace) -> str:
     """The report's tables and findings in Markdown, without pictures, for a page that shows no files."""
-    return report_page.description(_read(place.out / "report.json"))
+    return report_page.description(_read(place.report))
 
 
 def summary(place: Workspace) -> RenderableType:
@@ -134,12 +133,11 @@ def summary(place: Workspace) -> RenderableType:
     Raises:
         InputError: there is no report yet.
     """
-    path = place.out / "report.json"
-    if not path.is_file():
-        raise InputError(f"{path}: not found; the report is written after evaluation")
+    if not place.report.is_file():
+        raise InputError(f"{place.report}: not found; the report is written after evaluation")
     here = Path.cwd()
     out = place.out.relative_to(here) if place.out.is_relative_to(here) else place.out
-    return report_page.terminal(_read(path), out=str(out))
+    return report_page.terminal(_read(place.report), out=str(out))
 
 
 def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:

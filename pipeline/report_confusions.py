@@ -15,6 +15,11 @@ NAMED_PAIRS = (("pillow", "sofa"), ("books", "bookshelf"), ("sink", "counter"))
 """What the paper says that depth tells apart (1, and 4.2 on Fig 4)."""
 
 
+def confusion_name(row: str) -> str:
+    """What a row's whole matrix is called in the evaluation's folder."""
+    return f"confusion_{row}.parquet"
+
+
 def named_confusions(place: Workspace) -> dict[str, dict[str, float | None]]:
     """For each `true class > predicted class`, by row: the share of the true class's pixels that go to the other.
 
@@ -22,7 +27,7 @@ def named_confusions(place: Workspace) -> dict[str, dict[str, float | None]]:
     """
     found: dict[str, dict[str, float | None]] = {}
     for row in ROW_NAMES:
-        path = place.evaluation / f"confusion_{row}.parquet"
+        path = place.evaluation / confusion_name(row)
         if not path.is_file():
             continue
         table = pq.read_table(path).to_pydict()

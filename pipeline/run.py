@@ -12,6 +12,7 @@ from functools import partial
 
 from jointseg.checkpoint import describe_final
 from jointseg.config import Config
+from jointseg.data.nyu import FRAMES_FILE
 from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.network.pretrained import check_pretrained
@@ -81,7 +82,7 @@ def prepare_data(pipeline: Pipeline) -> None:
     source = data.source
     if source is None:
         source = place.rooms
-        if not (source / "nyu_depth_v2_labeled.mat").is_file():
+        if not (source / FRAMES_FILE).is_file():
             with screen.bar("rooms", data.rooms_train + data.rooms_test) as progress:
                 write_rooms(
                     source,
@@ -194,7 +195,7 @@ def write_report(pipeline: Pipeline) -> None:
     """report.json, report.md and figures/, logged on the parent run."""
     report.write(pipeline.config, pipeline.place, pipeline.store)
     tracker, parent = pipeline.tracker, pipeline.parent
-    for path in (pipeline.place.out / "report.json", pipeline.place.out / "report.md"):
+    for path in (pipeline.place.report, pipeline.place.report_page):
         tracker.log_artifact(parent, path)
     tracker.log_artifact(parent, pipeline.place.figures, "figures")
     tracker.log_result(parent, report.headline(pipeline.place))

@@ -20,7 +20,8 @@ from jointseg.whole import write_atomically
 from pipeline.workspace import Workspace
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-ARTIFACTS = "mlartifacts"
+STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
+"""Of a folder that has a store of its own."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in what `ray job submit` runs."""
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -90,7 +91,7 @@ def run_store(out: Path) -> RunStore:
         _refuse_another(given, kept["uri"], out)
         return RunStore(out, given or kept["uri"], kept["experiment"])
     by_path = f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
-    if (out / "mlflow.db").is_file() or given is None:
+    if (out / STORE).is_file() or given is None:
         _refuse_another(given, _own(out), out)
         return RunStore(out, _own(out), by_path)
     # Folders did not remember their store until commit 5c7ed1f.
@@ -110,7 +111,7 @@ def first_line(error: Exception) -> str:
 
 
 def _own(out: Path) -> str:
-    return f"sqlite:///{out / 'mlflow.db'}"
+    return f"sqlite:///{out / STORE}"
 
 
 def _given() -> str | None:

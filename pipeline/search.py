@@ -43,12 +43,12 @@ from pipeline.tracked_trials import log_trial
 from pipeline.tracking import Tracker
 from pipeline.trial import TrialJob
 from pipeline.trial_record import FINISHED
-from pipeline.workspace import Workspace
+from pipeline.workspace import SETTINGS, TRIALS, Workspace
 
 AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "node_folder", "start", "settings"})
 """Settings of the search that change no trial: more trials go on with the same study. Of `start` the points count; with
 `settings` there are no trials."""
-STUDY = "study.json"
+STUDY, JOURNAL = "study.json", "journal.log"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Study:
     def asker(self) -> Asker:
         """Optuna, not asked yet; its journal lies in the study's folder."""
         first = start_points(self.space, self.config)
-        journal = self.folder / "journal.log"
+        journal = self.folder / JOURNAL
         return Asker(self.config.search, self.space, first=first, journal=journal, name=self.folder.name)
 
 
@@ -149,7 +149,7 @@ def finished_result(study: Study) -> dict[str, Any] | None:
     """The result of a study that has the trials that are asked for now, or more; None where there is none yet, or where as many
     trials are asked for with other `resamples`.
     """
-    path = study.folder / search_result.SETTINGS
+    path = study.folder / SETTINGS
     if not path.is_file():
         return None
     result = read_result(path)
@@ -201,12 +201,12 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         for line, best in zip(lines, search_result.best_so_far(lines), strict=True):
             tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
         tracker.log_result(run, _summary(result), step=result["trials"])
-        tracker.log_text(run, json.dumps(result, indent=1), search_result.SETTINGS)
+        tracker.log_text(run, json.dumps(result, indent=1), SETTINGS)
         tracker.describe(run, _described(name, result))
-        for part in (search_result.TRIALS, STUDY, "journal.log", "confusions", "figures"):
+        for part in (TRIALS, STUDY, JOURNAL, "confusions", "figures"):
             path = study.folder / part
             tracker.log_artifact(run, path, part if path.is_dir() else None)
-    write_atomically(study.folder / search_result.SETTINGS, json.dumps(result, indent=1))
+    write_atomically(study.folder / SETTINGS, json.dumps(result, indent=1))
     screen.say(said(result))
     return _hand_over(place, study, screen)
 
@@ -256,7 +256,7 @@ def _described(name: str, result: dict[str, Any]) -> str:
 
 def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
     """Make the result the one that stage 3 starts from, unless a stage 3 has started from another: whether it is."""
-    path = study.folder / search_result.SETTINGS
+    path = study.folder / SETTINGS
     found = path.read_text(encoding="utf-8")
     begun = [stage.name for stage in STAGES.values() if stage.settings == "stage3" and place.stage(stage).is_dir()]
     if not begun or not place.crf_settings.is_file():

@@ -30,8 +30,7 @@ from pipeline.log_lines import Line
 from pipeline.samplers import DIRECTIONS, OBJECTIVES
 from pipeline.spaces import Point, papers_values
 from pipeline.trial_record import FAILED, FINISHED, STOPPED, confusion_file, digest_of, read_confusions, table_row
-
-TRIALS, SETTINGS = "trials.parquet", "crf_settings.json"
+from pipeline.workspace import TRIALS
 
 
 def scores(lines: Sequence[Line]) -> list[float | None]:

@@ -31,7 +31,7 @@ from pipeline.provenance import own_commit
 from pipeline.samplers import Asker
 from pipeline.spaces import Point
 from pipeline.trial import CrfTrial, TrialJob
-from pipeline.trial_record import FAILED, FINISHED, UNSAVED, confusion_file, read_confusions, read_trials
+from pipeline.trial_record import FAILED, FINISHED, LOG, UNSAVED, confusion_file, read_confusions, read_trials
 
 NO_CPU = {"memory": 1.0}
 """Of a process that waits for a training: a CPU of its own would be one that the training may wait for. Tune allows no
@@ -201,7 +201,7 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
         LostWorkerError: a trial's process was lost again and again.
     """
     settings, folder = job.config.search, job.folder
-    log = folder / "log.jsonl"
+    log = folder / LOG
     total = asker.limit(settings.trials)
     logged = read_trials(log)
     whole = {number: line for number, line in logged.items() if _is_whole(line, job)}

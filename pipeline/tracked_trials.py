@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.provenance import COMMIT_TAG
 from pipeline.tracking import Tracker
+from pipeline.trial_record import FAILED, STOPPED
 
 TOLD_TAG = "jointseg.told"
 """Of a trial of which all is there."""
@@ -23,7 +24,7 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
         line: the trial's, as the study logs it.
         record: kept with it as trial.json.
     """
-    name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == "failed" else "FINISHED"
+    name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == FAILED else "FINISHED"
     there = tracker.find(name, run_id)
     if there is not None and TOLD_TAG in tracker.client.get_run(there).data.tags:
         return
@@ -36,7 +37,7 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
             tracker.log_text(child, json.dumps(record, indent=2), TRIAL_RECORD)
         if line.get("commit"):  # it may have ended before an interruption, under another
             tracker.client.set_tag(child, COMMIT_TAG, line["commit"])
-        if line["state"] == "stopped":
+        if line["state"] == STOPPED:
             tracker.client.set_tag(child, "stopped", f"early, after {len(line['fold_scores'])} folds")
         if line["error"]:
             tracker.tag(child, {"error": line["error"]})

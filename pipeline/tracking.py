@@ -23,7 +23,7 @@ from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import VARIABLE, few_retries, first_line, run_store, without_password
+from pipeline.run_store import STORE, VARIABLE, few_retries, first_line, run_store, without_password
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -288,8 +288,8 @@ class Tracker:
             raise InputError(f"mlflow:{run_id}: in which store? Set {VARIABLE}, or give the run's folder as --out")
         if uri is None and out is not None:
             store = run_store(out.resolve())
-            if store.is_own and not (out / "mlflow.db").is_file():
-                raise InputError(f"{out / 'mlflow.db'}: not found; {out} has no MLflow store")
+            if store.is_own and not (out / STORE).is_file():
+                raise InputError(f"{out / STORE}: not found; {out} has no MLflow store")
             uri = store.uri
         file = Path(str(uri).removeprefix("sqlite:///"))
         if str(uri).startswith("sqlite:") and not file.is_file():  # MLflow would make it

@@ -29,6 +29,8 @@ from pipeline.log_lines import Line, read_lines
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 UNSAVED = "unsaved"
 """Of a trial that its machine kept from ending, as by a full disk: it is in no log, and the study ends there."""
+LOG = "log.jsonl"
+"""Of a study's folder: a line a trial that has ended."""
 SCHEMA = pa.schema(
     {
         "trial": pa.int32(),

@@ -31,7 +31,7 @@ from jointseg.stages import TRAININGS
 from jointseg.training import Report, train
 from jointseg.whole import write_atomically
 from pipeline.log_lines import append_line
-from pipeline.workspace import STAGE_LOG
+from pipeline.workspace import LOADED, STAGE_LOG
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place)
         return resume(job.config, stage, checkpoints.of(step), place=place)
     run = begin(job.config, stage, place=place, start=job.start)
     if run.loaded is not None and place.rank == 0:
-        write_atomically(job.folder / "loaded.txt", f"{run.loaded.table()}\n")
+        write_atomically(job.folder / LOADED, f"{run.loaded.table()}\n")
     return run
 
 

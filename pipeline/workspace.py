@@ -22,7 +22,11 @@ from jointseg.errors import InputError
 from jointseg.stages import Stage
 from jointseg.whole import write_atomically
 
-STAGE_LOG = "log.jsonl"
+STAGE_LOG, LOADED = "log.jsonl", "loaded.txt"
+"""Of a stage's folder."""
+SETTINGS, TRIALS = "crf_settings.json", "trials.parquet"
+"""Of a study's folder; the first also of the run's, where it is the result that stage 3 starts from."""
+REPORT = "report.json"
 PIPELINE = ("data", "stage1", "stage2", "search", "stage3_sem_crf", "stage3", "evaluate", "report")
 """The phases of `run`, in order."""
 PHASES = (*PIPELINE, "one_stage")
@@ -79,7 +83,7 @@ class Workspace:
 
     def loaded(self, stage: Stage) -> Path:
         """What the stage took from `network.weights`, a text; there only where it began with them."""
-        return self.stage(stage) / "loaded.txt"
+        return self.stage(stage) / LOADED
 
     @property
     def search(self) -> Path:
@@ -94,7 +98,7 @@ class Workspace:
     @property
     def crf_settings(self) -> Path:
         """The result of the study that stage 3 starts from."""
-        return self.out / "crf_settings.json"
+        return self.out / SETTINGS
 
     def study(self) -> Path:
         """The folder of that study, once there is a result.
@@ -110,7 +114,7 @@ class Workspace:
 
     def trials(self) -> Path:
         """One row a trial of that study."""
-        return self.study() / "trials.parquet"
+        return self.study() / TRIALS
 
     @property
     def evaluation(self) -> Path:
@@ -121,6 +125,16 @@ class Workspace:
     def figures(self) -> Path:
         """Pictures, PNG."""
         return self.out / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The run's results, JSON."""
+        return self.out / REPORT
+
+    @property
+    def report_page(self) -> Path:
+        """The same for people, Markdown."""
+        return self.out / "report.md"
 
     @property
     def phases(self) -> Path:
