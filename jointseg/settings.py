@@ -84,17 +84,17 @@ def _fields_at(owner: type[BaseModel], location: tuple[int | str, ...]) -> list[
 S = TypeVar("S", bound=Settings)
 
 
-def flatten(settings: BaseModel) -> dict[str, Any]:
-    """Every leaf of `settings` under its dotted path, as plain JSON values."""
+def flatten(settings: BaseModel, *, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of `settings` under its dotted path, behind `prefix`, as plain JSON values."""
 
-    def walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    def walk(tree: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
             if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
+                yield from walk(value, f"{at}{name}.")
             else:
-                yield f"{prefix}{name}", value
+                yield f"{at}{name}", value
 
-    return dict(walk(settings.model_dump(mode="json"), ""))
+    return dict(walk(settings.model_dump(mode="json"), prefix))
 
 
 def with_overrides(settings: S, overrides: Mapping[str, Any]) -> S:

@@ -192,7 +192,7 @@ def _as_searched(config: Config, place: Workspace) -> Config:
 
 def _search(config: Config, place: Workspace) -> dict[str, Any]:
     result = _read(place.crf_settings)
-    held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
+    held = flatten(config.crf, prefix="crf.")
     (first,) = pq.read_table(place.trials(), filters=[("trial", "==", 0)]).to_pylist()
     papers = {path: first[path] for path in result["searched"] if first[path] is not None}
     kept = ("trials", "failed", "stopped", "searched", "study", "balanced_by", "folds", "paper_folds", "nested", "gain")

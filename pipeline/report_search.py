@@ -5,10 +5,10 @@ Not here: the search's pictures (search_figures.py), the page (report_page.py).
 
 from __future__ import annotations
 
-from jointseg.crf.settings import CrfSettings
-from jointseg.settings import flatten
 from pipeline.earlier_search import TAKEN_FROM
 from pipeline.report_tables import Finding, Report, Table, percent
+from pipeline.search_result import WHOLE_SCENES
+from pipeline.spaces import papers_values
 
 CRF_SYMBOLS = {
     "crf.w_appearance": ("w⁽¹⁾", "weight"),
@@ -22,10 +22,6 @@ CRF_SYMBOLS = {
 }
 CRF_ROWS = {**CRF_SYMBOLS, "crf.num_iterations": ("", "iterations"), "crf.pairwise": ("", "form")}
 """The settings that tables show: what a search may look for."""
-
-WHOLE_SCENES = "whole scenes"
-
-PAPERS = {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
 
 FIGURES = {
     "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
@@ -47,15 +43,15 @@ def plainly(value: float | str) -> str:
 def crf_table(report: Report) -> Table:
     """The CRF settings that the search found beside the paper's, and what each scores on the subset."""
     search = report["search"]
-    best, papers = search["best"], search["paper"]
+    best, papers, published = search["best"], search["paper"], papers_values()
     rows = [
         (
             path.removeprefix("crf."),
             symbol,
             unit,
             plainly(best["settings"][path]) + ("" if path in search["searched"] else " (held)"),
-            plainly(PAPERS[path])
-            + ("" if papers["settings"][path] == PAPERS[path] else f" (held at {plainly(papers['settings'][path])})"),
+            plainly(published[path])
+            + ("" if papers["settings"][path] == published[path] else f" (held at {plainly(papers['settings'][path])})"),
         )
         for path, (symbol, unit) in CRF_ROWS.items()
     ]

@@ -31,13 +31,13 @@ from pipeline import search_result, unaries
 from pipeline.cluster import has_room, once_nodes_are_there, require_resources, worker_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
-from pipeline.report_search import CRF_ROWS, PAPERS, WHOLE_SCENES, plainly
+from pipeline.report_search import CRF_ROWS, plainly
 from pipeline.run_store import few_retries
 from pipeline.samplers import Asker, build_sampler
 from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
-from pipeline.search_result import read_result, said
-from pipeline.spaces import Space, load_space, start_points
+from pipeline.search_result import WHOLE_SCENES, read_result, said
+from pipeline.spaces import Space, load_space, papers_values, start_points
 from pipeline.study import run_study
 from pipeline.tracked_trials import log_trial
 from pipeline.tracking import Tracker
@@ -250,7 +250,8 @@ def _named(name: str, gain: dict[str, float] | None) -> dict[str, float]:
 
 def _described(name: str, result: dict[str, Any]) -> str:
     """A study's result in Markdown."""
-    rows = [f"| {path} | {plainly(result['settings'][path])} | {plainly(PAPERS[path])} |" for path in CRF_ROWS]
+    found, papers = result["settings"], papers_values()
+    rows = [f"| {path} | {plainly(found[path])} | {plainly(papers[path])} |" for path in CRF_ROWS]
     return "\n".join([f"Study `{name}`. {said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 

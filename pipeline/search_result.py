@@ -32,6 +32,9 @@ from pipeline.spaces import Point, papers_values
 from pipeline.trial_record import FAILED, FINISHED, STOPPED, confusion_file, digest_of, read_confusions, table_row
 from pipeline.workspace import TRIALS
 
+WHOLE_SCENES = "whole scenes"
+"""What folds are made of, and intervals resample, where `data.validation_by` is `scene`."""
+
 
 def scores(lines: Sequence[Line]) -> list[float | None]:
     """The mean IoU of each trial, None where it failed."""
@@ -107,7 +110,7 @@ def save_result(lines: Sequence[Line], config: Config, folder: Path, *, identity
 
 def _held(first: Point, config: Config) -> dict[str, Any]:
     """What trial 0, the paper's values of what it draws, has otherwise than the paper: the run's own of the rest."""
-    own = {f"crf.{name}": value for name, value in flatten(with_overrides(config, first).crf).items()}
+    own = flatten(with_overrides(config, first).crf, prefix="crf.")
     papers = papers_values()
     return {path: value for path, value in own.items() if value != papers[path]}
 
@@ -155,7 +158,7 @@ def _worth(lines: Sequence[Line], best: Line, config: Config, folder: Path) -> d
 
 def over(scenes: Sequence[int] | None) -> str:
     """In words, what intervals resample."""
-    return "frames" if scenes is None else "whole scenes"
+    return "frames" if scenes is None else WHOLE_SCENES
 
 
 def _confusions(folder: Path, trials: Sequence[int]) -> NDArray[np.int64]:
@@ -178,7 +181,7 @@ def trial_record(line: Line, config: Config, folder: Path, *, identity: Mapping[
     own = with_overrides(config, line["point"])
     rows, confusion_NCC = read_confusions(confusion_file(folder, line["trial"]))
     return {
-        "settings": {f"crf.{name}": value for name, value in flatten(own.crf).items()},
+        "settings": flatten(own.crf, prefix="crf."),
         "score": line["mean_iou"],
         "fold_scores": line["fold_scores"],
         "boundary_f1": line["boundary_f1"],

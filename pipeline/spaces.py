@@ -264,7 +264,7 @@ def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
 
 def papers_values() -> Point:
     """All of the paper's settings of the CRF."""
-    return {f"crf.{name}": value for name, value in flatten(CrfSettings()).items()}
+    return flatten(CrfSettings(), prefix="crf.")
 
 
 def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, Any], bool]]:
@@ -281,7 +281,7 @@ def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, An
         return points
     path = config.search.start
     given = _read_settings(path)
-    held = {f"crf.{name}": value for name, value in flatten(config.crf).items()}
+    held = flatten(config.crf, prefix="crf.")
     point, params, inside = space.at({**papers_values(), **given})
     for name, value in given.items():
         if name not in point and value != held[name]:
@@ -305,7 +305,7 @@ def _read_settings(path: Path) -> Point:
     outside = [name for name in settings if name.replace(".", "/") not in PATHS]
     if outside:
         raise InputError(f"{path}: {outside[0]} is not a setting of the CRF; allowed: {', '.join(PATHS)}")
-    return {f"crf.{name}": value for name, value in flatten(checked.crf).items() if f"crf.{name}" in settings}
+    return {path: value for path, value in flatten(checked.crf, prefix="crf.").items() if path in settings}
 
 
 def _point(drawn: Mapping[str, Any]) -> Point:
