@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend.
+"""The one error that is the user's to mend, and others' messages made fit for it.
 
 Not here: mistakes of ours, which are assertions and end with a traceback.
 """
@@ -21,3 +21,8 @@ class DeviceMemoryError(InputError):
 
 class DiskError(InputError):
     """A disk is full, failing or read-only: what was being done may succeed later."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of any kind, in one line; its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -27,7 +27,7 @@ import jointseg
 import pipeline
 import tune_spaces
 from jointseg.config import Config
-from jointseg.errors import DeviceMemoryError, InputError
+from jointseg.errors import DeviceMemoryError, InputError, one_line
 from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
 from pipeline.run_store import IN_JOB
@@ -76,7 +76,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     except (RuntimeError, RayError) as error:  # other versions of Ray or Python, a token that is missing
         if not address:
             raise
-        raise InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {' '.join(str(error).split())}") from None
+        raise InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {one_line(error)}") from None
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would exit at once, with another code and nothing said
@@ -199,7 +199,7 @@ def result_of(task: ray.ObjectRef) -> Any:
             raise DeviceMemoryError(f"{first_sentence(error.cause)}; {why}") from None
         raise
     except RayError as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise LostWorkerError(f"lost a process of Ray: {said}; the same command goes on") from None
 
 

@@ -17,7 +17,7 @@ from jointseg.checkpoint import load_final
 from jointseg.config import Config
 from jointseg.data.files import is_folder
 from jointseg.data.store import Store, is_store, prepare
-from jointseg.errors import InputError
+from jointseg.errors import InputError, one_line
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.run_store import ARTIFACTS
@@ -119,7 +119,7 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a record: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a record: {one_line(error)}") from None
 
 
 def _checked(what: str, record: Any) -> dict[str, Any]:

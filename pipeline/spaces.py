@@ -36,7 +36,7 @@ import tune_spaces
 from jointseg.config import Config
 from jointseg.crf.settings import CrfSettings
 from jointseg.data.files import is_file_to_read
-from jointseg.errors import InputError
+from jointseg.errors import InputError, one_line
 from jointseg.settings import flatten, with_overrides
 
 Point = dict[str, Any]
@@ -200,7 +200,7 @@ def _mistakes_named(name: str) -> Iterator[None]:
         others = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__)
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith(others)]
         where = f", line {lines[-1]}" if lines else ""
-        raise InputError(f"{name}{where}: {kind}{_one_line(error)}") from None
+        raise InputError(f"{name}{where}: {kind}{one_line(error)}") from None
 
 
 def _holds(own: BaseDistribution, value: Any) -> bool:
@@ -240,7 +240,7 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
     try:
         return wanted, importlib.import_module(where), function
     except (Exception, SystemExit) as error:  # a user's own code may raise anything
-        raise InputError(f"search.space: module {where!r} cannot be imported: {_one_line(error)}") from None
+        raise InputError(f"search.space: module {where!r} cannot be imported: {one_line(error)}") from None
     finally:
         sys.path.remove(here)
 
@@ -256,7 +256,7 @@ def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a user's own code may raise anything
-        raise InputError(f"search.space: {path} cannot be imported: {_one_line(error)}") from None
+        raise InputError(f"search.space: {path} cannot be imported: {one_line(error)}") from None
     finally:
         del sys.modules[alone]
     return f"{path.name}:{function}", module, function
@@ -301,7 +301,7 @@ def _read_settings(path: Path) -> Point:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"search.start: {path} does not hold settings ({_one_line(error)})") from None
+        raise InputError(f"search.start: {path} does not hold settings ({one_line(error)})") from None
     outside = [name for name in settings if name.replace(".", "/") not in PATHS]
     if outside:
         raise InputError(f"{path}: {outside[0]} is not a setting of the CRF; allowed: {', '.join(PATHS)}")
@@ -318,7 +318,3 @@ def _plain(value: Any, name: str) -> float | str:
     if not isinstance(value, float | int | str):
         raise InputError(f"{name} is {value!r}; allowed: numbers, text, true or false")
     return value
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from jointseg.checkpoint import load_final, save_final
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
+from jointseg.errors import one_line
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, required, uses_gpu
 from pipeline.failures import LostWorkerError, NoRoomError, explained
@@ -57,7 +58,7 @@ def train_stage(
     features = place.features if config.data.cache_features else None
 
     def not_logged(error: Exception) -> None:
-        say(f"not logged yet, training goes on: {' '.join(str(error).split())}")
+        say(f"not logged yet, training goes on: {one_line(error)}")
 
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from jointseg.boundary import BoundarySums
 from jointseg.cross_validation import fold_sums, mean_iou
-from jointseg.errors import InputError
+from jointseg.errors import InputError, one_line
 from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import NUM_CLASSES
 from jointseg.metrics import SegmentationSums
@@ -84,7 +84,7 @@ def read_confusions(path: Path) -> tuple[list[Line], NDArray[np.int64]]:
     try:
         rows: list[Line] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: missing or damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: missing or damaged: {one_line(error)}") from None
     flat = np.zeros((len(rows), NUM_CLASSES**2), np.int64)
     for row, counts in zip(rows, flat, strict=True):
         counts[row["cells"]] = row["pixels"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jointseg.data.views import View
-from jointseg.errors import InputError
+from jointseg.errors import InputError, one_line
 from jointseg.whole import replacing_whole
 
 _SCHEMA = pa.schema(
@@ -87,7 +87,7 @@ def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a Parquet file that can be read: {one_line(error)}") from None
     if not table.schema.equals(_SCHEMA) or _ORIGIN not in (table.schema.metadata or {}):
         raise InputError(f"{path}: not a list of views; its columns: {', '.join(table.schema.names)}")
     return table

@@ -24,7 +24,7 @@ from scipy.io.matlab import MatReadError
 from jointseg.data.files import is_file_to_read, is_folder
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
 from jointseg.data.scenes import read_scene_types
-from jointseg.errors import InputError
+from jointseg.errors import InputError, one_line
 from jointseg.labels import NUM_CLASSES, NUM_NYU_CLASSES, VOID, class_table
 
 FRAMES_FILE = "nyu_depth_v2_labeled.mat"
@@ -81,7 +81,7 @@ class NyuFolder:
         try:
             mat = h5py.File(path, "r")
         except OSError as error:
-            problem = _one_line(error) if error.errno or h5py.is_hdf5(path) else "not an HDF5 (MATLAB 7.3) file"
+            problem = one_line(error) if error.errno or h5py.is_hdf5(path) else "not an HDF5 (MATLAB 7.3) file"
             raise InputError(f"{path}: cannot be opened: {problem}") from None
         try:
             return cls(folder, mat)
@@ -132,7 +132,7 @@ class NyuFolder:
         try:
             stored: NDArray[Any] = self._datasets[name][number - 1]
         except _H5PY_ERRORS as error:
-            raise InputError(f"{self.path / FRAMES_FILE}: {name}, frame {number}: unreadable: {_one_line(error)}") from None
+            raise InputError(f"{self.path / FRAMES_FILE}: {name}, frame {number}: unreadable: {one_line(error)}") from None
         return np.ascontiguousarray(stored.T)
 
     def _wrong_pixel(self, name: str, number: int, values: NDArray[Any], wrong: NDArray[np.bool_], allowed: str) -> InputError:
@@ -226,7 +226,7 @@ def _open_datasets(path: Path, mat: h5py.File) -> dict[str, h5py.Dataset]:
             dataset = mat.get(name)
             shape, kind = (dataset.shape, dataset.dtype) if isinstance(dataset, h5py.Dataset) else (None, None)
         except (*_H5PY_ERRORS, TypeError) as error:  # TypeError: of kinds that numpy has not
-            raise InputError(f"{path}: {name}: unreadable: {_one_line(error)}") from None
+            raise InputError(f"{path}: {name}: unreadable: {one_line(error)}") from None
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(f"{path}: no dataset {name}; needed: {', '.join(_LAYOUT)}")
         if shape is None or len(shape) != len(frame_shape) + 1 or shape[1:] != frame_shape:
@@ -296,14 +296,10 @@ def _read_small_mat(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
         else:
             found = loadmat(path, appendmat=False, variable_names=names)
     except _SCIPY_ERRORS as error:
-        raise InputError(f"{path}: not a MATLAB file that can be read: {_one_line(error)}") from None
+        raise InputError(f"{path}: not a MATLAB file that can be read: {one_line(error)}") from None
     for name in names:
         if name not in found:
             raise InputError(f"{path}: no variable {name}; needed: {', '.join(names)}")
         if not isinstance(found[name], np.ndarray) or found[name].dtype.kind not in "uif":
             raise InputError(f"{path}: {name} does not hold plain numbers")
     return [found[name] for name in names]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
 from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
-from jointseg.errors import InputError
+from jointseg.errors import InputError, one_line
 from jointseg.labels import NUM_CLASSES, VOID
 from jointseg.whole import appearing_whole
 
@@ -270,7 +270,7 @@ def _map(folder: Path, name: str, num_frames: int) -> NDArray[Any]:
     except OSError as error:
         raise unreadable(path, error) from None
     except _NPY_ERRORS as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise InputError(f"{path}: cut short or damaged, {size} bytes: {problem}; prepare the store again") from None
     if array.shape != (num_frames, *shape) or array.dtype != dtype:
         raise InputError(f"{path}: holds {array.dtype} {array.shape}; allowed: {np.dtype(dtype)} {(num_frames, *shape)}")
