@@ -199,11 +199,10 @@ def result_of(task: ray.ObjectRef) -> Any:
             raise DeviceMemoryError(f"{first_sentence(error.cause)}; {why}") from None
         raise
     except RayError as error:
-        said = one_line(error)
-        raise LostWorkerError(f"lost a process of Ray: {said}; the same command goes on") from None
+        raise LostWorkerError(f"lost a process of Ray: {one_line(error)}; the same command goes on") from None
 
 
-def required(config: Config, *, gpu: bool) -> str:
+def workers_said(config: Config, *, gpu: bool) -> str:
     """In words, what the workers of a training take, with a GPU each or without."""
     training, gpus = config.training, " and 1 GPU" if gpu else ""
     return f"{training.num_workers} worker(s) of {training.cpus_per_worker} CPU{gpus} each"
@@ -211,8 +210,12 @@ def required(config: Config, *, gpu: bool) -> str:
 
 def has_room(resources: Mapping[str, float]) -> bool:
     """Whether some node has these, if nothing else ran there. Ray itself would wait for one for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(node.get(name, 0) >= amount for name, amount in resources.items()) for node in nodes)
+    return any(all(node.get(name, 0) >= amount for name, amount in resources.items()) for node in node_resources())
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each node that is alive has, in use or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class Patience:
@@ -264,7 +267,7 @@ def require_resources(config: Config) -> int:
     training = config.training
     gpu = training.device == "cuda" or uses_gpu(config)
     each = worker_resources(config, gpu=gpu)[0]
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     places = sum(min(int(node.get(resource, 0) // amount) for resource, amount in each.items()) for node in nodes)
     if places < training.num_workers:
         wanted = " and ".join(f"{amount} {resource}" for resource, amount in each.items())

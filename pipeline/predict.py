@@ -5,7 +5,6 @@ Not here: the prediction (jointseg/predictor.py).
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from jointseg.evaluation import Prediction
 from jointseg.figures import prediction_sheet, save_png
 from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
+from jointseg.whole import replacing_whole
 from pipeline.screen import Screen
 
 KINDS = ("sheet", "classes", "depth")
@@ -142,13 +142,8 @@ def _write(image: NDArray[np.uint8], prediction: Prediction, to: Path, name: str
 
 def _save(picture: Image.Image, path: Path) -> None:
     """Write a PNG so that `path` holds a whole one or what it held before."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with _errors_named(path):
-        try:
-            picture.save(partial, format="PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with _errors_named(path), replacing_whole(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from pipeline.cluster import (
     connected,
     once_nodes_are_there,
     require_resources,
-    required,
     result_of,
     uses_gpu,
     without_missing_gpus,
     worker_resources,
+    workers_said,
 )
 from pipeline.earlier_search import earlier_study, refuse_a_search, take_settings
 from pipeline.features import ready_features
@@ -120,7 +120,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
     ready_features(config, place, store=place.store, screen=pipeline.screen)
     iterations = stage.config(config).iterations
-    pipeline.screen.say(f"{stage.name}: {required(config, gpu=uses_gpu(config))}")
+    pipeline.screen.say(f"{stage.name}: {workers_said(config, gpu=uses_gpu(config))}")
     place.stage(stage).mkdir(parents=True, exist_ok=True)  # before MLflow has its settings, which a search could still change
     with (
         tracker.run(stage.name, parent=pipeline.parent) as run,

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from jointseg import boundary
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
@@ -28,7 +26,7 @@ from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
 from pipeline import search_result, unaries
-from pipeline.cluster import has_room, once_nodes_are_there, require_resources, worker_resources
+from pipeline.cluster import has_room, node_resources, once_nodes_are_there, require_resources, worker_resources
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, plainly
@@ -295,7 +293,7 @@ def require_room(config: Config) -> None:
     cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
     if has_room({"CPU": cpus, "GPU": gpus}):
         return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     for name, resource, wanted in (
         ("cpus_per_trial", "CPU", cpus),
         ("gpus_per_trial", "GPU", gpus),

@@ -17,7 +17,7 @@ from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
 from jointseg.errors import one_line
 from jointseg.stages import STAGES, Stage
-from pipeline.cluster import free_resources, required, uses_gpu
+from pipeline.cluster import free_resources, uses_gpu, worker_resources, workers_said
 from pipeline.failures import LostWorkerError, NoRoomError, explained
 from pipeline.log_lines import Line, following, read_lines, read_reports
 from pipeline.worker import TrainJob, train_worker
@@ -88,7 +88,8 @@ def _fit(job: TrainJob, place: Workspace, checkpoints: CheckpointFolder, say: Ca
             found = explained(error, stage=job.stage, max_failures=most, last_step=last)
             if isinstance(found, NoRoomError) and waits < MOST_WAITS:
                 if not waits:
-                    say(f"{job.stage}: waiting for room for {required(job.config, gpu=gpu)}; Ray has free: {free_resources()}")
+                    wanted = workers_said(job.config, gpu=gpu)
+                    say(f"{job.stage}: waiting for room for {wanted}; Ray has free: {free_resources()}")
                 waits += 1
             elif type(found) is LostWorkerError and losses < most:
                 losses, waits = losses + 1, 0
@@ -108,7 +109,7 @@ def _trainer(job: TrainJob, place: Workspace, gpu: bool) -> TorchTrainer:
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            resources_per_worker=worker_resources(job.config, gpu=gpu)[0],
         ),
         run_config=ray.train.RunConfig(
             name=job.stage,

@@ -16,7 +16,7 @@ from jointseg.presets import demo
 from jointseg.search_config import SearchConfig
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
-from pipeline import search
+from pipeline import cluster, search
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
@@ -190,7 +190,7 @@ def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said)
     """A node has it all: Ray would wait for ever for CPUs of one and a GPU of another."""
     nodes = [{"CPU": 16.0}, {"CPU": 2.0, "GPU": 1.0}]
     gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    monkeypatch.setattr(search.ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
     config = with_overrides(demo(), {f"search.{name}": value for name, value in wanted.items()})
     if said is None:
         search.require_room(config)
