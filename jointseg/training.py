@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -222,17 +224,12 @@ def validate(run: Run, store: Store, numbers: Sequence[int], *, place: Place) ->
     """The metrics of Tables 2 and 3 on the given frames, shared out over the ranks, under `validation/`."""
     frames = (store.frame(number) for number in numbers[place.rank :: place.world_size])
     evaluation = run.config.evaluation
-    own: Sums | None = None
-    for frame, prediction in predict(
+    predictions = predict(
         run.kept_model, frames, run.config, kernels=run.stage.kernels, with_depth=run.stage.with_depth, device=place.device
-    ):
-        sums = score(frame, prediction, evaluation)
-        own = sums if own is None else own.plus(sums)
-    parts: list[Sums | None] = [own] * place.world_size
+    )
+    own = [score(frame, prediction, evaluation) for frame, prediction in predictions]
+    parts = [own] * place.world_size
     if place.world_size > 1:
         dist.all_gather_object(parts, own)
-    whole = [part for part in parts if part is not None]
-    total = whole[0]
-    for part in whole[1:]:
-        total = total.plus(part)
+    total = reduce(Sums.plus, chain.from_iterable(parts))
     return {f"validation/{name}": value for name, value in total.metrics(evaluation).items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -18,7 +18,7 @@ import torch
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
-from jointseg.data.frame import valid_depth
+from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, Sums, predict, score
 from jointseg.model import trained_model
@@ -116,7 +116,8 @@ class _Evaluator:
         if job != self._job:
             self._job, self._store = job, Store.open(job.store)
             self._model = trained_model(job.config, load_final(job.weights)[0], device=self._device)
-        stage, predictions, totals = STAGES[job.stage], {}, dict[str, Sums]()
+        stage, predictions = STAGES[job.stage], {}
+        counted: list[Sums] = []
         others: dict[str, Sums] = {}
         scores: list[FrameScores] = []
         frames = map(self._store.frame, numbers)
@@ -124,13 +125,13 @@ class _Evaluator:
             self._model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device
         ):
             sums = score(frame, prediction, job.config.evaluation)
-            _add(totals, job.stage, sums)
+            counted.append(sums)
             for rule, own in sums_by_rule(frame, prediction, job.config.evaluation).items():
                 _add(others, rule, own)
             scores.append({"frame": frame.number, **sums.metrics(job.config.evaluation)})
             if frame.number in self._drawn:
                 predictions[frame.number] = prediction
-        return Part(totals[job.stage], others, scores, predictions)
+        return Part(reduce(Sums.plus, counted), others, scores, predictions)
 
 
 def start_floors(config: Config, store: Path) -> ray.ObjectRef:
@@ -154,11 +155,10 @@ def floors(config: Config, store_path: Path) -> dict[str, float]:
         depth_sum += float(truth[valid].sum(dtype=np.float64))
         depth_count += int(valid.sum())
     label, depth = int(counts.argmax()), depth_sum / max(depth_count, 1)
-    total: Sums | None = None
-    for number in store.test:
-        frame = store.frame(number)
-        guess = Prediction(np.full(frame.labels.shape, label, np.uint8), np.full(frame.labels.shape, depth, np.float32))
-        sums = score(frame, guess, evaluation)
-        total = sums if total is None else total.plus(sums)
-    assert total is not None
-    return {**total.metrics(config.evaluation), "class": float(label), "depth": depth}
+
+    def scored(frame: Frame) -> Sums:
+        size = frame.labels.shape
+        return score(frame, Prediction(np.full(size, label, np.uint8), np.full(size, depth, np.float32)), evaluation)
+
+    total = reduce(Sums.plus, (scored(store.frame(number)) for number in store.test))
+    return {**total.metrics(evaluation), "class": float(label), "depth": depth}

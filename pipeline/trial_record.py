@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,13 +109,10 @@ def scores_of(sums: Sequence[FrameSums], folds: Sequence[int], evaluation: Evalu
     absent = evaluation.absent_classes
     by_fold = fold_sums(confusion_NCC, folds, num_folds=max(folds) + 1)
     boundaries = [own.boundary for own in sums if own.boundary is not None]
-    total = None
-    for boundary in boundaries:
-        total = boundary if total is None else total.plus(boundary)
     return {
         "mean_iou": float(mean_iou(confusion_NCC.sum(0), absent=absent)),
         "fold_scores": mean_iou(by_fold, absent=absent).tolist(),
-        "boundary_f1": None if total is None else total.f1,
+        "boundary_f1": reduce(BoundarySums.plus, boundaries).f1 if boundaries else None,
     }
 
 
