@@ -1,6 +1,7 @@
-"""The paper's figures 2 and 3 and the history of a search, as matplotlib figures. Needs matplotlib.
+"""The paper's figures 2 and 3, as matplotlib figures. Needs matplotlib.
 
-Not here: which frames are drawn and where the files go (pipeline/report.py), the colours of classes (labels.py).
+Not here: a search's (search_figures.py), which frames are drawn and where the files go (pipeline/report.py), the colours of
+classes (labels.py).
 """
 
 # H x W a frame; sizes on the sheet are inches, (0, 0) its lower left corner
@@ -8,7 +9,7 @@ Not here: which frames are drawn and where the files go (pipeline/report.py), th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +21,6 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
@@ -125,50 +125,6 @@ def prediction_sheet(image: NDArray[np.uint8], prediction: Prediction) -> Figure
     scale = _depth_scale([prediction.depth])
     columns["depth"] = lambda axes, _: _draw_depth(axes, prediction.depth, scale)
     return _sheet([frame], columns, [prediction.labels], title="", scale=scale, names=[""])
-
-
-def search_history(
-    scores: Sequence[float | None], *, stopped: Collection[int] = (), paper_trial: int = 0, title: str = ""
-) -> Figure:
-    """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point.
-
-    Args:
-        scores: shares of 1; None or NaN for a trial that failed, which is a cross on the lower edge.
-        stopped: those without a score that did not fail but were stopped early: a triangle there.
-        paper_trial: the trial that is the paper's point.
-        title: stands above the plot.
-    """
-    values = np.array([math.nan if score is None else score for score in scores], dtype=np.float64)
-    trials, scored = np.arange(len(values)), np.isfinite(values)
-    figure = Figure(figsize=(8.0, 4.2), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(trials[scored], values[scored], "o", color=OURS, alpha=0.45, markersize=5, markeredgewidth=0, label="trial")
-    axes.step(trials, np.fmax.accumulate(values), where="post", color=OURS, linewidth=1.8, label="best so far")
-    if scored.any():
-        best = int(np.nanargmax(values))
-        axes.plot(best, values[best], "o", color=OURS, markersize=9, markeredgecolor="white", label=f"best: {values[best]:.2%}")
-    if len(values) > paper_trial and scored[paper_trial]:
-        score = values[paper_trial]
-        axes.axhline(score, color=PAPERS, linewidth=1, linestyle=(0, (5, 3)), alpha=0.7)
-        axes.plot(
-            paper_trial, score, "D", color=PAPERS, markersize=7, markeredgecolor="white", label=f"paper's point: {score:.2%}"
-        )
-    early = ~scored & np.isin(trials, list(stopped))
-    for of, mark, name in ((~scored & ~early, "x", "failed"), (early, "v", "stopped early")):
-        if of.any():
-            edge = axes.get_xaxis_transform()
-            axes.plot(trials[of], np.zeros(of.sum()), mark, color=FAINT, label=name, clip_on=False, transform=edge)
-    axes.set_xlim(-0.5, max(len(values) - 0.5, 0.5))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-    axes.set_xlabel("trial")
-    axes.set_ylabel("mean IoU on the validation subset")
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    return figure
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -1,12 +1,12 @@
-"""Pictures of a search's trials as matplotlib figures: slices, parallel coordinates, importance, folds, front.
+"""Pictures of a search's trials as matplotlib figures: history, slices, parallel coordinates, importance, folds, front.
 
-Not here: the history of a search and pictures of frames (figures.py), which trials there are (pipeline/search_figures.py).
+Not here: pictures of frames (figures.py), which trials there are (pipeline/search_figures.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from jointseg.figures import DPI, FAINT, INK, OURS, PAPERS
@@ -48,6 +48,48 @@ class Axis:
         choices = self.choices
         found = [math.nan if v is None else float(v) if choices is None else float(choices.index(str(v))) for v in values]
         return np.array(found, dtype=np.float64)
+
+
+def search_history(
+    scores: Sequence[float | None], *, stopped: Collection[int] = (), paper_trial: int = 0, title: str = ""
+) -> Figure:
+    """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point.
+
+    Args:
+        scores: shares of 1; None or NaN for a trial that failed, which is a cross on the lower edge.
+        stopped: those without a score that did not fail but were stopped early: a triangle there.
+        paper_trial: the trial that is the paper's point.
+        title: stands above the plot.
+    """
+    values = _numbers(scores)
+    trials, scored = np.arange(len(values)), np.isfinite(values)
+    figure = Figure(figsize=(8.0, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(trials[scored], values[scored], "o", color=OURS, alpha=0.45, markersize=5, markeredgewidth=0, label="trial")
+    axes.step(trials, np.fmax.accumulate(values), where="post", color=OURS, linewidth=1.8, label="best so far")
+    if scored.any():
+        best = int(np.nanargmax(values))
+        axes.plot(best, values[best], "o", color=OURS, markersize=9, markeredgecolor="white", label=f"best: {values[best]:.2%}")
+    if len(values) > paper_trial and scored[paper_trial]:
+        score = values[paper_trial]
+        axes.axhline(score, color=PAPERS, linewidth=1, linestyle=(0, (5, 3)), alpha=0.7)
+        axes.plot(
+            paper_trial, score, "D", color=PAPERS, markersize=7, markeredgecolor="white", label=f"paper's point: {score:.2%}"
+        )
+    early = ~scored & np.isin(trials, list(stopped))
+    for of, mark, name in ((~scored & ~early, "x", "failed"), (early, "v", "stopped early")):
+        if of.any():
+            edge = axes.get_xaxis_transform()
+            axes.plot(trials[of], np.zeros(of.sum()), mark, color=FAINT, label=name, clip_on=False, transform=edge)
+    axes.set_xlim(-0.5, max(len(values) - 0.5, 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    axes.set_xlabel("trial")
+    axes.set_ylabel("mean IoU on the validation subset")
+    _plain(axes)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
 
 
 def slices(axes: Sequence[Axis], scores: Sequence[float | None], *, title: str = "") -> Figure:

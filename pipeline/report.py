@@ -25,9 +25,10 @@ from jointseg.curves_figure import training_curves
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
-from jointseg.figures import qualitative, save_png, search_history, with_and_without_crf
+from jointseg.figures import qualitative, save_png, with_and_without_crf
 from jointseg.labels import CLASS_NAMES
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
+from jointseg.search_figures import search_history
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, write_atomically

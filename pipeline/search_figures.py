@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, refined_labels
-from jointseg.figures import save_png, search_history, side_by_side
+from jointseg.figures import save_png, side_by_side
 from jointseg.model import build_crf
-from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, slices
+from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, search_history, slices
 from jointseg.settings import with_overrides
 from jointseg.whole import appearing_whole
 from pipeline.log_lines import Line

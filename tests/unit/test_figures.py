@@ -24,7 +24,6 @@ from jointseg.figures import (
     prediction_sheet,
     qualitative,
     save_png,
-    search_history,
     with_and_without_crf,
 )
 from jointseg.labels import CLASS_NAMES, VOID, colourise
@@ -204,30 +203,6 @@ def test_names_on_a_class_map_lie_inside_it_on_their_own_class() -> None:
     assert set(named) == {"wall", "sofa"}
     for name, (column, row) in named.items():
         assert FRAMES[0].labels[round(row), round(column)] == CLASS_NAMES.index(name)
-
-
-def test_the_search_shows_each_trial_the_best_so_far_and_the_papers_point() -> None:
-    figure = search_history([0.10, 0.08, None, 0.12, math.nan, 0.11])
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert lines["trial"].get_xydata().tolist() == [[0, 0.10], [1, 0.08], [3, 0.12], [5, 0.11]]
-    assert lines["best so far"].get_ydata().tolist() == [0.10, 0.10, 0.10, 0.12, 0.12, 0.12]
-    assert lines["best: 12.00%"].get_xydata().tolist() == [[3, 0.12]]
-    assert lines["paper's point: 10.00%"].get_xydata().tolist() == [[0, 0.10]]
-    assert lines["failed"].get_xdata().tolist() == [2, 4]
-    assert "stopped early" not in lines
-
-
-def test_a_trial_that_was_stopped_early_is_not_drawn_as_one_that_failed() -> None:
-    figure = search_history([0.10, None, None, 0.12], stopped=[1])
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert lines["failed"].get_xdata().tolist() == [2]
-    assert lines["stopped early"].get_xdata().tolist() == [1]
-
-
-@pytest.mark.parametrize("scores", [[], [None], [None, 0.1], [0.1]])
-def test_a_search_of_any_length_can_be_drawn(scores: list[float | None], tmp_path: Path) -> None:
-    save_png(search_history(scores), tmp_path / "search.png")
-    assert Image.open(tmp_path / "search.png").format == "PNG"
 
 
 def test_a_saved_figure_is_a_whole_png_and_nothing_else(tmp_path: Path) -> None:

@@ -1,18 +1,21 @@
-"""Laws of a study's pictures: what is drawn where, and what mattered. Not here: the history and pictures of frames."""
+"""Laws of a study's pictures: what is drawn where, and what mattered. Not here: pictures of frames."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
+from PIL import Image
 
-from jointseg.figures import PAPERS
+from jointseg.figures import PAPERS, save_png
 from jointseg.presets import demo
-from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, slices
+from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, search_history, slices
 from jointseg.settings import with_overrides
 from pipeline import search_figures
 from pipeline.samplers import Asker
@@ -32,6 +35,30 @@ def drawn(figure):
     """The figure, after matplotlib has laid it out: what cannot be drawn raises here."""
     figure.canvas.draw()
     return figure
+
+
+def test_the_search_shows_each_trial_the_best_so_far_and_the_papers_point() -> None:
+    figure = search_history([0.10, 0.08, None, 0.12, math.nan, 0.11])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["trial"].get_xydata().tolist() == [[0, 0.10], [1, 0.08], [3, 0.12], [5, 0.11]]
+    assert lines["best so far"].get_ydata().tolist() == [0.10, 0.10, 0.10, 0.12, 0.12, 0.12]
+    assert lines["best: 12.00%"].get_xydata().tolist() == [[3, 0.12]]
+    assert lines["paper's point: 10.00%"].get_xydata().tolist() == [[0, 0.10]]
+    assert lines["failed"].get_xdata().tolist() == [2, 4]
+    assert "stopped early" not in lines
+
+
+def test_a_trial_that_was_stopped_early_is_not_drawn_as_one_that_failed() -> None:
+    figure = search_history([0.10, None, None, 0.12], stopped=[1])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["failed"].get_xdata().tolist() == [2]
+    assert lines["stopped early"].get_xdata().tolist() == [1]
+
+
+@pytest.mark.parametrize("scores", [[], [None], [None, 0.1], [0.1]])
+def test_a_search_of_any_length_can_be_drawn(scores: list[float | None], tmp_path: Path) -> None:
+    save_png(search_history(scores), tmp_path / "search.png")
+    assert Image.open(tmp_path / "search.png").format == "PNG"
 
 
 def test_a_slice_shows_each_trial_that_drew_its_parameter_and_the_papers_value():
