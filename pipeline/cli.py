@@ -70,10 +70,7 @@ def run(
     verbose: VerboseOption = False,
 ) -> None:
     """Everything: stages 1 and 2, the search, stage 3, evaluation, report. Repeat it to resume after an interruption."""
-    _run(out, preset, data, overrides, PIPELINE, verbose=verbose)
-    from pipeline.report import summary
-
-    Terminal().console.print(summary(Workspace(out.resolve())))
+    _show_summary(_run(out, preset, data, overrides, PIPELINE, verbose=verbose))
 
 
 @app.command()
@@ -126,10 +123,7 @@ def search(
 @app.command()
 def evaluate(out: OutOption, overrides: SetOption = None, verbose: VerboseOption = False) -> None:
     """The four rows of the paper on the test split, and the report."""
-    _run(out, None, None, overrides, ("evaluate", "report"), verbose=verbose)
-    from pipeline.report import summary
-
-    Terminal().console.print(summary(Workspace(out.resolve())))
+    _show_summary(_run(out, None, None, overrides, ("evaluate", "report"), verbose=verbose))
 
 
 for command in (score, predict, reproduce, ui):
@@ -138,7 +132,8 @@ for command in (score, predict, reproduce, ui):
 
 def _run(
     out: Path, preset: str | None, data: Path | None, overrides: list[str] | None, phases: tuple[str, ...], *, verbose: bool
-) -> None:
+) -> Workspace:
+    """Run phases in the folder that `--out` names, and return that folder."""
     place = workspace_of(out)
     config = config_of(place, preset, data, overrides)
     from pipeline.run import run_phases
@@ -146,6 +141,13 @@ def _run(
     screen = Terminal()
     with interruptible(place, screen):
         run_phases(config, place, phases, screen=screen, verbose=verbose)
+    return place
+
+
+def _show_summary(place: Workspace) -> None:
+    from pipeline.report import summary
+
+    Terminal().console.print(summary(place))
 
 
 def _interrupt(*_: object) -> None:

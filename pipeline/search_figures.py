@@ -71,8 +71,8 @@ def _shares(study: optuna.Study, trials: Sequence[FrozenTrial], *, seed: int) ->
     return FanovaImportanceEvaluator(seed=seed).evaluate(of_them, target=target)
 
 
-def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Draw a study's figures/, all or nothing, and write importance.json; returns the importance of its parameters."""
+def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mapping[str, Any]) -> None:
+    """Draw a study's figures/, with importance.json among them, all or nothing."""
     objective, values = job.config.search.objective, scores(lines)
     title = f"{job.folder.name}: {len(lines)} trials"
     axes, shares = _axes(lines, asker), importance(asker.study)
@@ -96,7 +96,6 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
             save_png(figure, folder / "pareto.png")
         _draw_frames(job, result, lines[0]["point"], folder / "frames.png")
         (folder / "importance.json").write_text(json.dumps(shares, indent=1))
-    return shares
 
 
 def left_out(axes: Sequence[Axis], shares: Collection[str]) -> list[str]:

@@ -112,10 +112,6 @@ class Space:
             self.draw(fixed)
         return fixed.distributions
 
-    def searched(self, point: Point) -> list[str]:
-        """The config paths that the space draws at a point."""
-        return list(self.at(point)[0])
-
 
 def load_space(config: Config) -> Space:
     """The space that `search.space` names, tried at the paper's point.
