@@ -130,9 +130,12 @@ def lay_out(
         W, lines_T2, offsets_PV, weights_PV, runs_I4, rows_I3, owned + len(pairs), pairs, pairs_T2,
         *_blurs(blurs + grid_blurs, num_threads, dtype), coarse, bands, cells,
     )  # fmt: skip
-    reverse = _blurs([(axes[::-1], row) for axes, row in blurs] + grid_blurs, num_threads, dtype)
-    turned = lay_out_coarse([(k, part.transposed()) for k, part in separable], grids, cells, lines_T2, dtype)
-    return forward, Structure(*forward[:9], *reverse, *turned, cells)
+    reversed_blurs = [(axes[::-1], row) for axes, row in blurs] + grid_blurs
+    blurs_N9, lines_NT2, chains, taps = _blurs(reversed_blurs, num_threads, dtype)
+    turned = [(k, part.transposed()) for k, part in separable]
+    coarse, bands = lay_out_coarse(turned, grids, cells, lines_T2, dtype)
+    transposed = forward._replace(blurs_N9=blurs_N9, lines_NT2=lines_NT2, chains=chains, taps=taps, coarse=coarse, bands=bands)
+    return forward, transposed
 
 
 def _concatenated(

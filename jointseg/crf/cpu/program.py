@@ -43,15 +43,18 @@ class Team(NamedTuple):
 
 @compiled
 def settle(structure: Any, values: Any, team: Any, phase: int, flip: bool, rows: Any, does: tuple[bool, bool, bool]) -> int:
-    """Make of what was written what can be read: gather it, blur it, mix it, as `does` says. Returns the barriers so far."""
+    """Make of what was written what can be read: gather it, blur it, mix it, each where `does` says so, in that order. Returns
+    the barriers so far.
+    """
     table = values.table if flip else values.other
     t, T = team.thread, team.num_threads
-    if does[0]:
+    gathering, blurring, mixing = does
+    if gathering:
         phase = wait(team.arrivals, phase, T)
         tables.gather_shared(table, structure.pairs, structure.pairs_T2[t], rows)
         tables.gather_slabs(values.coarse, values.slabs, structure.coarse, t, T, rows)
         phase = wait(team.arrivals, phase, T)
-    if does[1]:
+    if blurring:
         blurs_N9 = structure.blurs_N9
         for n in range(len(blurs_N9)):
             if n > 0 and blurs_N9[n, 0] > blurs_N9[n - 1, 0]:
@@ -61,7 +64,7 @@ def settle(structure: Any, values: Any, team: Any, phase: int, flip: bool, rows:
             else:
                 tables.blur_axis(values.coarse, blurs_N9[n], structure.taps, structure.lines_NT2[n, t], rows)
         phase = wait(team.arrivals, phase, T)
-    if does[2]:
+    if mixing:
         if len(values.matrices_KCC) > 0:
             for i in range(len(structure.rows_I3)):
                 begin, count, k = structure.rows_I3[i]
