@@ -84,14 +84,14 @@ def labels_at_full_size(logits: Tensor, size: tuple[int, int] = FRAME_SIZE, *, o
     Raises:
         OutOfRangeError: the logits are not all finite; the message says whose they are, `of`.
     """
-    _refuse_no_numbers(logits, f"the {of}'s logits")
+    _refuse_nonfinite(logits, f"the {of}'s logits")
     if logits.device.type == "cpu" or size[0] * size[1] > LARGE:
         return argmax_upsampled(logits.float().cpu().numpy(), size)
-    return _labels_by_its_device(logits, size)
+    return _labels_on_device(logits, size)
 
 
-def _labels_by_its_device(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """What `argmax_upsampled` says, where the logits lie: all scores at full size are there at once."""
+def _labels_on_device(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """`argmax_upsampled` on the device of the logits, which holds all scores at full size at once."""
     full = interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]
     labels: NDArray[np.uint8] = full.argmax(0).to(torch.uint8).cpu().numpy()
     return labels
@@ -103,15 +103,15 @@ def depth_at_full_size(depth: Tensor, size: tuple[int, int] = FRAME_SIZE) -> NDA
     Raises:
         OutOfRangeError: they are not all finite.
     """
-    _refuse_no_numbers(depth, "the network's depths")
+    _refuse_nonfinite(depth, "the network's depths")
     full: NDArray[np.float32] = (
         interpolate(depth[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
     )
     return full
 
 
-def _refuse_no_numbers(values: Tensor, what: str) -> None:
-    """Raise OutOfRangeError unless all are finite: NaN would be class 0, and infinity the likeliest, without a word."""
+def _refuse_nonfinite(values: Tensor, what: str) -> None:
+    """Raise OutOfRangeError unless all values are finite: NaN would silently be class 0, and infinity the likeliest class."""
     if not math.isfinite(sum(bound.item() for bound in least_and_greatest(values))):
         raise OutOfRangeError(f"{what} are NaN or infinite; its weights are too large")
 
@@ -123,7 +123,7 @@ def predict(
     """Each frame with the model's prediction for it, one at a time.
 
     Raises:
-        OutOfRangeError: what the model says of a frame is no number.
+        OutOfRangeError: a frame's logits or depths are not all finite; the message names the frame.
     """
     for frame in frames:
         try:
@@ -140,7 +140,7 @@ def predict_image(
     """The model's prediction for a picture of any size, (H, W, 3) RGB.
 
     Raises:
-        OutOfRangeError: what the model says of it is no number.
+        OutOfRangeError: its logits or depths are not all finite.
     """
     model.eval()
     H, W = image.shape[:2]
@@ -162,8 +162,8 @@ def compute_unaries(model: JointModel, frame: Frame, config: Config, *, device: 
     model.eval()
     image, logits, depth = network_says(model, frame.image, config, with_depth=True, device=device)
     assert depth is not None
-    _refuse_no_numbers(logits, f"frame {frame.number}: the network's logits")
-    _refuse_no_numbers(depth, f"frame {frame.number}: the network's depths")
+    _refuse_nonfinite(logits, f"frame {frame.number}: the network's logits")
+    _refuse_nonfinite(depth, f"frame {frame.number}: the network's depths")
     return Unaries(image[0].cpu(), logits[0].cpu(), depth[0].cpu())
 
 

@@ -12,7 +12,10 @@ from importlib.util import find_spec
 
 
 def missing_for_triton() -> str | None:
-    """What there is not of what Triton needs: the package, as beside torch's CUDA builds, and a C compiler for its launcher."""
+    """What Triton needs and is missing: the package, which torch's CUDA builds bring, or a C compiler for its launcher.
+
+    None where all is there.
+    """
     if find_spec("triton") is None:
         return "the triton package"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -59,7 +59,7 @@ class Predictor:
 
         Raises:
             InputError: the picture is not of that shape and type.
-            OutOfRangeError: what comes of it is no number.
+            OutOfRangeError: the predicted scores or depths are not all finite.
         """
         allowed = "uint8, (height, width, 3), RGB"
         if not isinstance(image, np.ndarray):

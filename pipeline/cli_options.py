@@ -83,14 +83,14 @@ def workspace_of(out: Path) -> Workspace:
     """
     refuse_relative("--out", out)
     place = out.resolve()
-    refuse_other_bytes("--out", place)
+    refuse_non_utf8("--out", place)
     if re.search(r"%[0-9a-fA-F]{2}|\?", str(place)):
         allowed = "a path without ?, without % before two digits: it is part of an address of MLflow's"
         raise InputError(f"--out: {place} is not allowed; allowed: {allowed}")
     return Workspace(place)
 
 
-def refuse_other_bytes(name: str, given: object) -> None:
+def refuse_non_utf8(name: str, given: object) -> None:
     """Raise InputError where a name or a path is not text: settings are written down, and sent to workers, as text."""
     try:
         str(given).encode()
@@ -136,10 +136,10 @@ def config_of(
         refuse_relative("--data", data)
         if not is_folder(data):
             raise InputError(f"--data: {data} is not a folder")
-        refuse_other_bytes("--data", data.resolve())
+        refuse_non_utf8("--data", data.resolve())
         changes["data.source"] = str(data.resolve())
     for name, value in changes.items():
-        refuse_other_bytes(name, value)
+        refuse_non_utf8(name, value)
     config = with_overrides(config, changes)
     # Workers run in folders of their own: a relative path would be another file there.
     paths = {
@@ -156,5 +156,5 @@ def config_of(
         given["search.space"] = Path(f"{_from_home(Path(file))}{f':{function}' if colon else ''}")
     for name, path in given.items():
         refuse_relative(name, path)
-        refuse_other_bytes(name, path.absolute())
+        refuse_non_utf8(name, path.absolute())
     return with_overrides(config, {name: str(path.absolute()) for name, path in given.items()})

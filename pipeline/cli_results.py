@@ -20,7 +20,7 @@ from pipeline.cli_options import (
     config_of,
     interruptible,
     named_path,
-    refuse_other_bytes,
+    refuse_non_utf8,
     refuse_relative,
     training_of,
     workspace_of,
@@ -49,7 +49,7 @@ def score(
     place, screen = workspace_of(out), Terminal()
     config = config_of(place, None, None, overrides)
     for file in files or []:
-        refuse_other_bytes("FILES", file.absolute())
+        refuse_non_utf8("FILES", file.absolute())
     from pipeline.score import PATHS, score_settings, score_table
 
     place.refuse_other_config(config, free=PATHS.values())

@@ -157,9 +157,7 @@ def finished_result(study: Study) -> dict[str, Any] | None:
 
 
 def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Screen) -> bool:
-    """Say what a study that has finished already found, and make it the one that stage 3 starts from, where it can be: whether
-    it is.
-    """
+    """Say what a finished study found, and make it the one that stage 3 starts from, as `run_search`. Returns whether it is."""
     screen.say(f"{study.folder}: finished already; {said(result)}")
     return _hand_over(place, study, screen)
 
@@ -254,7 +252,7 @@ def _described(name: str, result: dict[str, Any]) -> str:
 
 
 def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
-    """Make the result the one that stage 3 starts from, unless a stage 3 has started from another: whether it is."""
+    """Make the result the one that stage 3 starts from, unless a stage 3 has started from another. Returns whether it is."""
     path = study.folder / SETTINGS
     found = path.read_text(encoding="utf-8")
     begun = [stage.name for stage in STAGES.values() if stage.settings == "stage3" and place.stage(stage).is_dir()]

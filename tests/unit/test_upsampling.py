@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jointseg.evaluation import _labels_by_its_device, labels_at_full_size
+from jointseg.evaluation import _labels_on_device, labels_at_full_size
 from jointseg.upsampling import argmax_upsampled
 
 
@@ -33,7 +33,7 @@ def test_labels_are_those_of_upsampling_and_argmax(map_size: tuple[int, int], fr
     labels = argmax_upsampled(logits.numpy(), frame_size)
     assert labels.dtype == np.uint8 and labels.shape == frame_size
     np.testing.assert_array_equal(labels[clear], upsampled.argmax(0).numpy()[clear])
-    by_device = _labels_by_its_device(logits, frame_size)  # the way of a GPU, which any device can go
+    by_device = _labels_on_device(logits, frame_size)  # the way of a GPU, which any device can go
     assert by_device.dtype == np.uint8 and by_device.shape == frame_size
     np.testing.assert_array_equal(by_device[clear], labels[clear])
 

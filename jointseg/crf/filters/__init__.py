@@ -128,7 +128,7 @@ def _levels_to_caller() -> int:
 
 
 def missing_for_block_sparse(dtype: torch.dtype) -> str | None:
-    """What there is not of what `block_sparse` needs on CUDA."""
+    """What `block_sparse` needs on CUDA and is missing; None where all is there."""
     missing = missing_for_triton()
     if missing is None and dtype != torch.float32:
         missing = f"float32, not {str(dtype).removeprefix('torch.')}"
