@@ -35,7 +35,7 @@ def time_plots(sizes: Path, classes: Path, out: Path) -> None:
     """crf_time.png: milliseconds against pixels, and against classes."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for axes, rows, value, name in (
-        (left, json.loads(sizes.read_text()), lambda row: eval_size(row["size"]), "pixels"),
+        (left, json.loads(sizes.read_text()), lambda row: pixels_of(row["size"]), "pixels"),
         (right, json.loads(classes.read_text()), lambda row: row["classes"], "classes"),
     ):
         for run in RUNS:
@@ -48,7 +48,7 @@ def time_plots(sizes: Path, classes: Path, out: Path) -> None:
     figure.savefig(out / "crf_time.png", dpi=110)
 
 
-def eval_size(size: str) -> int:
+def pixels_of(size: str) -> int:
     """513x513 as a number of pixels."""
     H, W = map(int, size.split("x"))
     return H * W

@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ from pipeline.samplers import Asker
 from pipeline.spaces import load_space, start_points
 from pipeline.study import run_study
 from pipeline.trial import TrialJob, TrialRunner
-from pipeline.trial_record import confusion_file, read_confusions, read_trials
+from pipeline.trial_record import FINISHED, LOG, confusion_file, read_confusions, read_trials
 from pipeline.unaries import ARRAYS, UnaryCache, row_of, rows_of
+from pipeline.workspace import SETTINGS
 
 Row = dict[str, Any]
 
@@ -128,8 +130,6 @@ def span(lines: list[Row]) -> float:
 
 
 def time_of(line: Row) -> float:
-    from datetime import datetime  # noqa: PLC0415
-
     return datetime.fromisoformat(line["started"]).timestamp()
 
 
@@ -193,11 +193,11 @@ def proportional(process: Path) -> int:
 
 def stopping(folder: Path, seeds: int) -> list[Row]:
     """Trials in a shuffled order, the paper's first, in batches as the study asks for them."""
-    settings = json.loads((folder / "crf_settings.json").read_text())
+    settings = json.loads((folder / SETTINGS).read_text())
     absent, batch, num_folds = (
-        settings["config"][f"{name}"] for name in ("evaluation.absent_classes", "search.batch", "search.folds")
+        settings["config"][name] for name in ("evaluation.absent_classes", "search.batch", "search.folds")
     )
-    numbers = sorted(number for number, line in read_trials(folder / "log.jsonl").items() if line["state"] == "finished")
+    numbers = sorted(number for number, line in read_trials(folder / LOG).items() if line["state"] == FINISHED)
     confusion_TNCC = np.stack([read_confusions(confusion_file(folder, number))[1] for number in numbers])
     scores = mean_iou(confusion_TNCC.sum(1), absent=absent)
     changed, saved, lost = 0, [], []
