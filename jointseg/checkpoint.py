@@ -153,10 +153,7 @@ def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, A
         _refuse_altered(folder / name, description["sha256"].get(name))
     if description["stage"] != stage:
         raise InputError(f"{folder}: is a checkpoint of {description['stage']!r}; needed: {stage!r}")
-    try:
-        there = Config(**description["config"])
-    except InputError as error:
-        raise InputError(f"{folder / DESCRIPTION}: {error}") from None
+    there = _config_in(description, folder)
     # No setting of the search reaches a training, and a study that trains goes on with more trials.
     refuse_other_config(there.model_copy(update={"search": config.search}), config, place=folder)
     return description
@@ -196,6 +193,14 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def _config_in(description: dict[str, Any], folder: Path) -> Config:
+    """The config in the description of `folder`; InputError where it is of a version that knows other settings."""
+    try:
+        return Config(**description["config"])
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {error}") from None
+
+
 def _refuse_altered(path: Path, expected: str | None) -> None:
     """Raise DamagedCheckpointError unless the file is there with the digest it was written with; one that may not be read is
     not damaged.
@@ -232,10 +237,7 @@ def describe_final(folder: Path) -> tuple[str, Config]:
         InputError: the stage has not finished, or the description is damaged or of another version.
     """
     description = _read_description(folder)
-    try:
-        return description["stage"], Config(**description["config"])
-    except InputError as error:
-        raise InputError(f"{folder / DESCRIPTION}: {error}") from None
+    return description["stage"], _config_in(description, folder)
 
 
 def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:

@@ -139,6 +139,3 @@ def differences(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
     """The dotted paths at which two settings differ, with both values."""
     left, right = flatten(one), flatten(other)
     return {path: (left.get(path), right.get(path)) for path in {**left, **right} if left.get(path) != right.get(path)}
-
-
-__all__ = ["Settings", "SettingsError", "differences", "flatten", "parse_override", "with_overrides"]

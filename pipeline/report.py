@@ -257,9 +257,9 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         captions["crf_weights.png"] = "The CRF's learned compatibility and weights, class by class (as the paper's Fig 4)."
         save_png(search_history(scores, stopped=stopped, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
         captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
-        for name, caption in FIGURES.items():
+        for name, caption in FIGURES.items() if _is_of_the_result(place) else ():
             drawn = place.study() / "figures" / name
-            if drawn.is_file() and _is_of_the_result(place):
+            if drawn.is_file():
                 shutil.copyfile(drawn, folder / f"search_{name}")
                 captions[f"search_{name}"] = f"The search: {caption[0].lower()}{caption[1:]}"
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
@@ -267,11 +267,11 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
 
 def _is_of_the_result(place: Workspace) -> bool:
     """Whether the study's figures are of the result that stage 3 began from: a study may have been extended since."""
-    own = place.study() / place.crf_settings.name
-    if not own.is_file():
+    path = place.study() / place.crf_settings.name
+    if not path.is_file():
         return False
-    there = _read(place.crf_settings)
-    return all(_read(own)[name] == there[name] for name in ("trials", "settings"))
+    own, there = _read(path), _read(place.crf_settings)
+    return all(own[name] == there[name] for name in ("trials", "settings"))
 
 
 def _write_json(path: Path, content: Any) -> None:

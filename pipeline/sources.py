@@ -54,7 +54,7 @@ def check_source(data: DataConfig) -> None:
             raise InputError(f"{error} (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)") from None
         return
     with _opened(data.source) as (train, read):
-        held_out = () if data.train_on_validation else draw_validation(train, data)
+        held_out = set() if data.train_on_validation else set(draw_validation(train, data))
         trained = [number for number in train if number not in held_out]
         if not any((read(number).labels != VOID).any() for number in trained):
             raise InputError(f"{data.source}: no frame that is trained on has a labelled pixel")
@@ -78,7 +78,8 @@ def list_frames(place: Workspace, store: Store, data: DataConfig) -> tuple[View,
         "in_training": data.train_on_validation,
     }
     write_atomically(place.validation, json.dumps(description, indent=1))
-    views = make_views([number for number in store.train if data.train_on_validation or number not in set(subset)], data)
+    held_out = set() if data.train_on_validation else set(subset)
+    views = make_views([number for number in store.train if number not in held_out], data)
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
     write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
     return views
