@@ -50,15 +50,12 @@ class Axis:
         return np.array(found, dtype=np.float64)
 
 
-def search_history(
-    scores: Sequence[float | None], *, stopped: Collection[int] = (), paper_trial: int = 0, title: str = ""
-) -> Figure:
-    """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point.
+def search_history(scores: Sequence[float | None], *, stopped: Collection[int] = (), title: str = "") -> Figure:
+    """Mean IoU of each trial in the order they were asked for, the best so far, and the paper's point, which is trial 0.
 
     Args:
         scores: shares of 1; None or NaN for a trial that failed, which is a cross on the lower edge.
         stopped: those without a score that did not fail but were stopped early: a triangle there.
-        paper_trial: the trial that is the paper's point.
         title: stands above the plot.
     """
     values = _numbers(scores)
@@ -70,12 +67,10 @@ def search_history(
     if scored.any():
         best = int(np.nanargmax(values))
         axes.plot(best, values[best], "o", color=OURS, markersize=9, markeredgecolor="white", label=f"best: {values[best]:.2%}")
-    if len(values) > paper_trial and scored[paper_trial]:
-        score = values[paper_trial]
-        axes.axhline(score, color=PAPERS, linewidth=1, linestyle=(0, (5, 3)), alpha=0.7)
-        axes.plot(
-            paper_trial, score, "D", color=PAPERS, markersize=7, markeredgecolor="white", label=f"paper's point: {score:.2%}"
-        )
+    if scored[:1].any():
+        papers = values[0]
+        axes.axhline(papers, color=PAPERS, linewidth=1, linestyle=(0, (5, 3)), alpha=0.7)
+        axes.plot(0, papers, "D", color=PAPERS, markersize=7, markeredgecolor="white", label=f"paper's point: {papers:.2%}")
     early = ~scored & np.isin(trials, list(stopped))
     for of, mark, name in ((~scored & ~early, "x", "failed"), (early, "v", "stopped early")):
         if of.any():
