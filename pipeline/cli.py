@@ -114,10 +114,10 @@ def search(
     short = {f"search.{name}": value for name, value in given.items() if value is not None}
     place, screen = workspace_of(out), Terminal()
     config = config_of(place, None, None, overrides, short)
-    from pipeline.run import run_study
+    from pipeline.run import run_search_command
 
     with interruptible(place, screen):
-        run_study(config, place, screen=screen, verbose=verbose)
+        run_search_command(config, place, screen=screen, verbose=verbose)
 
 
 @app.command()

@@ -265,7 +265,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
                 _run_due(Pipeline(here, place, tracker, parent, screen, verbose), due)
 
 
-def run_study(config: Config, place: Workspace, *, screen: Screen, verbose: bool) -> None:
+def run_search_command(config: Config, place: Workspace, *, screen: Screen, verbose: bool) -> None:
     """Run a study of its own settings, `config.search`, in a run's folder whose stage 2 has finished, or go on with it.
 
     Raises:

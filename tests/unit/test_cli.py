@@ -97,7 +97,9 @@ def given(jointseg, monkeypatch):
     """The config, folder and phases that a command would run."""
     kept = []
     monkeypatch.setattr(pipeline.run, "run_phases", lambda config, place, phases, **_: kept.append((config, place, phases)))
-    monkeypatch.setattr(pipeline.run, "run_study", lambda config, place, **_: kept.append((config, place, ("search",))))
+    monkeypatch.setattr(
+        pipeline.run, "run_search_command", lambda config, place, **_: kept.append((config, place, ("search",)))
+    )
 
     def run(*words):
         assert jointseg(*words)[0] == 0
@@ -254,7 +256,7 @@ def interrupted_in_a_library(*_, **__):
 def test_an_interruption_exits_130(jointseg, monkeypatch, tmp_path, work):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline.run, "run_phases", work)
-    monkeypatch.setattr(pipeline.run, "run_study", work)
+    monkeypatch.setattr(pipeline.run, "run_search_command", work)
     said = f"interrupted; the same command goes on with {tmp_path / 'x'} where it stopped\n"
     assert jointseg("run", "--out", "x") == jointseg("search", "--out", "x") == (130, said, "")
 
@@ -279,7 +281,7 @@ def test_a_lost_worker_is_one_line_and_nobodys_mistake(jointseg, monkeypatch):
     def lost(*_, **__):
         raise LostWorkerError("stage1: lost worker 1")
 
-    monkeypatch.setattr(pipeline.run, "run_study", lost)
+    monkeypatch.setattr(pipeline.run, "run_search_command", lost)
     assert jointseg("search", "--out", "x") == (1, "", "error: stage1: lost worker 1\n")
 
 

@@ -18,7 +18,7 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
-from pipeline.run import Pipeline, evaluate_test, prepare_data, run_phases, run_study, train
+from pipeline.run import Pipeline, evaluate_test, prepare_data, run_phases, run_search_command, train
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import PIPELINE, Workspace
@@ -202,7 +202,7 @@ def everything(config, place, **how):
     run_phases(config, place, PIPELINE, **how)
 
 
-@pytest.mark.parametrize("begin", [everything, run_study])
+@pytest.mark.parametrize("begin", [everything, run_search_command])
 def test_a_folder_whose_link_leads_to_other_frames_now_is_refused_before_anything_runs(
     rooms, small, tmp_path, monkeypatch, begin
 ):
