@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end.
+"""Files and folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end; and
+whether a disk has room for them.
 
 Not here: what is written into them (data/store.py, data/rooms.py, checkpoint.py).
 """
@@ -153,6 +154,21 @@ def _alone(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     finally:
         os.close(lock)
+
+
+def check_space(path: Path, *, needed: int) -> None:
+    """See that the disk on which `path` is to be made has `needed` bytes free.
+
+    Raises:
+        InputError: it has not, and the message holds both sizes; or a folder on the way may not be searched.
+    """
+    try:
+        existing = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made: {error.strerror}") from None
+    if free < needed:
+        raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
 
 
 def sync(path: Path) -> None:

@@ -19,12 +19,12 @@ from jointseg.checkpoint import load_network
 from jointseg.config import Config
 from jointseg.data import features
 from jointseg.data.manifest import read_manifest
-from jointseg.data.store import Store, check_space
+from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
 from jointseg.stages import STAGES
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, check_space
 from pipeline.screen import Screen
 from pipeline.shares import shared_out
 from pipeline.workspace import Workspace

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from jointseg.checkpoint import digest, load_final
 from jointseg.config import Config
 from jointseg.data.frame import FRAME_SIZE
-from jointseg.data.store import Store, check_space
+from jointseg.data.store import Store
 from jointseg.data.views import content_size
 from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import Unaries, compute_unaries
 from jointseg.evaluation_config import EvaluationConfig
 from jointseg.mapped import new_array
 from jointseg.model import trained_model
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, check_space
 from pipeline.shares import shared_out, shares_of
 
 DESCRIPTION = "unaries.json"

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from jointseg.data.nyu import FRAMES_FILE, MAPPING_FILE, SPLITS_FILE
-from jointseg.data.store import check_space
 from jointseg.data.synthetic.fine_classes import FINE_NAMES, MAP_CLASS
 from jointseg.data.synthetic.light import picture
 from jointseg.data.synthetic.ray_cast import HEIGHT, SHELL, WIDTH, Floats, cast, patches
@@ -34,7 +33,7 @@ from jointseg.data.synthetic.sensor import sensed_depth, unlabelled, white_borde
 from jointseg.errors import InputError
 from jointseg.labels import CLASS_NAMES
 from jointseg.mapped import set_room_aside
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, check_space
 
 MAT_HEADER = b"MATLAB 7.3 MAT-file, synthetic rooms in the layout of NYU Depth v2".ljust(124) + b"\x00\x02IM"
 USERBLOCK = 512

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tokenize import TokenError
@@ -25,7 +24,7 @@ from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
 from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
 from jointseg.errors import InputError, one_line
 from jointseg.labels import NUM_CLASSES, VOID
-from jointseg.whole import appearing_whole
+from jointseg.whole import appearing_whole, check_space
 
 FORMAT = 1
 """Version of the layout; raised when a store written before could be misread."""
@@ -172,21 +171,6 @@ def prepare(folder: Path, store: Path, *, progress: Progress | None = None) -> S
             described = {"format": FORMAT, **dataclasses.asdict(index)}
             (partial / INDEX_FILE).write_text(json.dumps(described, indent=1) + "\n")
     return Store.open(store)
-
-
-def check_space(path: Path, *, needed: int) -> None:
-    """See that the disk on which `path` is to be made has `needed` bytes free.
-
-    Raises:
-        InputError: it has not, and the message holds both sizes; or a folder on the way may not be searched.
-    """
-    try:
-        existing = next(parent for parent in path.resolve().parents if parent.exists())  # where a link leads
-        free = shutil.disk_usage(existing).free
-    except OSError as error:
-        raise InputError(f"{path}: cannot be made: {error.strerror}") from None
-    if free < needed:
-        raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
 
 
 def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> _Index:

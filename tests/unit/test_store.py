@@ -21,7 +21,7 @@ from scipy.io import savemat
 
 from jointseg.data.frame import Frame
 from jointseg.data.nyu import NyuFolder, check
-from jointseg.data.store import Store, check_space, prepare
+from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 
 NULL = object()  # JSON's
@@ -196,24 +196,6 @@ def test_one_store_is_made_by_one_process_at_a_time(small_nyu: Path, tmp_path: P
 def test_a_store_is_never_written_over(small_nyu: Path, store: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         prepare(small_nyu, store)
-
-
-def test_too_small_a_disk_is_said_with_both_sizes_before_writing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"needs 1000000000\.00 GB of disk and \d+\.\d\d GB are free"):
-        check_space(tmp_path / "not" / "yet" / "store", needed=10**18)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_on_the_way_that_the_system_refuses_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="x/store: cannot be made: File name too long"):
-        check_space(tmp_path / ("x" * 300) / "store", needed=1)
-
-
-def test_the_disk_that_must_have_room_is_the_one_that_a_link_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "there" / "store")
-    with pytest.raises(InputError, match=rf"GB are free at {tmp_path / 'there'}$"):
-        check_space(tmp_path / "link", needed=10**18)
 
 
 def prepare_with_files_limited(folder: Path, path: Path) -> str:

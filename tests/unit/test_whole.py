@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jointseg.errors import DiskError, InputError
-from jointseg.whole import appearing_whole, write_atomically
+from jointseg.whole import appearing_whole, check_space, write_atomically
 
 
 def write(folder: Path, text: str, *, replace: bool = False) -> None:
@@ -186,3 +186,21 @@ def test_a_text_that_the_disk_has_no_room_for_leaves_the_one_before_and_nothing_
         assert pool.apply(write_with_files_limited, (path,)) == f"{path}: cannot be written: File too large"
     assert path.read_text() == "one"
     assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_too_small_a_disk_is_said_with_both_sizes_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"needs 1000000000\.00 GB of disk and \d+\.\d\d GB are free"):
+        check_space(tmp_path / "not" / "yet" / "store", needed=10**18)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_on_the_way_that_the_system_refuses_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="x/store: cannot be made: File name too long"):
+        check_space(tmp_path / ("x" * 300) / "store", needed=1)
+
+
+def test_the_disk_that_must_have_room_is_the_one_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "store")
+    with pytest.raises(InputError, match=rf"GB are free at {tmp_path / 'there'}$"):
+        check_space(tmp_path / "link", needed=10**18)
