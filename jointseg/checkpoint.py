@@ -240,19 +240,28 @@ def describe_final(folder: Path) -> tuple[str, Config]:
     return description["stage"], _config_in(description, folder)
 
 
-def load_final(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights of a finished stage's `final/` and their digest.
+def final_digest(folder: Path) -> str:
+    """SHA-256 of the weights in a finished stage's `final/`, in hexadecimal, once they are as they were written.
 
     Raises:
         InputError: the stage has not finished, or the file is damaged.
     """
-    description = _read_description(folder)
-    path, expected = folder / WEIGHTS, description["sha256"].get(WEIGHTS)
-    _refuse_altered(path, expected)
+    expected: str = _read_description(folder)["sha256"].get(WEIGHTS)
+    _refuse_altered(folder / WEIGHTS, expected)
+    return expected
+
+
+def load_final(folder: Path) -> dict[str, Tensor]:
+    """The weights in a finished stage's `final/`.
+
+    Raises:
+        InputError: as `final_digest`.
+    """
+    final_digest(folder)
     try:
-        return load_file(path), expected
+        return load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from None
+        raise InputError(f"{folder / WEIGHTS}: not a safetensors file ({error})") from None
 
 
 def load_network(network: nn.Module, folder: Path) -> None:
@@ -261,5 +270,5 @@ def load_network(network: nn.Module, folder: Path) -> None:
     Raises:
         InputError: as `load_final`.
     """
-    weights, _ = load_final(folder)
+    weights = load_final(folder)
     network.load_state_dict({n.removeprefix("network."): w for n, w in weights.items() if n.startswith("network.")})

@@ -45,7 +45,7 @@ class Predictor:
         self.stage = TRAININGS[name]
         self.views_said = self._config.evaluation.views_said
         self._device = device or own_device(self._config.training)
-        self._model = trained_model(self._config, load_final(final)[0], device=self._device)
+        self._model = trained_model(self._config, load_final(final), device=self._device)
 
     def __call__(self, image: NDArray[np.uint8]) -> Prediction:
         """What the stage says of a picture.

@@ -115,7 +115,7 @@ class _Evaluator:
         job, numbers = share
         if job != self._job:
             self._job, self._store = job, Store.open(job.store)
-            self._model = trained_model(job.config, load_final(job.weights)[0], device=self._device)
+            self._model = trained_model(job.config, load_final(job.weights), device=self._device)
         stage, predictions = STAGES[job.stage], {}
         counted: list[Sums] = []
         others: dict[str, Sums] = {}

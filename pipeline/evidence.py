@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import final_digest
 from jointseg.config import Config
 from jointseg.data.files import is_folder
 from jointseg.data.store import Store, is_store, prepare
@@ -178,6 +178,6 @@ def find_checkpoint(evidence: Evidence) -> Path:
 
 def refuse_other_checkpoint(final: Path, wanted: str) -> None:
     """Raise InputError unless the finished stage's weights have this digest."""
-    _, found = load_final(final)
+    found = final_digest(final)
     if found != wanted:
         raise InputError(f"{final}: is checkpoint {found[:12]}; the record was made with {wanted[:12]}")

@@ -75,7 +75,7 @@ def _lend(run: Workspace, place: Workspace, store: Path) -> None:
 
 
 def _scoring(config: Config, weights: Path, store: Path, device: torch.device) -> Callable[[tuple[int, ...]], list[FrameSums]]:
-    model, opened = trained_model(config, load_final(weights)[0], device=device), Store.open(store)
+    model, opened = trained_model(config, load_final(weights), device=device), Store.open(store)
 
     def score(frames: tuple[int, ...]) -> list[FrameSums]:
         predictions = predict(

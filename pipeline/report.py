@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import final_digest, load_final
 from jointseg.config import Config
 from jointseg.crf_figure import learned_matrices
 from jointseg.curves_figure import training_curves
@@ -158,7 +158,7 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         # The report's own time is known only after it is written.
         "seconds": {phase: row["seconds"] for phase, row in done.items() if phase != "report"},
         "checkpoints": {
-            stage.name: load_final(place.final(stage))[1] for stage in STAGES.values() if place.final(stage).is_dir()
+            stage.name: final_digest(place.final(stage)) for stage in STAGES.values() if place.final(stage).is_dir()
         },
         "commits": {phase: row["commit"] for phase, row in done.items() if phase != "report"},
     }
@@ -251,7 +251,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         if any(reports.values()):
             save_png(training_curves(reports, title="Training, stage after stage"), folder / "training.png")
             captions["training.png"] = "Losses and validation scores of the stages; both stages 3 begin where stage 2 ended."
-        weights, _ = load_final(place.final(STAGES["stage3"]))
+        weights = load_final(place.final(STAGES["stage3"]))
         matrices = {name.removeprefix("crf."): tensor for name, tensor in weights.items() if name.startswith("crf.")}
         save_png(learned_matrices(matrices, CLASS_NAMES, title="What the CRF has learned"), folder / "crf_weights.png")
         captions["crf_weights.png"] = "The CRF's learned compatibility and weights, class by class (as the paper's Fig 4)."

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import final_digest, load_final
 from jointseg.config import Config
 from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
 from jointseg.data.store import Store
@@ -107,7 +107,7 @@ def score_settings(
     settings = {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()}
     store = Store.open(place.store)
     frames = store.test if split == "test" else place.subset()["frames"]
-    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    checkpoint = final_digest(place.final(STAGES["stage2"]))
     asked: dict[str, Any] = {
         "split": split,
         "frames": list(frames),
@@ -243,7 +243,7 @@ def _counted(
 def _counting(
     config: Config, store: Path, start: Path, jobs: Jobs, device: torch.device
 ) -> Callable[[tuple[int, ...]], Counted]:
-    model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
+    model, opened = trained_model(config, load_final(start), device=device), Store.open(store)
     crfs = {name: None if own is None else build_crf(own).eval().to(device) for name, own in jobs.items()}
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jointseg import boundary
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import final_digest
 from jointseg.config import Config
 from jointseg.cross_validation import draw_folds, draw_grouped_folds
 from jointseg.data.store import Store
@@ -121,7 +121,7 @@ def open_study(config: Config, place: Workspace) -> Study:
     subset = place.subset()
     frames = subset["frames"]
     folds, balanced_by = folds_of(config, store, frames)
-    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    checkpoint = final_digest(place.final(STAGES["stage2"]))
     description = {
         "space": {"name": space.name, "sha256": space.digest},
         "first": [point for point, _, _ in start_points(space, config)],

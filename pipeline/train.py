@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jointseg.checkpoint import load_final, save_final
+from jointseg.checkpoint import final_digest, save_final
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
 from jointseg.errors import one_line
@@ -54,7 +54,7 @@ def train_stage(
     start = None
     if stage.starts_from is not None:
         start = place.final(STAGES[stage.starts_from])
-        load_final(start)
+        final_digest(start)
     features = place.features if config.data.cache_features else None
 
     def not_logged(error: Exception) -> None:

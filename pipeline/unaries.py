@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jointseg.checkpoint import digest, load_final
+from jointseg.checkpoint import digest, final_digest, load_final
 from jointseg.config import Config
 from jointseg.data.frame import FRAME_SIZE
 from jointseg.data.store import Store
@@ -88,7 +88,7 @@ def cached_unaries(
         InputError: those there are of another checkpoint or of other frames, or their files were altered; or the disk has too
             little room.
     """
-    _, checkpoint = load_final(start)
+    checkpoint = final_digest(start)
     stamp = {"checkpoint": checkpoint, "frames": list(frames), "views": config.evaluation.views, "logits": _LAYOUT}
     if (folder / DESCRIPTION).is_file():
         _refuse_other(folder, stamp)
@@ -198,7 +198,7 @@ def _copy(folder: Path, copy: Path, digests: dict[str, str]) -> None:
 
 
 def _computing(config: Config, store: Path, start: Path, device: torch.device) -> Callable[[tuple[int, ...]], list[Unaries]]:
-    model, opened = trained_model(config, load_final(start)[0], device=device), Store.open(store)
+    model, opened = trained_model(config, load_final(start), device=device), Store.open(store)
     return lambda frames: [compute_unaries(model, opened.frame(number), config, device=device) for number in frames]
 
 

@@ -99,7 +99,7 @@ def read_weights(path: Path) -> StartingWeights:
 def _read(path: Path) -> StartingWeights:
     try:
         if path.is_dir():
-            return _named(load_final(path)[0], "checkpoint", path)
+            return _named(load_final(path), "checkpoint", path)
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
@@ -128,7 +128,7 @@ def _is_safetensors(head: bytes) -> bool:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     beside = path.with_name(DESCRIPTION)
     if path.name == WEIGHTS and beside.is_file():
-        return load_final(path.parent)[0]
+        return load_final(path.parent)
     try:
         return load_file(path)
     except SafetensorError as error:

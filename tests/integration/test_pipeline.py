@@ -149,7 +149,7 @@ def test_what_the_starting_weights_gave_is_said_once_and_their_mean_lasts(
     assert table.splitlines()[1].startswith("loaded        34  conv1_1, conv1_2, ")
     assert said.count(table) == 1
     for stage in STAGES:
-        mean = load_final(killed.out / stage / "final")[0]["network.mean_bgr"]
+        mean = load_final(killed.out / stage / "final")["network.mean_bgr"]
         assert mean.tolist() == pytest.approx([103.53, 116.28, 123.675])
     assert not (place.out / "stage2" / "loaded.txt").exists()
 

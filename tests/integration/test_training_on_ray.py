@@ -43,7 +43,7 @@ def _train(
     write_manifest(make_views(store.train, config.data), place.views, seeds={}, store_digest=store.digest)
     lines: list[Line] = []
     train_stage(config, STAGES["stage1"], place, validation=store.train[:2], tell=lines.append, say=say)
-    weights, _ = load_final(place.final(STAGES["stage1"]))
+    weights = load_final(place.final(STAGES["stage1"]))
     return weights, lines
 
 

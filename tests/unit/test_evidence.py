@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 
-from jointseg.checkpoint import Checkpoint, load_final, save_checkpoint, save_final
+from jointseg.checkpoint import Checkpoint, final_digest, save_checkpoint, save_final
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.stages import STAGES
@@ -121,7 +121,7 @@ def test_the_checkpoint_is_found_by_its_digest(tmp_path):
     place = Workspace(tmp_path / "run")
     save_checkpoint(tmp_path / "last", Checkpoint("stage2", 1, demo(), {"weight": torch.zeros(1)}, {}, []))
     save_final(place.final(STAGES["stage2"]), tmp_path / "last")
-    _, digest = load_final(place.final(STAGES["stage2"]))
+    digest = final_digest(place.final(STAGES["stage2"]))
     assert find_checkpoint(evidence_of({**RECORD, "checkpoint": digest}, place)) == place.final(STAGES["stage2"])
     assert "the record was made with cccccccccccc" in refusal(find_checkpoint, evidence_of(RECORD, place))
     assert "give the one with checkpoint cccccccccccc as --out" in refusal(find_checkpoint, evidence_of())

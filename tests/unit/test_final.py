@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jointseg.checkpoint import (
-    load_final,
-    save_checkpoint,
-    save_final,
-)
+from jointseg.checkpoint import final_digest, load_final, save_checkpoint, save_final
 from jointseg.config import Config
 from jointseg.errors import InputError
 from tests.checkpoints import UNUSUAL, a_checkpoint
@@ -27,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 def test_final_holds_the_weights_what_they_are_and_no_more(folder, tmp_path):
     final = tmp_path / "stage2" / "final"
     save_final(final, folder)
-    weights, sha256 = load_final(final)
+    weights, sha256 = load_final(final), final_digest(final)
     assert all(torch.equal(weights[name], value) for name, value in a_checkpoint().weights.items())
     description = json.loads((final / "checkpoint.json").read_text())
     assert {key: description[key] for key in ("stage", "step", "metrics")} == {
@@ -45,12 +41,12 @@ def test_final_made_again_is_the_new_one(folder, tmp_path):
     """A run that stops between a stage's end and the record of it makes `final/` a second time."""
     final = tmp_path / "final"
     save_final(final, folder)
-    once = load_final(final)[1]
+    once = final_digest(final)
     save_final(final, folder)
-    assert load_final(final)[1] == once
+    assert final_digest(final) == once
     save_checkpoint(folder, a_checkpoint(seed=1))
     save_final(final, folder)
-    assert load_final(final)[1] != once
+    assert final_digest(final) != once
 
 
 def test_final_is_never_made_of_altered_weights(folder, tmp_path):
@@ -72,7 +68,7 @@ def test_final_after_an_interrupted_attempt_is_whole(folder, tmp_path):
     left.mkdir()
     (left / "weights.safetensors").write_bytes(b"half")
     save_final(tmp_path / "final", folder)
-    assert load_final(tmp_path / "final")[0].keys() == a_checkpoint().weights.keys()
+    assert load_final(tmp_path / "final").keys() == a_checkpoint().weights.keys()
     assert not left.exists()
 
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import final_digest
 from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
@@ -133,7 +133,7 @@ def trial_of(small, rooms, tmp_path, changes):
     """A trial's record, whose scores are made up, of a run that has come to stage 2."""
     place = Workspace(tmp_path / "run")
     untrained_final("stage2", small, place.final(STAGES["stage2"]))
-    _, checkpoint = load_final(place.final(STAGES["stage2"]))
+    checkpoint = final_digest(place.final(STAGES["stage2"]))
     record = {**RECORD, "data": rooms.digest, "frames": list(rooms.train[:2]), "checkpoint": checkpoint}
     record["by_frame"] = [{**own, "frame": frame} for own, frame in zip(RECORD["by_frame"], record["frames"], strict=True)]
     return {**record, "config": flatten(small), **changes}, place

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointseg.checkpoint import Checkpoint, digest, load_final, save_checkpoint, save_final
+from jointseg.checkpoint import Checkpoint, digest, final_digest, save_checkpoint, save_final
 from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import compute_unaries
 from pipeline.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node, row_of, subset_labels
@@ -30,7 +30,7 @@ def kept(tmp_path, small):
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", np.zeros(3))
     digests = {name: digest(folder / f"{name}.npy") for name in ARRAYS}
-    stamp = {"checkpoint": load_final(tmp_path / "final")[1], "frames": [1, 2], "logits": "n h w C", "sha256": digests}
+    stamp = {"checkpoint": final_digest(tmp_path / "final"), "frames": [1, 2], "logits": "n h w C", "sha256": digests}
     (folder / "unaries.json").write_text(json.dumps(stamp))
     return folder, stamp
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jointseg.checkpoint import load_final
+from jointseg.checkpoint import final_digest
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
@@ -118,7 +118,7 @@ def test_report_json_says_what_data_and_where_from(written: Workspace, store: St
 
 def test_phases_of_another_commit_than_the_reports_are_named_and_the_checkpoints_digests(written: Workspace) -> None:
     assert contents(written)["commits"] == {"data": "data's", "stage1": "stage1's", "evaluate": "evaluate's"}
-    assert contents(written)["checkpoints"] == {"stage3": load_final(written.final(STAGES["stage3"]))[1]}
+    assert contents(written)["checkpoints"] == {"stage3": final_digest(written.final(STAGES["stage3"]))}
     assert "- other commits: data `data's`, stage1 `stage1's`, evaluate `evaluate's`" in page(written)
 
 
