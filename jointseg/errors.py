@@ -26,3 +26,9 @@ class DiskError(InputError):
 def one_line(error: BaseException) -> str:
     """The message of an error of any kind, in one line; its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its message that says anything; its kind where none does."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -27,7 +27,7 @@ import jointseg
 import pipeline
 import tune_spaces
 from jointseg.config import Config
-from jointseg.errors import DeviceMemoryError, InputError, one_line
+from jointseg.errors import DeviceMemoryError, InputError, first_line, one_line
 from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
 from pipeline.run_store import IN_JOB
@@ -72,7 +72,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
         if not address:
             raise
         token = "" if "RAY_AUTH_MODE" in os.environ else " (where it asks for a token, RAY_AUTH_MODE=token is needed)"
-        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}{token}: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}{token}: {first_line(error)}") from None
     except (RuntimeError, RayError) as error:  # other versions of Ray or Python, a token that is missing
         if not address:
             raise

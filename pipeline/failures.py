@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jointseg.errors import DeviceMemoryError, InputError
+from jointseg.errors import DeviceMemoryError, InputError, first_line
 
 _PEER_GONE = re.compile("connection (closed|reset) by peer", re.IGNORECASE)  # gloo and NCCL, in the workers that are left
 
@@ -44,7 +44,7 @@ def lacks_device_memory(error: BaseException) -> bool:
 
 def first_sentence(error: BaseException) -> str:
     """Of its message, in one line."""
-    return str(error).splitlines()[0].split(". ")[0]
+    return first_line(error).split(". ")[0]
 
 
 def explained(error: Exception, *, stage: str, max_failures: int, last_step: int | None) -> Exception | None:
@@ -59,9 +59,9 @@ def explained(error: Exception, *, stage: str, max_failures: int, last_step: int
         last_step: step of the newest checkpoint in its folder, None without one.
     """
     where = "the start of the stage" if last_step is None else f"step {last_step}"
-    controller = getattr(error, "controller_failure", None)
+    controller: Any = getattr(error, "controller_failure", None)
     if type(controller).__name__ in _NOT_STARTED:
-        said = str(controller).strip().splitlines()[0].split(". Potential causes")[0]
+        said = first_line(controller).split(". Potential causes")[0]
         return NoRoomError(f"{stage}: the workers did not start: {said}; the same command goes on from {where}")
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     for failure in failures.values():
@@ -105,4 +105,4 @@ def _described(rank: int, failure: Exception) -> str:
     process, machine = re.search(r"\bpid[=:] ?(\d+)", text), re.search(r"ip[=:] ?'?([\w.:]+)", text)
     reason = re.search(r"(?:because|due to) ([^.\n]+)", text)
     where = f", process {process[1]} on {machine[1]}" if process and machine else ""
-    return f"worker {rank}{where} ({reason[1] if reason else text.splitlines()[0]})"
+    return f"worker {rank}{where} ({reason[1] if reason else first_line(failure)})"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jointseg.errors import InputError
+from jointseg.errors import InputError, first_line
 from jointseg.whole import write_atomically
 from pipeline.workspace import Workspace
 
@@ -104,10 +104,9 @@ def without_password(uri: str) -> str:
     return re.sub(r"(?i)(?:(?<=\?)|&)(?:password|passwd|pwd|sslpassword)=[^&\s]*", "", shown).replace("?&", "?").rstrip("?")
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what MLflow says: its messages name the store, with the password that its address may have."""
-    lines = (line.strip() for line in str(error).splitlines() if line.strip())
-    return without_password(next(lines, type(error).__name__))
+def shown(error: Exception) -> str:
+    """The first line of what MLflow says, without the password that the store's address in it may have."""
+    return without_password(first_line(error))
 
 
 def _own(out: Path) -> str:

@@ -23,7 +23,7 @@ from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import STORE, VARIABLE, few_retries, first_line, run_store, without_password
+from pipeline.run_store import STORE, VARIABLE, few_retries, run_store, shown, without_password
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -91,7 +91,7 @@ class Tracker:
             if experiment is None:
                 return cls(client, store.uri, client.create_experiment(store.experiment, artifact_location=store.artifacts))
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise InputError(f"{store} cannot be used: {first_line(error)}") from None
+            raise InputError(f"{store} cannot be used: {shown(error)}") from None
         if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
             at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
             again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
@@ -130,7 +130,7 @@ class Tracker:
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                 raise
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
-            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {first_line(error)}"
+            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {shown(error)}"
             raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     @contextmanager
@@ -139,7 +139,7 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            problem = f"{name} cannot be kept with its run: {first_line(error)}"
+            problem = f"{name} cannot be kept with its run: {shown(error)}"
             raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     def top_run(self, name: str) -> str:
@@ -299,7 +299,7 @@ class Tracker:
             with few_retries():
                 experiment: str = client.get_run(run_id).info.experiment_id
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise InputError(f"mlflow:{run_id}: {first_line(error)}") from None
+            raise InputError(f"mlflow:{run_id}: {shown(error)}") from None
         return cls(client, client.tracking_uri, experiment)
 
     def read_json(self, run_id: str, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
@@ -38,6 +38,10 @@ def test_a_lost_worker_is_one_line_with_its_process_its_machine_and_where_the_sa
         "stage1: lost worker 1, process 4242 on 10.0.0.7 (its worker process has died), more than training.max_failures = 1 "
         "gets over; the same command goes on from step 8"
     )
+
+
+def test_a_loss_that_ray_says_nothing_of_is_named_by_its_kind():
+    assert str(said({0: RayError()})).startswith("stage1: lost worker 0 (RayError), ")
 
 
 def test_several_lost_workers_are_all_named():
