@@ -21,7 +21,7 @@ named:
 		|| { echo "make nyu: DATA and WEIGHTS are needed: make nyu DATA=FOLDER WEIGHTS=FILE [PRESET=small] [OUT=FOLDER]"; exit 2; }
 
 nyu: named $(READY)
-	$(BIN)/jointseg run --preset $(PRESET) --data $(DATA) --out $(OUT) --set network.weights=$(abspath $(WEIGHTS))
+	$(BIN)/jointseg run --preset $(PRESET) --data "$(DATA)" --out "$(OUT)" --set "network.weights=$(WEIGHTS)"
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
