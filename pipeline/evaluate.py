@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
@@ -47,6 +48,8 @@ class Part(NamedTuple):
     """By other rules than the run's."""
     frames: list[FrameScores]
     """A dictionary a frame: its number as `frame`, and its own metrics."""
+    confusions: list[NDArray[np.int64]]
+    """A matrix (C, C) a frame, in the same order."""
     predictions: dict[int, Prediction]
     """Of the frames that are drawn, by number."""
 
@@ -56,6 +59,7 @@ class Evaluated(NamedTuple):
 
     sums: dict[str, Sums]
     frames: dict[str, list[FrameScores]]
+    confusions: dict[str, list[NDArray[np.int64]]]
     predictions: dict[str, dict[int, Prediction]]
     others: dict[str, dict[str, Sums]]
 
@@ -77,13 +81,20 @@ def evaluate_rows(
     asked = [(jobs[stage], share) for stage, share in shares]
     shared_out(partial(_Evaluator, drawn), asked, take, config=next(iter(jobs.values())).config)
     rows = [stage.row for stage in jobs]
-    whole = Evaluated({}, {row: [] for row in rows}, {row: {} for row in rows}, {row: {} for row in rows})
+    whole = Evaluated(
+        sums={},
+        frames={row: [] for row in rows},
+        confusions={row: [] for row in rows},
+        predictions={row: {} for row in rows},
+        others={row: {} for row in rows},
+    )
     for place, (stage, _) in enumerate(shares):
         part, row = found[place], stage.row
         _add(whole.sums, row, part.sums)
         for rule, sums in part.others.items():
             _add(whole.others[row], rule, sums)
         whole.frames[row] += part.frames
+        whole.confusions[row] += part.confusions
         whole.predictions[row] |= part.predictions
     return whole
 
@@ -131,7 +142,8 @@ class _Evaluator:
             scores.append({"frame": frame.number, **sums.metrics(job.config.evaluation)})
             if frame.number in self._drawn:
                 predictions[frame.number] = prediction
-        return Part(reduce(Sums.plus, counted), others, scores, predictions)
+        confusions = [sums.segmentation.confusion for sums in counted]
+        return Part(reduce(Sums.plus, counted), others, scores, confusions, predictions)
 
 
 def start_floors(config: Config, store: Path) -> ray.ObjectRef:

@@ -27,6 +27,7 @@ from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
 from jointseg.figures import qualitative, save_png, with_and_without_crf
 from jointseg.labels import CLASS_NAMES
+from jointseg.metrics import SegmentationSums
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
 from jointseg.search_figures import search_history
 from jointseg.settings import flatten, with_overrides
@@ -39,7 +40,7 @@ from pipeline.log_lines import read_reports
 from pipeline.provenance import provenance
 from pipeline.report_confusions import confusion_name, named_confusions
 from pipeline.report_search import FIGURES
-from pipeline.trial_record import STOPPED
+from pipeline.trial_record import STOPPED, FrameSums, write_confusions
 from pipeline.workspace import Workspace
 
 METRICS, SUMS = "metrics.json", "sums.json"
@@ -52,25 +53,29 @@ def save_evaluation(
     *,
     rows: Mapping[str, Mapping[str, float]],
     rules: Mapping[str, Mapping[str, Mapping[str, float]]],
+    gains: Mapping[str, Mapping[str, Mapping[str, float]]],
     floors: Mapping[str, float],
     pictures: Mapping[str, Sequence[int]],
 ) -> None:
     """Write the evaluation's folder, all or nothing, in place of an earlier one.
 
-    metrics.json: rows, rules, floors and pictures, NaN as null. sums.json: what rows were divided from. confusion_ROW.parquet:
-    true class by predicted class. frames_ROW.parquet: each frame's own metrics. predictions_ROW.npz: `labels_N` and `depth_N`
-    of each frame N that is drawn.
+    metrics.json: rows, rules, gains, floors and pictures, NaN as null. sums.json: what rows were divided from.
+    confusion_ROW.parquet: true class by predicted class. frames_ROW.parquet: each frame's own metrics. confusions_ROW.parquet:
+    each frame's confusion matrix (trial_record.read_confusions). predictions_ROW.npz: `labels_N` and `depth_N` of each frame N
+    that is drawn.
 
     Args:
         place: the run's folder.
         found: by the evaluation.
         rows: metrics of each row.
         rules: metrics of each row by each other rule.
+        gains: what `row_gains` found of the same frames.
         floors: metrics of the floors, with the `class` and the `depth` that they give every pixel.
         pictures: numbers of the frames to draw: the `first` of the split, and the `best` and `worst` of the row with the CRF.
     """
     with appearing_whole(place.evaluation, replace=True) as folder:
-        _write_json(folder / METRICS, {"rows": rows, "rules": rules, "floors": floors, "pictures": pictures})
+        metrics = {"rows": rows, "rules": rules, "gains": gains, "floors": floors, "pictures": pictures}
+        _write_json(folder / METRICS, metrics)
         _write_json(
             folder / SUMS,
             {
@@ -83,6 +88,10 @@ def save_evaluation(
             pq.write_table(pa.table({"truth": CLASS_NAMES, **confusion}), folder / confusion_name(row))
         for row, scores in found.frames.items():
             pq.write_table(pa.Table.from_pylist(scores), folder / _frames_file(place, row).name)
+        for number, (row, confusions) in enumerate(found.confusions.items()):
+            numbers = [int(own["frame"]) for own in found.frames[row]]
+            sums = [FrameSums(SegmentationSums(own_CC), None) for own_CC in confusions]
+            write_confusions(folder / f"confusions_{row}.parquet", number, numbers, [0] * len(numbers), sums)
         for row, drawn in found.predictions.items():
             arrays: dict[str, Any] = {}
             for number, prediction in drawn.items():
@@ -148,7 +157,8 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
     return {
         "table2": {row: _only(own, TABLE2_METRICS) for row, own in rows.items() if "rmse" in own},
         "table3": {row: _only(own, TABLE3_METRICS) for row, own in rows.items()},
-        "rules": metrics.get("rules", {}),  # evaluations of earlier versions have none
+        "rules": metrics.get("rules", {}),  # evaluations of earlier versions have none of either
+        "gains": metrics.get("gains", {}),
         "floors": metrics["floors"],
         "confusions": named_confusions(place),
         "paper": {"table2": TABLE2, "table3": TABLE3} if data["real"] else None,

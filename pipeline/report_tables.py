@@ -23,6 +23,7 @@ from jointseg.published import (
     TABLE3_METRICS,
     TABLE3_RIVALS,
 )
+from pipeline.row_gains import COMPARED
 
 Report: TypeAlias = Mapping[str, Any]
 Number: TypeAlias = float | None
@@ -42,13 +43,6 @@ METRIC_NAMES = {
     "si_log_std": "si log, std",
     "si_log_var": "si log, variance",
 }
-# Each row with the one it is read against: depth added, a CRF added, the depth kernel added.
-COMPARED = (
-    ("unary_sem_depth", "unary_sem"),
-    ("sem_crf", "unary_sem_depth"),
-    ("sem_crf_plus", "unary_sem_depth"),
-    ("sem_crf_plus", "sem_crf"),
-)
 
 
 @dataclass(frozen=True)
@@ -191,6 +185,7 @@ def protocol(report: Report) -> list[str]:
         f"Table 2: against {TRUTH[config['evaluation.depth_truth']]}; {pooling}. "
         f"{ROW_NAMES['unary_sem']} has no depth: stage 1 trains none.",
         f"Floors: {floors}. A model below them is broken.",
+        *([_intervals(config["data.validation_by"])] if report.get("gains") else []),
     ]
     if not report["paper"]:
         return [*lines, f"The paper's columns are empty ({NONE}): its numbers are of NYU Depth v2, and this is other data."]
@@ -204,6 +199,14 @@ def protocol(report: Report) -> list[str]:
             f"The paper's numbers are over all {NUM_TEST_FRAMES} test frames, these over {num_test}: they do not compare."
         )
     return lines
+
+
+def _intervals(drawn_by: str) -> str:
+    what = "whole runs of consecutive frames" if drawn_by == "scene" else "the frames"
+    return (
+        f"Differences of mean IoU have 95 % intervals: resamples of {what}, the same for both rows (paired bootstrap). "
+        "They are of these networks; trained from another seed, rows differ too."
+    )
 
 
 def _scored_part(crop: str) -> str:
@@ -221,16 +224,26 @@ def findings(report: Report) -> list[Finding]:
 
 def _comparison(report: Report, row: str, other: str) -> Finding:
     groups: dict[str, list[str]] = {"below": [], "equal to": [], "above": []}
+    gains = report.get("gains", {})  # reports of earlier versions have none
     for name in TABLE3_METRICS:
         one, two = report["table3"][row].get(name), report["table3"][other].get(name)
         if one is not None and two is not None:
             same = percent(one, 2) == percent(two, 2)  # what is shown is what is compared
             sign = "equal to" if same else "below" if one < two else "above"
-            groups[sign].append(f"{METRIC_NAMES[name]} ({percent(one, 2)} against {percent(two, 2)} %)")
+            gain = _interval(gains.get(row, {}).get(other, {})) if name == "mean_iou" else ""
+            groups[sign].append(f"{METRIC_NAMES[name]} ({percent(one, 2)} against {percent(two, 2)} %{gain})")
     parts = [f"{sign} {ROW_NAMES[other]} in {_and(names)}" for sign, names in groups.items() if names]
     if not parts:
         return Finding(f"{ROW_NAMES[row]} and {ROW_NAMES[other]} cannot be compared: there is no number.", against=True)
     return Finding(f"{ROW_NAMES[row]} is {'; '.join(parts)}.", against=bool(groups["below"]))
+
+
+def _interval(gain: Mapping[str, Number]) -> str:
+    """A gain and its interval in points, to follow the two numbers that it is between; nothing where there is none."""
+    difference, low, high = (gain.get(name) for name in ("difference", "low", "high"))
+    if difference is None or low is None or high is None:
+        return ""
+    return f": {100 * difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def _floor_findings(report: Report) -> list[Finding]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from jointseg.checkpoint import describe_final
 from jointseg.config import Config
 from jointseg.data.nyu import FRAMES_FILE
@@ -33,6 +35,7 @@ from pipeline.earlier_search import earlier_study, refuse_a_search, take_setting
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
+from pipeline.row_gains import row_gains
 from pipeline.run_store import few_retries, run_store
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
@@ -184,9 +187,14 @@ def evaluate_test(pipeline: Pipeline) -> None:
             found.predictions[report.WITH_CRF].update(seen.predictions[report.WITH_CRF])
         pictures = {"first": list(drawn), "best": best, "worst": worst}
         rules = metrics_by_rule(found.sums, found.others, config)
-        report.save_evaluation(place, found, rows=rows, rules=rules, floors=floor, pictures=pictures)
+        confusions = {row: np.stack(own) for row, own in found.confusions.items()}
+        gains = row_gains(confusions, store.test, config)
+        report.save_evaluation(place, found, rows=rows, rules=rules, gains=gains, floors=floor, pictures=pictures)
         for row, metrics in rows.items():
             tracker.log_result(run, {f"{row}/{name}": value for name, value in metrics.items()})
+        for row, others in gains.items():
+            for other, gain in others.items():
+                tracker.log_result(run, {f"gain/{row}_over_{other}/{name}": value for name, value in gain.items()})
         tracker.log_result(run, {f"floor/{name}": value for name, value in floor.items()})
         tracker.log_artifact(run, place.evaluation, "evaluation")
 

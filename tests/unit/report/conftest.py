@@ -20,6 +20,7 @@ from jointseg.stages import STAGES
 from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
 from pipeline.other_rules import metrics_by_rule
+from pipeline.row_gains import row_gains
 from pipeline.workspace import Workspace
 from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total, totals_by_rule
 from tests.reports import SCORES, WRONG
@@ -49,9 +50,14 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     best, worst = extremes(frames[report.WITH_CRF], most=2)
     pictures = {"first": list(store.test), "best": best, "worst": worst}
     others = {row: totals_by_rule(store, drawn) for row, drawn in predictions.items()}
-    found = Evaluated(sums, frames, predictions, others)
+    confusions = {
+        row: [total(store, {number: own}).segmentation.confusion for number, own in drawn.items()]
+        for row, drawn in predictions.items()
+    }
+    found = Evaluated(sums, frames, confusions, predictions, others)
     rules = metrics_by_rule(sums, others, demo())
-    report.save_evaluation(place, found, rows=rows, rules=rules, floors=floors, pictures=pictures)
+    gains = row_gains({row: np.stack(own) for row, own in confusions.items()}, store.test, demo())
+    report.save_evaluation(place, found, rows=rows, rules=rules, gains=gains, floors=floors, pictures=pictures)
     trained = begin(with_overrides(demo(), {"network.width": 0.01}), STAGES["stage3"], place=Place(), start=None)
     save_checkpoint(place.out / "checkpoint", trained.checkpoint([{"cpu": None, "cuda": None}]))
     save_final(place.final(STAGES["stage3"]), place.out / "checkpoint")

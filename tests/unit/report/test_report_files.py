@@ -25,6 +25,8 @@ from jointseg.settings import flatten
 from jointseg.stages import STAGES
 from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
+from pipeline.row_gains import row_gains
+from pipeline.trial_record import read_confusions
 from pipeline.workspace import Workspace
 from tests.made_up_runs import guesses, metrics, total
 from tests.reports import SCORES, WRONG, cells, contents, edit_metrics, edit_search, on_terminal, page
@@ -84,10 +86,31 @@ def test_the_confusion_names_its_classes(evaluated: Workspace, store: Store) -> 
     assert table["floor"].to_pylist() == confusion[:, CLASS_NAMES.index("floor")].tolist()
 
 
+def test_each_frames_matrix_is_kept_and_the_gains_are_of_them(written: Workspace, store: Store) -> None:
+    matrices = {}
+    for row, wrong in WRONG.items():
+        kept, matrices[row] = read_confusions(written.evaluation / f"confusions_{row}.parquet")
+        drawn = guesses(store, wrong, depth=row != "unary_sem")
+        assert [own["frame"] for own in kept] == list(drawn) == list(store.test)
+        for own_CC, (number, guess) in zip(matrices[row], drawn.items(), strict=True):
+            assert (own_CC == total(store, {number: guess}).segmentation.confusion).all()
+    gains = contents(written)["gains"]
+    assert {row: list(others) for row, others in gains.items()} == {
+        "unary_sem_depth": ["unary_sem"], "sem_crf": ["unary_sem_depth"], "sem_crf_plus": ["unary_sem_depth", "sem_crf"],
+    }  # fmt: skip
+    rows = contents(written)["table3"]
+    for row, others in gains.items():
+        for other, gain in others.items():
+            assert gain["difference"] == pytest.approx(rows[row]["mean_iou"] - rows[other]["mean_iou"])
+            assert gain["low"] <= gain["difference"] <= gain["high"]
+    one_frame = {row: own_NCC[:1] for row, own_NCC in matrices.items()}
+    assert row_gains(one_frame, store.test[:1], demo()) == {}, "of one frame there is nothing to resample"
+
+
 def test_report_json_has_every_promised_key(written: Workspace) -> None:
     found = contents(written)
     promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper"}
-    promised |= {"confusions", "checkpoints", "rules"}
+    promised |= {"confusions", "checkpoints", "rules", "gains"}
     assert set(found) == promised
     assert list(found["table3"]) == list(ROW_NAMES)
     assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]
@@ -151,7 +174,9 @@ def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: St
     predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
     floors = {**rows["sem_crf"], "class": 0.0, "depth": math.nan}
     nothing = {"first": (), "best": (), "worst": ()}
-    report.save_evaluation(place, Evaluated({}, {}, predictions, {}), rows=rows, rules={}, floors=floors, pictures=nothing)
+    report.save_evaluation(
+        place, Evaluated({}, {}, {}, predictions, {}), rows=rows, rules={}, gains={}, floors=floors, pictures=nothing
+    )
     report.write(demo(), place, store)
     assert contents(place)["table3"]["sem_crf"]["mean_iou"] is None
     assert set(cells(place, "Sem-CRF")[1:]) == {"–"}
