@@ -97,6 +97,18 @@ def test_the_grid_and_the_separable_filter_for_gpus_are_those_for_cpus():
         torch.testing.assert_close((other.apply(x) * y).sum(), (x * other.apply_transposed(y)).sum(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("position", [1.0, 2.0, 4.0, 50.0])
+@pytest.mark.parametrize("grid", [bilateral_grid, lambda f: GridMatrices(f, cells_per_sigma=2.0)], ids=["cpu", "gpu"])
+def test_a_grid_is_as_near_where_pixels_lie_on_its_points_as_where_they_lie_between(grid, position):
+    """At bandwidths of 1 and 2 pixels all of them do: there interpolation does not blur. The values are noise."""
+    _, _, depth = scene(H=40, W=57)
+    kernel = Kernel(name="k", weight=1, position=position, guides={"depth": 0.5})
+    features = Features(values_BPF=kernel_features(kernel, {"depth": depth[:, None]}, like=depth[:, None]), size=(40, 57))
+    values = (torch.rand(1, 4, 40 * 57, generator=torch.Generator().manual_seed(3)) > 0.5).to(depth.dtype)
+    exact = messages(ExactFilter(features), values)
+    assert (messages(grid(features), values) - exact).abs().mean() / exact.mean() <= 5e-3
+
+
 def test_a_finer_grid_is_nearer():
     parts = scene(H=40, W=57)
     features, values = features_for("bilateral_grid", parts, scale=1 / 8), values_for(parts)

@@ -18,6 +18,10 @@ from jointseg.crf.cpu.parts import Grid, GridAxis
 from jointseg.crf.cpu.team import run_team, share
 
 _RADIUS = 3.5
+_LEAST_VARIANCE = 1 / 16
+"""In wide cells interpolation alone may blur more than a bandwidth."""
+ANYWHERE = 1 / 3
+"""`interpolation_variance` of pixels that lie anywhere between points."""
 
 
 def num_points(extent: float) -> int:
@@ -25,9 +29,19 @@ def num_points(extent: float) -> int:
     return int(extent) + 2
 
 
-def blur_taps(cells_per_sigma: float, length: int, dtype: Any) -> NDArray[Any]:
-    """Taps, middle first. Linear reading and writing blur by themselves: a variance of 1/6 cell each, on the mean."""
-    variance = cells_per_sigma**2 - 1 / 3
+def interpolation_variance(place: NDArray[np.float64]) -> float:
+    """What linear writing and reading blur by themselves, in cells squared, on the mean over pixels at these places.
+
+    Each of the two blurs by a (1 - a) at a place a above a point: by 1/6 where pixels lie anywhere, by nothing where they lie
+    on points, as they do where a bandwidth is as many pixels as cells.
+    """
+    above = place % 1
+    return 2 * float(np.mean(above * (1 - above)))
+
+
+def blur_taps(cells_per_sigma: float, length: int, dtype: Any, *, interpolated: float) -> NDArray[Any]:
+    """Taps, middle first, for the variance that interpolation leaves."""
+    variance = max(cells_per_sigma**2 - interpolated, _LEAST_VARIANCE)
     radius = min(math.ceil(_RADIUS * cells_per_sigma), length - 1)
     return np.exp(-np.square(np.arange(radius + 1)) / (2 * variance)).astype(dtype)
 
@@ -81,8 +95,12 @@ def build_grid(
 
     if F > 2:
         run_team(work, num_threads)
+    interpolated = interpolation_variance(y_place), interpolation_variance(x_place), ANYWHERE
     blurs = tuple(
-        GridAxis((math.prod(shape[:i]), shape[i], math.prod(shape[i + 1 :])), blur_taps(cells_per_sigma, shape[i], dtype))
+        GridAxis(
+            (math.prod(shape[:i]), shape[i], math.prod(shape[i + 1 :])),
+            blur_taps(cells_per_sigma, shape[i], dtype, interpolated=interpolated[i]),
+        )
         for i in range(3)
     )
     return Grid(shape, y_place, x_place, cell_P, above_P, blurs)

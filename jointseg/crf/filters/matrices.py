@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointseg.crf.cpu.grid import blur_taps, num_points
+from jointseg.crf.cpu.grid import ANYWHERE, blur_taps, interpolation_variance, num_points
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.summed import add_scaled
 from jointseg.needs import has_triton
@@ -87,8 +87,12 @@ class GridMatrices:
         values_BPF = features.values_BPF.detach()
         if features.valid_BP is not None:  # others lie in the grid too; their values are masked
             values_BPF = torch.where(features.valid_BP[..., None], values_BPF, low_BF[:, None])
+        (H, W), F = features.size, values_BPF.shape[2]
+        reach_2 = (features.values_BPF.detach()[0, -1, :2] - features.values_BPF.detach()[0, 0, :2]).double().cpu().numpy()
+        places = [np.linspace(0, float(reach) * cells_per_sigma, n) for reach, n in zip(reach_2, (W, H), strict=False)]
+        interpolated = [*map(interpolation_variance, places), *[ANYWHERE] * (F - 2)]
         images = zip(values_BPF, low_BF, features.extents, strict=True)
-        self._images = [_Grid(*image, cells_per_sigma) for image in images]
+        self._images = [_Grid(*image, cells_per_sigma, interpolated) for image in images]
         self.row_sums = _row_sums(self, features.values_BPF.new_ones(B, 1, P), features.valid_BP)
 
     @torch.no_grad()
@@ -119,7 +123,7 @@ class GridMatrices:
 class _Grid:
     """The grid of one image."""
 
-    def __init__(self, values_PF: Tensor, low_F: Tensor, extents: list[float], cells: float) -> None:
+    def __init__(self, values_PF: Tensor, low_F: Tensor, extents: list[float], cells: float, interpolated: list[float]) -> None:
         self.shape = [num_points(extent * cells) for extent in extents]
         F, strides = len(self.shape), [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
         offsets = [sum(stride for i, stride in enumerate(strides) if v >> i & 1) for v in range(2**F)]
@@ -136,7 +140,8 @@ class _Grid:
         self._reading = corners_PV, weights_PV.contiguous()
         self._read_PG = None if _takes_kernels(values_PF) else _rows(corners_PV, weights_PV, math.prod(self.shape))
         self._write_GP = _columns(corners_PV, weights_PV, math.prod(self.shape))
-        self._blurs = [_band(length, cells, values_PF.dtype, values_PF.device) for length in self.shape]
+        axes = zip(self.shape, interpolated, strict=True)
+        self._blurs = [_band(length, cells, blurred, values_PF.dtype, values_PF.device) for length, blurred in axes]
 
     def filter_into(self, out_CP: Tensor, values_CP: Tensor, factors_P: Tensor | None, *, added: bool) -> None:
         grid = (self._write_GP @ values_CP.T).reshape(*self.shape, -1)
@@ -177,8 +182,8 @@ def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, in
 
 
 @lru_cache(maxsize=4)
-def _band(length: int, cells: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    kept = blur_taps(cells, length, "float64")
+def _band(length: int, cells: float, interpolated: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    kept = blur_taps(cells, length, "float64", interpolated=interpolated)
     places = np.arange(length)
     taps = np.pad(kept, (0, length - len(kept)))
     return torch.from_numpy(taps[np.abs(places[:, None] - places)]).to(dtype).to(device)
