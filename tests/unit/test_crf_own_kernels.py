@@ -252,3 +252,42 @@ def test_a_function_of_features_chooses_a_filter_for_each_kernel():
     crf = DenseCRF(3, filter=mine).double()
     crf(s["logits"], image=s["image"], depth=s["depth"])
     assert seen == [5, 3, 2]
+
+
+def test_a_filter_that_was_built_for_other_images_is_refused():
+    """Compiled code would read and write beside its arrays."""
+    s = scene()
+
+    def halved(features: Features):
+        H, W = features.size
+        return FILTERS["permutohedral"](Features(values_BPF=features.values_BPF[:, : H // 2 * W], size=(H // 2, W)))
+
+    def single(features: Features):
+        return FILTERS["permutohedral"](Features(values_BPF=features.values_BPF.float(), size=features.size))
+
+    for filter in (halved, single):
+        with pytest.raises(InputError, match=r"kernel 'appearance': filter '\w+' built one for other images"):
+            DenseCRF(3, filter=filter).double()(s["logits"], image=s["image"])
+
+
+def test_a_filter_takes_values_of_its_own_pixels_alone():
+    H, W = 5, 6
+    draw = torch.Generator().manual_seed(0)
+    features = torch.rand(2, H * W, 5, generator=draw)
+    with pytest.raises(InputError, match=r"features of 5 x 6 pixels have shape \(2, 29, 5\); allowed: \(B, 30, F\)"):
+        Features(values_BPF=features[:, :29], size=(H, W))
+    with pytest.raises(InputError, match=r"valid_BP has shape \(2, 29\); allowed: \(2, 30\)"):
+        Features(values_BPF=features, size=(H, W), valid_BP=torch.ones(2, 29, dtype=torch.bool))
+    gaussian = FILTERS["permutohedral"](Features(values_BPF=features, size=(H, W)))
+    for values in (
+        torch.rand(2, 3, 29),
+        torch.rand(2, 3, 60),
+        torch.rand(1, 3, 30),
+        torch.rand(2, 3, 30).double(),
+        torch.rand(2, 30),
+    ):
+        for apply in (gaussian.apply, gaussian.apply_transposed):
+            with pytest.raises(
+                InputError, match=r"filter 'permutohedral': values are .*; allowed: \(2, C, 30\) float32 on cpu"
+            ):
+                apply(values)

@@ -157,6 +157,8 @@ def build_filter(choice: FilterName | BuildFilter, features: Features, *, kernel
         missing = [part for part in ("apply", "apply_transposed", "row_sums") if not hasattr(built, part)]
         if missing:
             raise InputError(f"filter {name!r} built a {type(built).__name__} without {', '.join(missing)}; see GaussianFilter")
+        if isinstance(built, StructuredFilter) and not built.serves(features):
+            raise InputError(f"filter {name!r} built one for other images; allowed: of the size, number and dtype it was given")
         return name, built
     names = choose_filters(features, kernel=kernel) if choice == "auto" else [choice] * len(features.values_BPF)
     taken = sorted(set(names))

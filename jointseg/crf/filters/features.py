@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jointseg.errors import InputError
+
 SCALE = math.sqrt(0.5 * math.log2(math.e))
 """exp(-d^2/2) = 2^-(s d)^2. Not exp: MKL's is 15 times slower on arguments that underflow, and most pairs of colours do."""
 
@@ -25,6 +27,20 @@ class Features:
     """H, W of the images; P = H * W."""
     valid_BP: Tensor | None = None
     """(B, P), bool; where False, a pixel sends and receives nothing: its row and its column of K are 0. None: all take part."""
+
+    def __post_init__(self) -> None:
+        """Compiled code goes by the size: it must be that of the values.
+
+        Raises:
+            InputError: values are not (B, H * W, F), or it is not said of each pixel whether it is valid.
+        """
+        H, W = self.size
+        if self.values_BPF.ndim != 3 or self.values_BPF.shape[1] != H * W:
+            shape = tuple(self.values_BPF.shape)
+            raise InputError(f"features of {H} x {W} pixels have shape {shape}; allowed: (B, {H * W}, F)")
+        if self.valid_BP is not None and self.valid_BP.shape != self.values_BPF.shape[:2]:
+            shape, allowed = tuple(self.valid_BP.shape), tuple(self.values_BPF.shape[:2])
+            raise InputError(f"features: valid_BP has shape {shape}; allowed: {allowed}")
 
     def of_images(self, places: list[int]) -> Features:
         """Those of some images of the batch."""

@@ -61,6 +61,12 @@ class StructuredFilter:
         self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.contiguous().numpy()
         self.parts = [build(image_PF, valid_P) for image_PF, valid_P in zip(values_BPF, self.valid_BP, strict=True)]
 
+    def serves(self, features: Features) -> bool:
+        """Whether it is for images of their size, number and dtype, which compiled code goes by."""
+        values_BPF = features.values_BPF
+        same_images = (self.size, len(self.parts)) == (features.size, len(values_BPF))
+        return same_images and values_BPF.device.type == "cpu" and bool(self.dtype == _name_of(values_BPF.dtype))
+
     @classmethod
     def joined(cls, name: str, parts: Sequence[tuple[list[int], StructuredFilter]]) -> Self:
         """One filter of several over the images of a batch.
@@ -100,11 +106,20 @@ class StructuredFilter:
 
     @torch.no_grad()
     def _apply(self, values_BCP: Tensor, *, transposed: bool) -> Tensor:
+        (B, P), shape, dtype = self.valid_BP.shape, tuple(values_BCP.shape), _name_of(values_BCP.dtype)
+        if len(shape) != 3 or (shape[0], shape[2]) != (B, P) or dtype != self.dtype or values_BCP.device.type != "cpu":
+            given, allowed = f"{shape} {dtype} on {values_BCP.device}", f"({B}, C, {P}) {self.dtype} on cpu"
+            raise InputError(f"filter {self.name!r}: values are {given}; allowed: {allowed}")
         out_BCP = empty_like(values_BCP)
         for engine, values_CP, out_CP in zip(self._engines, values_BCP, out_BCP, strict=True):
             with as_rows(values_CP, 0.0, engine.num_threads) as rows_PC:
                 from_rows(engine.filter(rows_PC, transposed=transposed), out_CP.numpy(), engine.num_threads)
         return out_BCP
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    """As numpy calls it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def threads_for(features: Features) -> int:
