@@ -120,15 +120,15 @@ def ui(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5000,
 ) -> None:
     """Start MLflow's own UI on the folder's store, until interrupted."""
-    from pipeline.run_store import run_store, without_password
+    from pipeline.run_store import run_store
     from pipeline.tracking import Tracker
 
     place = Workspace(out.resolve())
     if place.load_config() is None:
         raise InputError(f"{place.config}: not found; {place.out} is not the folder of a run")
-    uri = run_store(place.out).uri
-    if not uri.startswith("sqlite:"):
-        raise InputError(f"--out: the runs of {place.out} are at {without_password(uri)}; look at them there")
+    store = run_store(place.out)
+    if store.elsewhere is not None:
+        raise InputError(f"--out: the runs of {place.out} are at {store.elsewhere}; look at them there")
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
     command = [
@@ -137,7 +137,7 @@ def ui(
         "mlflow",
         "ui",
         "--backend-store-uri",
-        uri,
+        store.uri,
         "--host",
         host,
         "--port",

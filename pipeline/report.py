@@ -40,6 +40,7 @@ from pipeline.log_lines import read_reports
 from pipeline.provenance import provenance
 from pipeline.report_confusions import confusion_name, named_confusions
 from pipeline.report_search import FIGURES
+from pipeline.run_store import run_store
 from pipeline.trial_record import STOPPED, FrameSums, write_confusions
 from pipeline.workspace import Workspace
 
@@ -147,7 +148,9 @@ def summary(place: Workspace) -> RenderableType:
         raise InputError(f"{place.report}: not found; the report is written after evaluation")
     here = Path.cwd()
     out = place.out.relative_to(here) if place.out.is_relative_to(here) else place.out
-    return report_page.terminal(_read(place.report), out=str(out))
+    store = run_store(place.out)
+    elsewhere = None if store.elsewhere is None else f"{store.elsewhere}, experiment {store.experiment}"
+    return report_page.terminal(_read(place.report), out=str(out), mlflow=elsewhere)
 
 
 def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:

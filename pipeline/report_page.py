@@ -85,12 +85,13 @@ def description(report: Report) -> str:
     return "\n\n".join(sections)
 
 
-def terminal(report: Report, *, out: str) -> RenderableType:
+def terminal(report: Report, *, out: str, mlflow: str | None = None) -> RenderableType:
     """The two tables with their floors, the CRF settings, what speaks against them, and where to look next.
 
     Args:
         report: the contents of report.json.
         out: the run's folder, as the reader would type it.
+        mlflow: where MLflow's runs are, if no command of ours shows them.
     """
     said = [data_line(report).replace("`", ""), views_line(report)]
     parts: list[RenderableType] = [Text(line, style="dim") for line in filter(None, said)]
@@ -100,7 +101,7 @@ def terminal(report: Report, *, out: str) -> RenderableType:
     places = {
         f"{out}/report.md": "these tables with all notes and pictures",
         f"{out}/figures/": "predictions beside the truth, and the search",
-        f"jointseg ui --out {shlex.quote(out)}": "every curve, trial and file, in MLflow",
+        mlflow or f"jointseg ui --out {shlex.quote(out)}": "every curve, trial and file, in MLflow",
     }
     look = Text("\nWhere to look next", style="bold")
     for place, what in places.items():

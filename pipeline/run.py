@@ -36,7 +36,7 @@ from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.provenance import own_commit
 from pipeline.row_gains import row_gains
-from pipeline.run_store import few_retries, run_store
+from pipeline.run_store import few_retries, page_of, run_store
 from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.sources import bring_in, check_source, list_frames
@@ -270,6 +270,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             tracker.end_abandoned(is_scored=place.is_scored)
             with tracker.run(place.out.name, key=TOP) as parent:
                 tracker.log_params(parent, flatten(config))
+                _say_where(tracker, parent, screen)
                 _run_due(Pipeline(here, place, tracker, parent, screen, verbose), due)
 
 
@@ -296,9 +297,17 @@ def run_search_command(config: Config, place: Workspace, *, screen: Screen, verb
         tracker = Tracker.open(place.out)
         tracker.end_abandoned(is_scored=place.is_scored)
         parent, started = tracker.top_run(place.out.name), time.perf_counter()
+        _say_where(tracker, parent, screen)
         handed_over = search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
         if handed_over or not place.finished("search"):
             place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
+
+
+def _say_where(tracker: Tracker, parent: str, screen: Screen) -> None:
+    """The page of the run that all others are under, on a server; a folder's own store has a command, `jointseg ui`."""
+    page = page_of(parent, uri=tracker.uri, experiment_id=tracker.experiment_id)
+    if page is not None:
+        screen.say(f"MLflow: {page}")
 
 
 def _check_sources(config: Config) -> None:

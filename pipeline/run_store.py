@@ -59,6 +59,11 @@ class RunStore:
         """Where files of runs go; None: where the server says. To a database MLflow would keep them in its working folder."""
         return (self.out / ARTIFACTS).as_uri() if _DATABASE.match(self.uri) else None
 
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the runs are, without a password, if `jointseg ui` cannot show them; None where it can."""
+        return None if self.uri.startswith("sqlite:") else without_password(self.uri)
+
     def __str__(self) -> str:
         named = VARIABLE if os.environ.get(VARIABLE) else "MLflow's store"
         return f"{named}: {without_password(self.uri)}"
@@ -96,6 +101,13 @@ def run_store(out: Path) -> RunStore:
         return RunStore(out, _own(out), by_path)
     # Folders did not remember their store until commit 5c7ed1f.
     return RunStore(out, given, by_path if place.done() else f"{out.name}-{secrets.token_hex(4)}")
+
+
+def page_of(run_id: str, *, uri: str, experiment_id: str) -> str | None:
+    """The address of a run's page, where the store is a server that has pages; None where it is a database."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    return f"{without_password(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def without_password(uri: str) -> str:

@@ -26,6 +26,7 @@ from jointseg.stages import STAGES
 from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
 from pipeline.row_gains import row_gains
+from pipeline.run_store import VARIABLE, run_store
 from pipeline.trial_record import read_confusions
 from pipeline.workspace import Workspace
 from tests.made_up_runs import guesses, metrics, total
@@ -224,6 +225,16 @@ def test_the_terminal_shows_the_tables_and_where_to_look_next(written: Workspace
     shown = on_terminal(written)
     for said in (*ROW_NAMES.values(), "floor: all “wall”", "theta_beta", "report.md", "figures/", "jointseg ui --out"):
         assert said in shown
+
+
+def test_runs_that_a_server_has_are_looked_for_there(place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "https://me:secret@server")
+    report.write(demo(), place, store)
+    begun = run_store(place.out)
+    begun.remember()
+    shown = on_terminal(place)
+    assert f"https://server, experiment {begun.experiment}" in shown
+    assert "jointseg ui" not in shown
 
 
 def test_no_summary_without_a_report(tmp_path: Path) -> None:

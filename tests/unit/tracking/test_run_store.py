@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jointseg.errors import InputError
-from pipeline.run_store import IN_JOB, VARIABLE, run_store, without_password
+from pipeline.run_store import IN_JOB, VARIABLE, page_of, run_store, without_password
 from pipeline.tracking import TOP, Tracker
 from pipeline.workspace import Workspace
 from tests.mlflow_runs import all_runs
@@ -95,6 +95,18 @@ def test_files_of_runs_in_a_database_lie_in_the_folder(folder, monkeypatch, uri)
 def test_a_server_says_itself_where_files_go(folder, monkeypatch, uri):
     monkeypatch.setenv(VARIABLE, uri)
     assert run_store(folder).artifacts is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "page"),
+    [
+        ("https://me:secret@server/ml/", "https://server/ml/#/experiments/7/runs/ab?workflowType=machine_learning"),
+        ("sqlite:////run/mlflow.db", None),
+        ("databricks", None),
+    ],
+)
+def test_a_run_has_a_page_where_the_store_is_a_server(uri, page):
+    assert page_of("ab", uri=uri, experiment_id="7") == page
 
 
 def test_a_relative_file_is_meant_from_here_and_refused_in_a_job(folder, monkeypatch, tmp_path):
