@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from pipeline.provenance import COMMIT_TAG
@@ -16,7 +17,7 @@ TRIAL_RECORD = "trial.json"
 
 
 def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record: Mapping[str, Any] | None) -> None:
-    """A child run of a trial, told apart by its number; one that has been told whole is left alone.
+    """A child run of a trial, told apart by its number; one that has been told whole is left alone. Its times are the trial's.
 
     Args:
         tracker: where to.
@@ -28,7 +29,8 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
     there = tracker.find(name, run_id)
     if there is not None and TOLD_TAG in tracker.client.get_run(there).data.tags:
         return
-    with tracker.run(name, parent=run_id) as child:
+    started = round(1000 * datetime.fromisoformat(line["started"]).timestamp())
+    with tracker.run(name, parent=run_id, started=started) as child:
         tracker.log_params(child, line["point"])
         known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
         known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
@@ -42,5 +44,5 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
         if line["error"]:
             tracker.tag(child, {"error": line["error"]})
     with tracker.troubles_named():
-        tracker.client.set_terminated(child, status=status)
+        tracker.client.set_terminated(child, status=status, end_time=started + round(1000 * line["seconds"]))
         tracker.client.set_tag(child, TOLD_TAG, "whole")  # a run that could not be told has failed too

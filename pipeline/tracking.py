@@ -99,17 +99,18 @@ class Tracker:
         return cls(client, store.uri, experiment.experiment_id)
 
     @contextmanager
-    def run(self, name: str, *, parent: str | None = None, key: str | None = None) -> Iterator[str]:
+    def run(self, name: str, *, parent: str | None = None, key: str | None = None, started: int | None = None) -> Iterator[str]:
         """The id of the run called `name` under `parent`, found or created, so that a restart goes on with it.
 
-        It is RUNNING inside the block, and FINISHED, FAILED or KILLED after it. `key` tells apart runs of one name.
+        It is RUNNING inside the block, and FINISHED, FAILED or KILLED after it. `key` tells apart runs of one name; one that is
+        created began at `started`, in milliseconds, or now.
 
         Raises:
             InputError: the store could not be used, or its disk was full.
         """
         key = key or name
         with self.troubles_named():
-            run_id = self._gone_on_with(key, parent) or self._create(name, key, parent)
+            run_id = self._gone_on_with(key, parent) or self._create(name, key, parent, started)
             self.client.update_run(run_id, status="RUNNING")
         try:
             with self.troubles_named():
@@ -191,9 +192,9 @@ class Tracker:
                 self.client.set_tag(run_id, COMMITS_TAG, ", ".join([*before, now]))
         return run_id
 
-    def _create(self, name: str, key: str, parent: str | None) -> str:
+    def _create(self, name: str, key: str, parent: str | None, started: int | None = None) -> str:
         tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {}), **origin()}
-        run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        run_id: str = self.client.create_run(self.experiment_id, started, tags, name).info.run_id
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:

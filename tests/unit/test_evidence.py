@@ -154,6 +154,7 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
                 "mean_iou": 0.5,
                 "boundary_f1": None,
                 "seconds": 1.0,
+                "started": "2026-01-01T00:00:00+00:00",
                 "fold_scores": None,
                 "error": None,
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from mlflow.exceptions import MlflowException
 
@@ -21,6 +23,7 @@ def line(number, score, theta_beta):
         "boundary_f1": None,
         "fold_scores": None if failed else [score, score / 2],
         "seconds": 1.5,
+        "started": "2026-01-01T00:00:00+00:00",
         "error": "it failed" if failed else None,
         "point": {"crf.theta_beta": theta_beta},
     }
@@ -55,6 +58,14 @@ def test_each_trial_is_one_run_with_its_point_and_scores_however_often_it_is_log
         "trial-0001": "FINISHED",
         "trial-0002": "FAILED",
     }
+
+
+def test_a_trial_began_when_it_did_and_took_as_long_whenever_it_is_logged(tracker):
+    with tracker.run("search") as parent:
+        log(tracker, parent, TRIALS)
+    start = datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000
+    infos = [run.info for run in trials_of(tracker, parent).values()]
+    assert {(info.start_time, info.end_time) for info in infos} == {(start, start + 1500)}
 
 
 def test_a_trials_record_lies_with_its_run(tracker):
