@@ -42,6 +42,7 @@ PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
+DELETED = "must be in the 'active' state"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
 
@@ -128,10 +129,11 @@ class Tracker:
         try:
             yield
         except (MlflowException, SQLAlchemyError, RequestException) as error:
-            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            again = "; restore it in MLflow, or repeat the command, which begins another" if DELETED in str(error) else ""
+            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" and not again:
                 raise
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
-            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {shown(error)}"
+            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {shown(error)}{again}"
             raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     @contextmanager

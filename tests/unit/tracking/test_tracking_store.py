@@ -18,7 +18,7 @@ from jointseg.errors import InputError
 from pipeline.run_store import RETRIES, without_password
 from pipeline.tracking import DISK_ERRORS, Tracker
 from pipeline.workspace import Workspace
-from tests.mlflow_runs import status
+from tests.mlflow_runs import all_runs, status
 
 
 def test_without_the_variable_the_store_lies_in_the_folder(monkeypatch, tmp_path):
@@ -135,6 +135,21 @@ def test_a_server_that_refuses_or_is_gone_is_one_line_and_its_run_has_failed(tra
     said = str(error).splitlines()[0].strip()
     assert str(caught.value) == f"{tracker.uri}: MLflow's store cannot be used: {said}"
     assert [status(tracker, run) for run in ids] == ["FAILED", "FAILED"]
+
+
+def test_a_run_that_is_deleted_while_it_goes_on_is_one_line_and_another_time_begins_anew(tracker):
+    def logged(*, deletes):
+        with tracker.run("stage1") as run:
+            if deletes:
+                tracker.client.delete_run(run)
+            tracker.log_metrics(run, {"loss": 1.0}, step=1)
+
+    with pytest.raises(InputError, match=r"The run \w+ must be in the 'active' state.*deleted.*repeat the command") as caught:
+        logged(deletes=True)
+    assert "\n" not in str(caught.value)
+    logged(deletes=False)
+    (run,) = all_runs(tracker)
+    assert run.info.status == "FINISHED"
 
 
 def test_a_value_that_mlflow_does_not_take_is_a_mistake_of_ours(tracker):
