@@ -108,14 +108,22 @@ def prepare_data(pipeline: Pipeline) -> None:
 
 
 def _log_data(pipeline: Pipeline) -> None:
-    store, place = pipeline.store, pipeline.place
-    source = pipeline.config.data.source
-    name = source.name if source else "synthetic rooms"
+    _log_dataset(pipeline, pipeline.parent, context="training and testing")
+    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.views)
+    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.validation)
+
+
+def _log_dataset(pipeline: Pipeline, run: str, *, context: str) -> None:
+    """The frames as what a run of MLflow's read, and what for."""
+    store, source = pipeline.store, pipeline.config.data.source
     pipeline.tracker.log_dataset(
-        pipeline.parent, name=name, digest=store.digest, source=str(source or place.rooms), context="training and testing"
+        run,
+        name=source.name if source else "synthetic rooms",
+        digest=store.digest,
+        source=str(source or pipeline.place.rooms),
+        frames={"train": len(store.train), "test": len(store.test), "validation": len(pipeline.validation)},
+        context=context,
     )
-    pipeline.tracker.log_artifact(pipeline.parent, place.views)
-    pipeline.tracker.log_artifact(pipeline.parent, place.validation)
 
 
 def train(pipeline: Pipeline, stage: Stage) -> None:
@@ -130,6 +138,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
         pipeline.screen.bar(stage.name, iterations) as progress,
     ):
         tracker.log_params(run, flatten(config))
+        _log_dataset(pipeline, run, context="training")
         if stage.settings == "stage3":
             tracker.tag(run, {"study": place.study().name})
         last = tracker.last_step(run, "loss/total")
@@ -174,6 +183,7 @@ def evaluate_test(pipeline: Pipeline) -> None:
     }
     drawn = store.test[: config.evaluation.num_figures]
     with tracker.run("evaluation", parent=pipeline.parent) as run:
+        _log_dataset(pipeline, run, context="testing")
         with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
             floor_task = evaluate.start_floors(config, place.store)
             found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)

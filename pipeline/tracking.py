@@ -271,11 +271,11 @@ class Tracker:
         with self._keeping(name):
             self.client.log_text(run_id, text, name)
 
-    def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, context: str) -> None:
+    def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, frames: Mapping[str, int], context: str) -> None:
         """The data as an input of the run. MLflow's digests hold 36 characters: the first of ours."""
         if self.client.get_run(run_id).inputs.dataset_inputs:
             return
-        dataset = entities.Dataset(name=name, digest=digest[:36], source_type="local", source=source)
+        dataset = entities.Dataset(name, digest[:36], "local", json.dumps({"uri": source}), profile=json.dumps(frames))
         tag = entities.InputTag(key="mlflow.data.context", value=context)
         self.client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset=dataset, tags=[tag])])
 

@@ -202,7 +202,8 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     for stage, steps in {"stage1": [2, 4, 6, 8], "stage2": [2, 4], "stage3": [2], "stage3_sem_crf": [2]}.items():
         history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
         assert [point.step for point in history] == steps, stage
-    assert len(runs["pipeline"].inputs.dataset_inputs) == 1
+    for name in ("pipeline", "stage1", "stage2", "stage3_sem_crf", "stage3", "evaluation"):
+        assert len(runs[name].inputs.dataset_inputs) == 1, name
     _has(client, runs["pipeline"], "report.json", "report.md", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")
     _has(client, runs[search], "crf_settings.json", "trials.parquet", "journal.log", "confusions", "figures")

@@ -102,6 +102,7 @@ def test_the_data_go_to_mlflow_by_their_digest_with_the_views_and_the_validation
     prepare_data(own)
     ((run, data),) = own.tracker.datasets
     assert (run, data["digest"]) == ("top", rooms.digest)
+    assert data["frames"] == {"train": len(rooms.train), "test": len(rooms.test), "validation": 2}
     assert sorted(own.tracker.artifacts) == [("top", "validation.json", None), ("top", "views.parquet", None)]
 
 
@@ -158,6 +159,7 @@ def evaluated(pipeline_of, small, small_nyu, monkeypatch, last_share_first):
     monkeypatch.setattr(evaluate, "evaluate_rows", noting)
     monkeypatch.setattr(evaluate, "start_floors", evaluate.floors)
     monkeypatch.setattr(pipeline.run, "result_of", lambda floors: floors)
+    own.place.validation.write_text(json.dumps({"frames": [1], "seed": 0, "digest": "d"}))
     evaluate_test(own)
     return own, asked
 

@@ -9,6 +9,7 @@ import math
 import os
 
 import pytest
+from mlflow.data import get_source
 from mlflow.exceptions import MlflowException
 
 from jointseg.errors import InputError
@@ -246,9 +247,12 @@ def test_the_last_step_is_where_a_restart_goes_on(tracker):
 def test_the_data_is_an_input_of_the_run_once(tracker):
     with tracker.run("pipeline") as run:
         for _ in range(2):
-            tracker.log_dataset(run, name="rooms", digest="d" * 64, source="/rooms", context="training and testing")
+            tracker.log_dataset(
+                run, name="rooms", digest="d" * 64, source="/my rooms", frames={"train": 4}, context="training and testing"
+            )
         (found,) = tracker.client.get_run(run).inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest) == ("rooms", "d" * 36)
+    assert (found.dataset.name, found.dataset.digest, found.dataset.profile) == ("rooms", "d" * 36, '{"train": 4}')
+    assert get_source(found).uri == "/my rooms"  # as MLflow itself reads it
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training and testing")]
 
 
