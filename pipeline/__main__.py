@@ -22,6 +22,7 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of a server: four lines a trial
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of each file that comes from a server
 }
 
 
