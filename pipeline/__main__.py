@@ -18,6 +18,8 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Of a node that is lost Ray says that it is dead; it would also show the last twenty lines of its log, twice.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^Raylet is terminated",
     # An interrupted search is interrupted: Tune would end it early and call that its result.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
