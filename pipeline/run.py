@@ -280,6 +280,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             tracker.end_abandoned(is_scored=place.is_scored)
             with tracker.run(place.out.name, key=TOP) as parent:
                 tracker.log_params(parent, flatten(config))
+                tracker.tag(parent, {"folder": str(place.out)})
                 _say_where(tracker, parent, screen)
                 _run_due(Pipeline(here, place, tracker, parent, screen, verbose), due)
 

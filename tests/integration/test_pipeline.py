@@ -199,6 +199,7 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     assert config is not None
     expected = {path: str(value) for path, value in flatten(config).items()}
     assert runs["pipeline"].data.params == expected
+    assert runs["pipeline"].data.tags["folder"] == str(killed.out)
     for stage, steps in {"stage1": [2, 4, 6, 8], "stage2": [2, 4], "stage3": [2], "stage3_sem_crf": [2]}.items():
         history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
         assert [point.step for point in history] == steps, stage
