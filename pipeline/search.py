@@ -223,7 +223,7 @@ def _run_trials(
             with few_retries():  # it is told again
                 log_trial(tracker, run, line, record=record)
 
-        return run_study(job, asker, tell=tell, verbose=verbose)
+        return run_study(job, asker, tell=tell, say=screen.say, verbose=verbose)
 
 
 def _summary(result: dict[str, Any]) -> dict[str, float]:

@@ -58,6 +58,7 @@ class Batches(Searcher):  # type: ignore[misc]
         log: Callable[[Line], None],
         concurrent: int = 0,
         early_stop: bool = False,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Begin.
 
@@ -69,12 +70,13 @@ class Batches(Searcher):  # type: ignore[misc]
             log: called with each trial that ends now.
             concurrent: trials at once, at most; 0: as many as Tune asks for.
             early_stop: name to each trial the best of those told before it was asked, which it is to keep up with.
+            say: called with a line for people when a trial runs again.
         """
         super().__init__(metric=None, mode=None)
         self.asker, self.size, self.total, self.ended, self.log = asker, size, total, dict(ended), log
         self.concurrent = concurrent or total
         self.asked = self.told = 0
-        self.early_stop = early_stop
+        self.early_stop, self.say = early_stop, say
         self.best: Line | None = None
         self.waiting: deque[tuple[int, Point, int | None]] = deque()
         self.running: dict[str, tuple[int, Point, int | None]] = {}
@@ -83,6 +85,10 @@ class Batches(Searcher):  # type: ignore[misc]
         """What no trial is to blame for, such as a full disk or a machine that ends its processes: no more are begun."""
         self.lost: str | None = None
         """Tune's name of the trial whose process was lost for the last time."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the screen. Tune keeps a copy, which nobody reads."""
+        return {**vars(self), "say": None}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next point; None, so that Tune asks again later, while it hangs on trials that are running."""
@@ -136,6 +142,8 @@ class Batches(Searcher):  # type: ignore[misc]
             self.losses[number] += 1
             if self.losses[number] <= RETRIES:
                 self.waiting.appendleft((number, point, rival))
+                again = f"it runs again ({self.losses[number]} of {RETRIES})"
+                self.say(f"trial {number}: its process ended without a score; {again}")
             elif self.stopped is None:
                 self.stopped = LostWorkerError(f"trial {number}: its process ended {RETRIES + 1} times without a score")
                 self.lost = trial_id
@@ -184,7 +192,14 @@ def _is_near(point: Point, other: Point) -> bool:
     return point.keys() == other.keys() and all(near(value, other[name]) for name, value in point.items())
 
 
-def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verbose: bool = False) -> list[Line]:
+def run_study(
+    job: TrialJob,
+    asker: Asker,
+    *,
+    tell: Callable[[Line], None],
+    say: Callable[[str], None] = lambda _: None,
+    verbose: bool = False,
+) -> list[Line]:
     """Run the study to its last trial; a line a trial, in the order asked.
 
     A study that was interrupted is begun again: the same seed asks for the same points, and those that had ended are answered
@@ -194,6 +209,7 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
         job: what trials need; its config's `search` says how many trials, how many at once.
         asker: of a study that has not been asked yet.
         tell: called with each trial that has ended; those of before an interruption first.
+        say: called with a line for people when a trial runs again, or could not be told yet.
         verbose: Ray Tune's own tables on the screen.
 
     Raises:
@@ -216,10 +232,15 @@ def run_study(job: TrialJob, asker: Asker, *, tell: Callable[[Line], None], verb
         log=partial(append_line, log),
         concurrent=_at_once(job),
         early_stop=settings.early_stop,
+        say=say,
     )
     shutil.rmtree(folder / "ray_tune", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell):
+
+    def not_logged(error: Exception) -> None:
+        say(f"not logged yet, the search goes on: {' '.join(str(error).split())}")
+
+    with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell, trouble=not_logged):
         if batches.advance():
             _tune(job, batches, total - len(before), verbose=verbose)
     if batches.lost is not None:
@@ -264,7 +285,7 @@ def _at_once(job: TrialJob) -> int:
 def _tune(job: TrialJob, batches: Batches, trials: int, *, verbose: bool) -> None:
     settings = job.config.search
     if not verbose:
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its errors are tracebacks of processes that were lost
     trains = settings.fidelity == "finetune"
     places = max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.cpus_per_trial)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(places)  # by default it starts one process after the other

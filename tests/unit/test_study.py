@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from jointseg.errors import DiskError, InputError
@@ -35,9 +37,9 @@ class Counting:
         self.told.append((number, line["state"]))
 
 
-def batches_of(asker, *, size=2, total=5, ended=None, log=None, concurrent=0):
-    logged = log if log is not None else []
-    return Batches(asker, size=size, total=total, ended=ended or {}, log=logged.append, concurrent=concurrent)
+def batches_of(asker, *, size=2, total=5, ended=None, log=None, concurrent=0, said=None):
+    logged, shown = log if log is not None else [], said if said is not None else []
+    return Batches(asker, size=size, total=total, ended=ended or {}, log=logged.append, concurrent=concurrent, say=shown.append)
 
 
 def done(number):
@@ -144,6 +146,12 @@ def test_the_last_trial_may_be_lost_and_is_run_again():
     assert batches.suggest("c") == Searcher.FINISHED
 
 
+def test_tune_may_keep_a_copy_though_a_screen_cannot_be_kept():
+    screen = threading.RLock()
+    batches = Batches(Counting(), size=1, total=1, ended={}, log=print, say=lambda said: screen.release())
+    assert cloudpickle.loads(cloudpickle.dumps(batches)).total == 1
+
+
 def unsaved(number):
     return {
         "line": json.dumps({**line_of(number), "state": "unsaved", "error": "x: cannot be written: No space left on device"})
@@ -152,8 +160,8 @@ def unsaved(number):
 
 def test_a_trial_lost_again_and_again_ends_the_study_without_a_line_of_it():
     """Told as failed it would change what is asked after it, for good, on a machine's account."""
-    asker, log = Counting(), []
-    batches = batches_of(asker, log=log)
+    asker, log, said = Counting(), [], []
+    batches = batches_of(asker, log=log, said=said)
     for name in ("a", "a2", "a3"):
         assert batches.suggest(name)["trial"] == 0
         assert batches.stopped is None
@@ -161,6 +169,7 @@ def test_a_trial_lost_again_and_again_ends_the_study_without_a_line_of_it():
     assert batches.suggest("b") == Searcher.FINISHED
     assert str(batches.stopped) == "trial 0: its process ended 3 times without a score"
     assert (batches.lost, log, asker.told) == ("a3", [], [])
+    assert said == [f"trial 0: its process ended without a score; it runs again ({time} of 2)" for time in (1, 2)]
 
 
 @pytest.mark.parametrize("first", ["lost", "full"])
