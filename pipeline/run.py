@@ -1,232 +1,29 @@
 """The pipeline: its phases in order, each leaving its result in `--out` before the next begins.
 
-Not here: what a phase does inside (train.py, search.py, evaluate.py, report.py), the command line (cli.py).
+Not here: what a phase does (phases.py), the command line (cli.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
-from jointseg.checkpoint import describe_final
 from jointseg.config import Config
-from jointseg.data.nyu import FRAMES_FILE
-from jointseg.data.rooms import processes_to_render, write_rooms
-from jointseg.data.store import Store
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
-from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate, report, search
-from pipeline.cluster import (
-    connected,
-    once_nodes_are_there,
-    require_resources,
-    result_of,
-    uses_gpu,
-    without_missing_gpus,
-    worker_resources,
-    workers_said,
-)
-from pipeline.earlier_search import earlier_study, refuse_a_search, take_settings
-from pipeline.features import ready_features
-from pipeline.other_rules import metrics_by_rule
+from jointseg.stages import TRAININGS
+from pipeline import search
+from pipeline.cluster import connected, once_nodes_are_there, require_resources, without_missing_gpus, worker_resources
+from pipeline.earlier_search import earlier_study, refuse_a_search
+from pipeline.phases import WORK, Pipeline
 from pipeline.provenance import own_commit
-from pipeline.row_gains import row_gains
-from pipeline.run_store import few_retries, page_of, run_store
+from pipeline.run_store import page_of, run_store
 from pipeline.screen import Screen
-from pipeline.search_result import load_settings
-from pipeline.sources import bring_in, check_source, list_frames
+from pipeline.sources import check_source
 from pipeline.tracking import TOP, Tracker
-from pipeline.train import train_stage
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A run in its folder: everything a phase is given."""
-
-    config: Config
-    place: Workspace
-    tracker: Tracker
-    parent: str
-    screen: Screen
-    verbose: bool
-
-    @property
-    def store(self) -> Store:
-        """The prepared frames."""
-        return Store.open(self.place.store)
-
-    @property
-    def validation(self) -> tuple[int, ...]:
-        """The frames of the validation subset."""
-        frames: tuple[int, ...] = self.place.subset()["frames"]
-        return frames
-
-    def stage_config(self, stage: Stage) -> Config:
-        """The config a stage trains with: stage 3 takes the CRF settings that the search found."""
-        if stage.settings != "stage3":
-            return self.config
-        return load_settings(self.place.crf_settings, self.config)
-
-    def trained_config(self, stage: Stage) -> Config:
-        """The config a stage is evaluated with: its CRF is the one that it was trained with, whatever was found since."""
-        return self.config.model_copy(update={"crf": describe_final(self.place.final(stage))[1].crf})
-
-
-def prepare_data(pipeline: Pipeline) -> None:
-    """Rooms where no data was given, the prepared store, the validation subset and the manifest of views."""
-    config, place, screen = pipeline.config, pipeline.place, pipeline.screen
-    data = config.data
-    source = data.source
-    if source is None:
-        source = place.rooms
-        if not (source / FRAMES_FILE).is_file():
-            with screen.bar("rooms", data.rooms_train + data.rooms_test) as progress:
-                write_rooms(
-                    source,
-                    num_train=data.rooms_train,
-                    num_test=data.rooms_test,
-                    seed=data.rooms_seed,
-                    progress=progress,
-                    num_processes=processes_to_render(),
-                )
-    if not place.store.is_dir():
-        with screen.bar("prepare", 1) as progress:
-            bring_in(source, place.store, progress=progress)
-    store = pipeline.store
-    views = list_frames(place, store, data)
-    if data.validation_by == "scene":
-        search.folds_of(config, store, pipeline.validation)  # too few scenes are refused before anything is trained
-    _log_data(pipeline)
-    seen = f"{len(views)} views" if data.views == "offline" else f"views drawn anew from {len(views)} frames at each visit"
-    screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(pipeline.validation)} for validation; {seen}")
-
-
-def _log_data(pipeline: Pipeline) -> None:
-    _log_dataset(pipeline, pipeline.parent, context="training and testing")
-    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.views)
-    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.validation)
-
-
-def _log_dataset(pipeline: Pipeline, run: str, *, context: str) -> None:
-    """The frames as what a run of MLflow's read, and what for."""
-    store, source = pipeline.store, pipeline.config.data.source
-    pipeline.tracker.log_dataset(
-        run,
-        name=source.name if source else "synthetic rooms",
-        digest=store.digest,
-        source=str(source or pipeline.place.rooms),
-        frames={"train": len(store.train), "test": len(store.test), "validation": len(pipeline.validation)},
-        context=context,
-    )
-
-
-def train(pipeline: Pipeline, stage: Stage) -> None:
-    """One training stage on Ray Train, its reports going to MLflow and the screen as they come."""
-    config, place, tracker = pipeline.stage_config(stage), pipeline.place, pipeline.tracker
-    ready_features(config, place, store=place.store, screen=pipeline.screen)
-    iterations = stage.config(config).iterations
-    pipeline.screen.say(f"{stage.name}: {workers_said(config, gpu=uses_gpu(config))}")
-    place.stage(stage).mkdir(parents=True, exist_ok=True)  # before MLflow has its settings, which a search could still change
-    with (
-        tracker.run(stage.name, parent=pipeline.parent) as run,
-        pipeline.screen.bar(stage.name, iterations) as progress,
-    ):
-        tracker.log_params(run, flatten(config))
-        _log_dataset(pipeline, run, context="training")
-        if stage.settings == "stage3":
-            tracker.tag(run, {"study": place.study().name})
-        last = tracker.last_step(run, "loss/total")
-        loaded = place.loaded(stage)
-        begins = last < 0
-
-        def tell(row: dict[str, float]) -> None:
-            nonlocal begins
-            if begins and loaded.is_file():
-                pipeline.screen.say(loaded.read_text(encoding="utf-8").rstrip())
-            begins = False
-            step = int(row["step"])
-            progress(step, note=f"loss {row['loss/total']:.4g}")
-            if step > last:
-                with few_retries():  # it is told again
-                    tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
-
-        train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
-        tracker.log_artifact(run, place.final(stage), "checkpoint")
-        if loaded.is_file():
-            tracker.log_artifact(run, loaded)
-
-
-def search_settings(pipeline: Pipeline) -> None:
-    """The search on the validation subset, from the stage-2 weights; or what an earlier one found."""
-    p = pipeline
-    if p.config.search.settings is not None:
-        study = take_settings(p.config, p.place, screen=p.screen)
-        p.tracker.tag(p.parent, {"study": study})
-        p.tracker.log_artifact(p.parent, p.place.crf_settings, "earlier_search")  # this run's record is its report
-        return
-    search.run_search(p.config, p.place, p.tracker, parent=p.parent, screen=p.screen, verbose=p.verbose)
-
-
-def evaluate_test(pipeline: Pipeline) -> None:
-    """The four rows on the test split, with the floors beside them."""
-    config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
-    store = pipeline.store
-    jobs = {
-        stage: evaluate.RowJob(pipeline.trained_config(stage), stage.name, place.store, place.final(stage))
-        for stage in STAGES.values()
-    }
-    drawn = store.test[: config.evaluation.num_figures]
-    with tracker.run("evaluation", parent=pipeline.parent) as run:
-        _log_dataset(pipeline, run, context="testing")
-        with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
-            floor_task = evaluate.start_floors(config, place.store)
-            found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
-            floor = result_of(floor_task)
-        rows = {row: total.metrics(config.evaluation) for row, total in found.sums.items()}
-        best, worst = evaluate.extremes(found.frames[report.WITH_CRF], most=len(drawn))
-        if best:
-            job = {stage: own for stage, own in jobs.items() if stage.row == report.WITH_CRF}
-            with screen.bar("pictures", len(best) + len(worst)) as progress:
-                seen = evaluate.evaluate_rows(job, (*best, *worst), drawn=(*best, *worst), progress=progress)
-            found.predictions[report.WITH_CRF].update(seen.predictions[report.WITH_CRF])
-        pictures = {"first": list(drawn), "best": best, "worst": worst}
-        rules = metrics_by_rule(found.sums, found.others, config)
-        confusions = {row: np.stack(own) for row, own in found.confusions.items()}
-        gains = row_gains(confusions, store.test, config)
-        report.save_evaluation(place, found, rows=rows, rules=rules, gains=gains, floors=floor, pictures=pictures)
-        for row, metrics in rows.items():
-            tracker.log_result(run, {f"{row}/{name}": value for name, value in metrics.items()})
-        for row, others in gains.items():
-            for other, gain in others.items():
-                tracker.log_result(run, {f"gain/{row}_over_{other}/{name}": value for name, value in gain.items()})
-        tracker.log_result(run, {f"floor/{name}": value for name, value in floor.items()})
-        tracker.log_artifact(run, place.evaluation, "evaluation")
-
-
-def write_report(pipeline: Pipeline) -> None:
-    """report.json, report.md and figures/, logged on the parent run."""
-    report.write(pipeline.config, pipeline.place, pipeline.store)
-    tracker, parent = pipeline.tracker, pipeline.parent
-    for path in (pipeline.place.report, pipeline.place.report_page):
-        tracker.log_artifact(parent, path)
-    tracker.log_artifact(parent, pipeline.place.figures, "figures")
-    tracker.log_result(parent, report.headline(pipeline.place))
-    tracker.describe(parent, report.description(pipeline.place))
-
-
-WORK: dict[str, Callable[[Pipeline], None]] = {
-    "data": prepare_data,
-    **{name: partial(train, stage=stage) for name, stage in TRAININGS.items()},
-    "search": search_settings,
-    "evaluate": evaluate_test,
-    "report": write_report,
-}
 NEEDS = {
     "data": (),
     "stage1": ("data",),

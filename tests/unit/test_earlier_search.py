@@ -10,7 +10,7 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline.earlier_search import earlier_study, take_settings
-from pipeline.run import Pipeline, search_settings
+from pipeline.phases import Pipeline, search_settings
 from pipeline.search_result import load_settings
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import pipeline.phases
 import pipeline.run
 from jointseg.data.manifest import read_manifest, write_manifest
 from jointseg.data.store import prepare
@@ -18,7 +19,9 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
-from pipeline.run import Pipeline, evaluate_test, prepare_data, run_phases, run_search_command, train
+from pipeline.phases import Pipeline, evaluate_test, prepare_data, train
+from pipeline.row_gains import COMPARED
+from pipeline.run import run_phases, run_search_command
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import PIPELINE, Workspace
@@ -126,8 +129,8 @@ def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_log
         for step in (1.0, 2.0):
             tell({"step": step, "loss/total": 1 / step})
 
-    monkeypatch.setattr(pipeline.run, "train_stage", train_stage)
-    monkeypatch.setattr(pipeline.run, "uses_gpu", lambda config: False)  # it asks Ray
+    monkeypatch.setattr(pipeline.phases, "train_stage", train_stage)
+    monkeypatch.setattr(pipeline.phases, "uses_gpu", lambda config: False)  # it asks Ray
     train(own, STAGES["stage3"])
     assert "stage3: 1 worker(s) of 1 CPU each" in capsys.readouterr().out
     assert own.tracker.tags["stage3"] == {"study": "crf-1"}
@@ -143,7 +146,7 @@ def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_log
 @pytest.fixture
 def evaluated(pipeline_of, small, small_nyu, monkeypatch, last_share_first):
     """A run of untrained stages, evaluated without Ray on two test frames; and what each evaluation was asked for."""
-    own, asked, evaluate = pipeline_of({"evaluation.num_figures": 2}), [], pipeline.run.evaluate
+    own, asked, evaluate = pipeline_of({"evaluation.num_figures": 2}), [], pipeline.phases.evaluate
     own.place.store.unlink()
     prepare(small_nyu, own.place.store)
     find_settings(own.place, theta_beta=11.0)  # since stage 3 was trained
@@ -158,7 +161,7 @@ def evaluated(pipeline_of, small, small_nyu, monkeypatch, last_share_first):
 
     monkeypatch.setattr(evaluate, "evaluate_rows", noting)
     monkeypatch.setattr(evaluate, "start_floors", evaluate.floors)
-    monkeypatch.setattr(pipeline.run, "result_of", lambda floors: floors)
+    monkeypatch.setattr(pipeline.phases, "result_of", lambda floors: floors)
     own.place.validation.write_text(json.dumps({"frames": [1], "seed": 0, "digest": "d"}))
     evaluate_test(own)
     return own, asked
@@ -183,6 +186,10 @@ def test_rows_and_floors_go_to_mlflow_as_they_are_written(evaluated):
     assert len({metrics["mean_iou"] for metrics in written["rows"].values()}) > 1
     expected = {f"{row}/{name}": value for row, metrics in written["rows"].items() for name, value in metrics.items()}
     expected |= {f"floor/{name}": value for name, value in written["floors"].items()}
+    compared = [(row, other) for row, others in written["gains"].items() for other in others]
+    assert compared == list(COMPARED)
+    gains = {(row, other): written["gains"][row][other].items() for row, other in compared}
+    expected |= {f"gain/{row}_over_{other}/{name}": value for (row, other), own in gains.items() for name, value in own}
     assert own.tracker.metrics == {("evaluation", name, 0): value for name, value in expected.items()}
     assert own.tracker.artifacts == [("evaluation", "evaluation", "evaluation")]
 

@@ -21,7 +21,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo, paper
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.run import NEEDS, WORK
+from pipeline.phases import WORK
+from pipeline.run import NEEDS
 from pipeline.workspace import PHASES, Workspace
 
 

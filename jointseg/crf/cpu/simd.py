@@ -6,7 +6,6 @@ and 8 numbers, not as one of 40: LLVM takes vectors that are not a power of two 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -301,37 +300,3 @@ def _power_coefficients(degree: int) -> list[float]:
     """2^r on [-1/2, 1/2] as a polynomial, lowest power first: good to a rounding (6: float32, 11: float64)."""
     fit = Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
     return [float(c) for c in fit.convert(kind=Polynomial).coef]
-
-
-@intrinsic
-def add_atomically(_typing: Any, counter: Any, value: Any) -> Any:
-    """counter[0] += value for all threads in one order; returns what was there before. int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", data, arguments[1], "seq_cst")
-
-    return types.int64(counter, types.int64), generate
-
-
-@intrinsic
-def read_atomically(_typing: Any, counter: Any) -> Any:
-    """counter[0] as other threads left it. int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(data, "seq_cst", 8)
-
-    return types.int64(counter), generate
-
-
-@intrinsic
-def pause(_typing: Any) -> Any:
-    """Give this thread's processor to another that is ready."""
-    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _call(builder, name, _INT32, [])
-        return context.get_dummy_value()
-
-    return types.void(), generate

@@ -13,8 +13,8 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from jointseg.crf.cpu.atomics import add_atomically, pause, read_atomically
 from jointseg.crf.cpu.compiled import compiled
-from jointseg.crf.cpu.simd import add_atomically, pause, read_atomically
 
 _SPINS = 4000
 _ABORTED = 2**60
