@@ -203,8 +203,7 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     for stage, steps in {"stage1": [2, 4, 6, 8], "stage2": [2, 4], "stage3": [2], "stage3_sem_crf": [2]}.items():
         history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
         assert [point.step for point in history] == steps, stage
-    for name in ("pipeline", "stage1", "stage2", "stage3_sem_crf", "stage3", "evaluation"):
-        assert len(runs[name].inputs.dataset_inputs) == 1, name
+    assert all(len(runs[name].inputs.dataset_inputs) == 1 for name in ("pipeline", *STAGES, "evaluation"))
     _has(client, runs["pipeline"], "report.json", "report.md", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")
     _has(client, runs[search], "crf_settings.json", "trials.parquet", "journal.log", "confusions", "figures")
@@ -216,8 +215,7 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
 
 
 def _has(client: MlflowClient, run: Any, *names: str) -> None:
-    found = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert set(names) <= found
+    assert set(names) <= {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
 def test_another_study_has_a_folder_of_its_own_and_leaves_what_stage_3_began_from(
