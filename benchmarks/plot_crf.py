@@ -72,7 +72,7 @@ def tolerance_plot(frame: Frame, out: Path) -> None:
     _, image, depth = scene((REFERENCE_SIZE, REFERENCE_SIZE), 2, frame)
     kernels = {kernel.name: kernel for kernel in paper_kernels(CrfSettings())}
     for label, name, side, tolerances, build in (
-        ("bilateral grid, depth", "depth", 96, (2e-3, 5e-3, 1e-2, 2e-2, 5e-2), bilateral_grid),
+        ("bilateral grid, depth", "depth", 96, (2e-3, 3e-3, 5e-3, 7e-3, 1e-2), bilateral_grid),
         ("block-sparse, appearance", "appearance", 32, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), small_tiles),
     ):
         middle = slice((REFERENCE_SIZE - side) // 2, (REFERENCE_SIZE + side) // 2)

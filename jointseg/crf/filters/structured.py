@@ -200,13 +200,14 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
 
     Args:
         features: up to 3, spanning at most 2^18 cells.
-        tolerance: of a message, relative; 0.002 to 0.05.
+        tolerance: of a message, relative, on the mean over pixels; 0.002 to 0.01. Where the position's bandwidth is below 10
+            pixels, or depth comes in steps as wide as its bandwidth, it may be up to twice that.
 
     Raises:
         InputError: more features or cells, or a tolerance it cannot give.
     """
-    if not 2e-3 <= tolerance <= 5e-2:
-        raise InputError(f"filter 'bilateral_grid': tolerance is {tolerance:g}; allowed: 0.002..0.05; below that use 'exact'")
+    if not 2e-3 <= tolerance <= 1e-2:
+        raise InputError(f"filter 'bilateral_grid': tolerance is {tolerance:g}; allowed: 0.002..0.01; below that use 'exact'")
     cells = cells_per_sigma(tolerance)
     F, rows = features.values_BPF.shape[2], max(grid_rows(features, cells))
     if F > _MAX_GRID_FEATURES or rows > _MAX_GRID_ROWS:
@@ -222,8 +223,9 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
 
 
 def cells_per_sigma(tolerance: float) -> float:
-    """Cells to a bandwidth: linear interpolation's error falls with their square."""
-    return 2.0 * math.sqrt(GRID_TOLERANCE / tolerance)
+    """Cells to a bandwidth: linear interpolation's error falls with their square; where they are wide, with their cube."""
+    finer = GRID_TOLERANCE / tolerance
+    return 2.0 * (math.sqrt(finer) if finer > 1 else math.cbrt(finer))
 
 
 def grid_rows(features: Features, cells: float) -> list[float]:
