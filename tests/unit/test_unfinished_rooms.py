@@ -59,6 +59,7 @@ def interrupt(done):
         os.killpg(0, signal.SIGINT)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, such as this may be, ignores it
     try:
         write_rooms(Path("rooms"), num_train=2, num_test=1, seed=0, num_processes=2, progress=interrupt)
     except KeyboardInterrupt:
