@@ -21,6 +21,7 @@ from jointseg.errors import InputError, one_line
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.run_store import ARTIFACTS
+from pipeline.tracked_files import download, ended_otherwise, read_json
 from pipeline.tracked_trials import TRIAL_RECORD
 from pipeline.tracking import Tracker
 from pipeline.workspace import REPORT, SETTINGS, Workspace
@@ -90,12 +91,12 @@ def gathered(what: str, *, out: Path | None) -> Iterator[Evidence]:
     run_id = what.removeprefix(SCHEME)
     tracker = Tracker.of_run(run_id, out)
     with TemporaryDirectory(prefix="jointseg-") as folder:
-        record = next((found for name in (TRIAL_RECORD, SETTINGS, REPORT) if (found := tracker.read_json(run_id, name))), None)
+        record = next((found for name in (TRIAL_RECORD, SETTINGS, REPORT) if (found := read_json(tracker, run_id, name))), None)
         if record is None and out is not None:  # a folder that was moved: MLflow looks where it was
             kept = [out / ARTIFACTS / run_id / "artifacts" / name for name in (TRIAL_RECORD, SETTINGS, REPORT)]
             record = next((_read(path) for path in kept if path.is_file()), None)
         if record is None:
-            ended = tracker.ended_otherwise(run_id)
+            ended = ended_otherwise(tracker, run_id)
             if ended is not None:
                 raise InputError(f"{what}: a trial that {ended}: it has no score to reproduce")
             raise InputError(f"{what}: has no {TRIAL_RECORD}, {SETTINGS} or {REPORT}: not a trial, a search or a whole run")
@@ -106,7 +107,7 @@ def gathered(what: str, *, out: Path | None) -> Iterator[Evidence]:
 def _downloaded(tracker: Tracker, place: Workspace) -> Workspace:
     """The parts of a run that MLflow has, laid out as in a run's folder."""
     for stage in STAGES.values():
-        tracker.download(stage.name, "checkpoint", place.final(stage))
+        download(tracker, stage.name, "checkpoint", place.final(stage))
     return place
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from jointseg.config import Config
+from jointseg.errors import InputError
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import TRAININGS
@@ -72,8 +73,14 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             once_nodes_are_there(partial(search.require_room, config), search.trial_resources(config), say=screen.say)
         here = config if trains else without_missing_gpus(config, say=screen.say)
         with place.locked():
+            is_new = not place.config.is_file()
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
-            tracker = Tracker.open(place.out)
+            try:
+                tracker = Tracker.open(place.out)
+            except InputError:
+                if is_new:
+                    place.config.unlink()
+                raise
             tracker.end_abandoned(is_scored=place.is_scored)
             with tracker.run(place.out.name, key=TOP) as parent:
                 tracker.log_params(parent, flatten(config))

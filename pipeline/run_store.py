@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jointseg.errors import InputError, first_line
 from jointseg.whole import write_atomically
 from pipeline.workspace import Workspace
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
+"""Names an experiment that several folders' runs are to be in, on a server."""
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
 """Of a folder that has a store of its own."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -48,6 +51,8 @@ class RunStore:
     uri: str
     experiment: str
     """Its name. On a server it ends in digits drawn once for each folder: users of several machines may have one path."""
+    folder: str | None = None
+    """What tells this folder's runs from others in the experiment; None: all are its own."""
 
     @property
     def is_own(self) -> bool:
@@ -78,7 +83,7 @@ class RunStore:
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            kept = {"uri": without_password(self.uri), "experiment": self.experiment}
+            kept = {"uri": without_password(self.uri), "experiment": self.experiment, "folder": self.folder}
             write_atomically(Workspace(self.out).tracking, json.dumps(kept, indent=1))
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
@@ -87,6 +92,9 @@ class RunStore:
 def run_store(out: Path) -> RunStore:
     """The store of a folder: the one it has runs in; for a new folder `MLFLOW_TRACKING_URI`, or else one of its own.
 
+    On a server a new folder's runs are in the experiment that `MLFLOW_EXPERIMENT_NAME` names, with those of other folders, or
+    else in one of their own.
+
     Raises:
         InputError: the variable names another one than the folder has runs in, or a relative path in a job.
     """
@@ -94,20 +102,28 @@ def run_store(out: Path) -> RunStore:
     if place.tracking.is_file():
         kept = _read(place.tracking)
         _refuse_another(given, kept["uri"], out)
-        return RunStore(out, given or kept["uri"], kept["experiment"])
+        return RunStore(out, given or kept["uri"], kept["experiment"], kept["folder"])
     by_path = f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
     if (out / STORE).is_file() or given is None:
         _refuse_another(given, _own(out), out)
         return RunStore(out, _own(out), by_path)
-    # Folders did not remember their store until commit 5c7ed1f.
-    return RunStore(out, given, by_path if place.done() else f"{out.name}-{secrets.token_hex(4)}")
+    if place.done():  # folders did not remember their store until commit 5c7ed1f
+        return RunStore(out, given, by_path)
+    drawn, shared = secrets.token_hex(4), os.environ.get(EXPERIMENT)
+    if shared and _is_server(given):
+        return RunStore(out, given, shared, folder=drawn)
+    return RunStore(out, given, f"{out.name}-{drawn}")
 
 
 def page_of(run_id: str, *, uri: str, experiment_id: str) -> str | None:
     """The address of a run's page, where the store is a server that has pages; None where it is a database."""
-    if not uri.startswith(("http://", "https://")):
+    if not _is_server(uri):
         return None
     return f"{without_password(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
 
 
 def without_password(uri: str) -> str:
@@ -149,9 +165,9 @@ def _refuse_another(given: str | None, there: str, out: Path) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return {"uri": str(kept["uri"]), "experiment": str(kept["experiment"])}
+        return {"uri": str(kept["uri"]), "experiment": str(kept["experiment"]), "folder": kept.get("folder")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r})") from None

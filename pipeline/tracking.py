@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import STORE, VARIABLE, few_retries, run_store, shown, without_password
+from pipeline.run_store import STORE, VARIABLE, RunStore, few_retries, run_store, shown, without_password
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -38,6 +37,8 @@ TOP = "pipeline"
 """Key of the run that all others are under."""
 SCORE = "score/"
 """How keys of scores begin."""
+FOLDER_TAG = "jointseg.folder"
+"""In an experiment of several folders, whose run it is (RunStore.folder)."""
 PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
@@ -65,6 +66,16 @@ def _create_store(uri: str) -> None:
         lock.unlink(missing_ok=True)  # nobody who comes later asks for it
 
 
+def _create_experiment(client: MlflowClient, store: RunStore) -> entities.Experiment:
+    """The store's experiment; another folder that has the same may have made it meanwhile."""
+    try:
+        client.create_experiment(store.experiment, artifact_location=store.artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_experiment_by_name(store.experiment)
+
+
 @dataclass(frozen=True)
 class Tracker:
     """One experiment of one store."""
@@ -72,6 +83,8 @@ class Tracker:
     client: MlflowClient
     uri: str
     experiment_id: str
+    folder: str | None = None
+    """Whose runs of the experiment; None: all are of one folder."""
 
     @classmethod
     def open(cls, out: Path) -> Tracker:
@@ -90,14 +103,14 @@ class Tracker:
                 experiment = client.get_experiment_by_name(store.experiment)
             store.remember()
             if experiment is None:
-                return cls(client, store.uri, client.create_experiment(store.experiment, artifact_location=store.artifacts))
+                experiment = _create_experiment(client, store)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise InputError(f"{store} cannot be used: {shown(error)}") from None
         if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
             at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
             again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
-        return cls(client, store.uri, experiment.experiment_id)
+        return cls(client, store.uri, experiment.experiment_id, store.folder)
 
     @contextmanager
     def run(self, name: str, *, parent: str | None = None, key: str | None = None, started: int | None = None) -> Iterator[str]:
@@ -163,7 +176,8 @@ class Tracker:
             is_scored: whether a score of this name is being computed by another process: scores lock themselves alone.
         """
         with self.troubles_named():
-            for run in self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
+            running = f"attributes.status = 'RUNNING'{self._of_folder}"
+            for run in self.client.search_runs([self.experiment_id], running, max_results=1000):
                 key = run.data.tags.get(KEY_TAG, "")
                 if not (key.startswith(SCORE) and is_scored(key.removeprefix(SCORE))):
                     self.client.set_terminated(run.info.run_id, status="KILLED")
@@ -179,9 +193,13 @@ class Tracker:
         """The id of the run with this key, under `parent` where it is given; None where there is none."""
         # MLflow cannot filter on a missing tag, so the top run is told apart by a key of its own.
         of_parent = f" and tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
-        wanted = f"tags.`{KEY_TAG}` = '{key}'{of_parent}"
+        wanted = f"tags.`{KEY_TAG}` = '{key}'{of_parent}{self._of_folder}"
         found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
         return found[0].info.run_id if found else None
+
+    @property
+    def _of_folder(self) -> str:
+        return f" and tags.`{FOLDER_TAG}` = '{self.folder}'" if self.folder else ""
 
     def _gone_on_with(self, key: str, parent: str | None) -> str | None:
         """A run that is there, with this process's commit among its own."""
@@ -195,7 +213,8 @@ class Tracker:
         return run_id
 
     def _create(self, name: str, key: str, parent: str | None, started: int | None = None) -> str:
-        tags = {KEY_TAG: key, **({PARENT_TAG: parent} if parent else {}), **origin()}
+        own = {PARENT_TAG: parent, FOLDER_TAG: self.folder}
+        tags = {KEY_TAG: key, **{name: value for name, value in own.items() if value}, **origin()}
         run_id: str = self.client.create_run(self.experiment_id, started, tags, name).info.run_id
         return run_id
 
@@ -300,30 +319,7 @@ class Tracker:
         try:
             client = MlflowClient(tracking_uri=uri)
             with few_retries():
-                experiment: str = client.get_run(run_id).info.experiment_id
+                run = client.get_run(run_id)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise InputError(f"mlflow:{run_id}: {shown(error)}") from None
-        return cls(client, client.tracking_uri, experiment)
-
-    def read_json(self, run_id: str, name: str) -> Any:
-        """What a JSON artifact of a run holds; None where it has none of this name."""
-        if name not in {artifact.path for artifact in self.client.list_artifacts(run_id)}:
-            return None
-        with TemporaryDirectory() as folder:
-            return json.loads(Path(self.client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8"))
-
-    def ended_otherwise(self, run_id: str) -> str | None:
-        """Of a trial without a score, how it ended; None of any other run."""
-        tags = self.client.get_run(run_id).data.tags
-        if "stopped" in tags:
-            return f"was stopped {tags['stopped']}"
-        return f"failed ({tags['error']})" if "error" in tags else None
-
-    def download(self, key: str, name: str, folder: Path) -> None:
-        """Copy a folder of artifacts of the run with this key to `folder`; nothing where there is none."""
-        run_id = self.find(key, None)
-        if run_id is None or not self.client.list_artifacts(run_id, name):
-            return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent) as partial:
-            Path(self.client.download_artifacts(run_id, name, partial)).rename(folder)
+        return cls(client, client.tracking_uri, run.info.experiment_id, run.data.tags.get(FOLDER_TAG))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +22,7 @@ from jointseg.stages import STAGES, TRAININGS
 from pipeline.phases import Pipeline, evaluate_test, prepare_data, train
 from pipeline.row_gains import COMPARED
 from pipeline.run import run_phases, run_search_command
+from pipeline.run_store import VARIABLE
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import PIPELINE, Workspace
@@ -228,3 +229,15 @@ def test_a_folder_whose_link_leads_to_other_frames_now_is_refused_before_anythin
     with pytest.raises(InputError, match=rf"^{place.store}: other frames than {place.out} began with"):
         begin(small, place, screen=Terminal(), verbose=False)
     assert (begun, sorted(place.out.rglob("*"))) == ([], there)
+
+
+def test_a_new_folder_whose_server_does_not_answer_may_begin_with_other_settings(tmp_path, monkeypatch):
+    place = Workspace(tmp_path / "run")
+    monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9")
+    monkeypatch.setattr(pipeline.run, "connected", lambda **_: nullcontext())
+    monkeypatch.setattr(pipeline.run, "without_missing_gpus", lambda config, **_: config)  # it asks Ray
+    for seed in (0, 1):
+        config = with_overrides(demo(), {"data.rooms_seed": seed})
+        with pytest.raises(InputError, match=f"^{VARIABLE}: http://127.0.0.1:9 cannot be used: "):
+            run_phases(config, place, ("data",), screen=Terminal(), verbose=False)
+    assert place.load_config() is None

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jointseg.errors import InputError
-from pipeline.run_store import IN_JOB, VARIABLE, page_of, run_store, without_password
+from pipeline.run_store import EXPERIMENT, IN_JOB, VARIABLE, page_of, run_store, without_password
 from pipeline.tracking import TOP, Tracker
 from pipeline.workspace import Workspace
 from tests.mlflow_runs import all_runs
@@ -15,7 +15,7 @@ from tests.mlflow_runs import all_runs
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name in (VARIABLE, IN_JOB):
+    for name in (VARIABLE, EXPERIMENT, IN_JOB):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
@@ -54,6 +54,38 @@ def test_a_folder_stays_with_the_server_that_it_was_begun_with(folder, monkeypat
         f"{VARIABLE}: https://another is not where the runs of {folder} are; allowed: https://server:5000, or to leave it unset"
     )
     assert refusal(folder) == said
+
+
+def test_on_a_server_folders_may_share_an_experiment_and_each_remembers_which_runs_are_its_own(tmp_path, folder, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "http://server:5000")
+    monkeypatch.setenv(EXPERIMENT, "nyu")
+    one, two = run_store(folder), run_store(tmp_path / "two")
+    assert one.experiment == two.experiment == "nyu"
+    assert one.folder and two.folder and one.folder != two.folder
+    one.remember()
+    monkeypatch.delenv(EXPERIMENT)
+    again = run_store(folder)
+    assert (again.experiment, again.folder) == ("nyu", one.folder)
+    alone = run_store(tmp_path / "three")
+    assert (alone.experiment.startswith("three-"), alone.folder) == (True, None)
+    alone.remember()
+    monkeypatch.setenv(EXPERIMENT, "nyu")
+    assert run_store(tmp_path / "three").experiment == alone.experiment, "a folder stays in the experiment that it has runs in"
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:////elsewhere/mlflow.db", "postgresql://server/mlflow"])
+def test_elsewhere_than_on_a_server_a_folders_experiment_is_its_own(folder, monkeypatch, uri):
+    """A database keeps files where its experiment was begun: in a folder, which may go away."""
+    monkeypatch.setenv(EXPERIMENT, "nyu")
+    if uri is not None:
+        monkeypatch.setenv(VARIABLE, uri)
+    assert run_store(folder).experiment.startswith("run-")
+
+
+def test_a_folder_of_an_earlier_version_has_its_experiment_to_itself(folder, monkeypatch):
+    (folder / "tracking.json").write_text(json.dumps({"uri": "http://server:5000", "experiment": "run-1"}))
+    monkeypatch.setenv(EXPERIMENT, "nyu")
+    assert (run_store(folder).experiment, run_store(folder).folder) == ("run-1", None)
 
 
 def test_a_folder_with_a_store_of_its_own_is_not_gone_on_with_elsewhere(folder, monkeypatch):

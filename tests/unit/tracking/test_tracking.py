@@ -7,6 +7,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow.data import get_source
@@ -16,8 +18,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
-from pipeline.run_store import RETRIES
-from pipeline.tracking import PARENT_TAG, Tracker
+from pipeline.run_store import RETRIES, RunStore
+from pipeline.tracking import PARENT_TAG, Tracker, _create_experiment
 from tests.mlflow_runs import all_runs, history, status
 
 # Runs
@@ -36,6 +38,24 @@ def test_a_run_is_found_again_after_reopening(out, tracker):
         pass
     assert (same_parent, same_child) == (parent, child)
     assert len(all_runs(tracker)) == 2
+
+
+def test_folders_that_share_an_experiment_find_and_end_their_own_runs_alone(tracker):
+    one, two = (replace(tracker, folder=folder) for folder in ("1111", "2222"))
+    with one.run("a", key="pipeline") as first, two.run("b", key="pipeline") as second:
+        assert first != second
+        assert (one.find("pipeline", None), two.find("pipeline", None)) == (first, second)
+        two.end_abandoned(is_scored=lambda _: False)
+        assert (status(tracker, first), status(tracker, second)) == ("RUNNING", "KILLED")
+    with one.run("a", key="pipeline") as again:
+        assert again == first
+    assert Tracker.of_run(second, Path(tracker.uri.removeprefix("sqlite:///")).parent).folder == "2222"
+
+
+def test_an_experiment_that_another_folder_makes_at_the_same_time_is_taken(out, tracker):
+    own = RunStore(out, tracker.uri, "nyu", folder="1111")
+    made = tracker.client.create_experiment("nyu")
+    assert _create_experiment(tracker.client, own).experiment_id == made
 
 
 def test_a_child_hangs_on_its_parent_and_is_called_by_its_name(tracker):
