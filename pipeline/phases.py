@@ -188,12 +188,9 @@ def evaluate_test(pipeline: Pipeline) -> None:
         confusions = {row: np.stack(own) for row, own in found.confusions.items()}
         gains = row_gains(confusions, store.test, config)
         report.save_evaluation(place, found, rows=rows, rules=rules, gains=gains, floors=floor, pictures=pictures)
-        for row, metrics in rows.items():
-            tracker.log_result(run, {f"{row}/{name}": value for name, value in metrics.items()})
-        for row, others in gains.items():
-            for other, gain in others.items():
-                tracker.log_result(run, {f"gain/{row}_over_{other}/{name}": value for name, value in gain.items()})
-        tracker.log_result(run, {f"floor/{name}": value for name, value in floor.items()})
+        by_gain = {f"gain/{row}_over_{other}": gain for row, others in gains.items() for other, gain in others.items()}
+        for of, metrics in {**rows, **by_gain, "floor": floor}.items():
+            tracker.log_result(run, {f"test/{of}/{name}": value for name, value in metrics.items()})
         tracker.log_artifact(run, place.evaluation, "evaluation")
 
 

@@ -125,7 +125,7 @@ def headline(place: Workspace) -> dict[str, float]:
     """The scores of each row by which runs are compared, as MLflow's metrics; those without a value are left out."""
     found = _read(place.report)
     scores = {
-        f"{row}/{name}": found[table][row][name]
+        f"test/{row}/{name}": found[table][row][name]
         for table, names in (("table3", ("mean_iou", "pixel_accuracy")), ("table2", ("delta1", "rmse")))
         for row in found[table]
         for name in names

@@ -185,12 +185,12 @@ def test_rows_and_floors_go_to_mlflow_as_they_are_written(evaluated):
     written = json.loads((own.place.evaluation / "metrics.json").read_text())
     assert list(written["rows"]) == ["unary_sem", "unary_sem_depth", "sem_crf", "sem_crf_plus"]
     assert len({metrics["mean_iou"] for metrics in written["rows"].values()}) > 1
-    expected = {f"{row}/{name}": value for row, metrics in written["rows"].items() for name, value in metrics.items()}
-    expected |= {f"floor/{name}": value for name, value in written["floors"].items()}
+    expected = {f"test/{row}/{name}": value for row, metrics in written["rows"].items() for name, value in metrics.items()}
+    expected |= {f"test/floor/{name}": value for name, value in written["floors"].items()}
     compared = [(row, other) for row, others in written["gains"].items() for other in others]
     assert compared == list(COMPARED)
     gains = {(row, other): written["gains"][row][other].items() for row, other in compared}
-    expected |= {f"gain/{row}_over_{other}/{name}": value for (row, other), own in gains.items() for name, value in own}
+    expected |= {f"test/gain/{row}_over_{other}/{name}": value for (row, other), own in gains.items() for name, value in own}
     assert own.tracker.metrics == {("evaluation", name, 0): value for name, value in expected.items()}
     assert own.tracker.artifacts == [("evaluation", "evaluation", "evaluation")]
 

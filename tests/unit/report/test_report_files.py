@@ -150,10 +150,10 @@ def test_the_headline_is_each_rows_scores_without_those_that_have_no_value(place
     edit_metrics(place, {"mean_iou": math.nan}, row="sem_crf")
     report.write(demo(), place, store)
     found, tables = report.headline(place), contents(place)
-    names = {f"{row}/{name}" for row in ROW_NAMES for name in ("mean_iou", "pixel_accuracy")} - {"sem_crf/mean_iou"}
-    assert set(found) == names | {f"{row}/{name}" for row in list(ROW_NAMES)[1:] for name in ("delta1", "rmse")}
-    assert found["sem_crf_plus/mean_iou"] == tables["table3"]["sem_crf_plus"]["mean_iou"]
-    assert found["unary_sem_depth/rmse"] == tables["table2"]["unary_sem_depth"]["rmse"]
+    names = {f"test/{row}/{name}" for row in ROW_NAMES for name in ("mean_iou", "pixel_accuracy")} - {"test/sem_crf/mean_iou"}
+    assert set(found) == names | {f"test/{row}/{name}" for row in list(ROW_NAMES)[1:] for name in ("delta1", "rmse")}
+    assert found["test/sem_crf_plus/mean_iou"] == tables["table3"]["sem_crf_plus"]["mean_iou"]
+    assert found["test/unary_sem_depth/rmse"] == tables["table2"]["unary_sem_depth"]["rmse"]
 
 
 def test_figures_of_a_study_are_shown_where_they_are_of_the_result_that_stage_3_began_from(
