@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from jointseg.errors import DiskError, InputError
+from jointseg.errors import DiskError, InputError, one_line
 from jointseg.whole import write_atomically
 from pipeline.cluster import Patience, require_resources
 from pipeline.failures import LostWorkerError
@@ -238,7 +238,7 @@ def run_study(
     folder.mkdir(parents=True, exist_ok=True)
 
     def not_logged(error: Exception) -> None:
-        say(f"not logged yet, the search goes on: {' '.join(str(error).split())}")
+        say(f"not logged yet, the search goes on: {one_line(error)}")
 
     with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell, trouble=not_logged):
         if batches.advance():

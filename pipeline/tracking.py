@@ -1,6 +1,6 @@
 """Everything that goes to MLflow, and the only file that imports it. Used by the driver alone, with explicit run ids.
 
-Not here: trials (tracked_trials.py), what is worth logging (run.py and the file of each phase).
+Not here: trials (tracked_trials.py), what is worth logging (phases.py, score.py), how files come back (tracked_files.py).
 """
 
 from __future__ import annotations

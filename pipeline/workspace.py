@@ -1,6 +1,6 @@
 """The folder `--out`: where each part of a run lies, which phases have finished, and its config.
 
-Not here: what the phases do (run.py and the file of each).
+Not here: what the phases do (phases.py).
 """
 
 from __future__ import annotations
