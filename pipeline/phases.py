@@ -195,10 +195,10 @@ def evaluate_test(pipeline: Pipeline) -> None:
 
 
 def write_report(pipeline: Pipeline) -> None:
-    """report.json, report.md and figures/, logged on the parent run."""
+    """report.json, report.md, report.html and figures/, logged on the parent run."""
     report.write(pipeline.config, pipeline.place, pipeline.store)
     tracker, parent = pipeline.tracker, pipeline.parent
-    for path in (pipeline.place.report, pipeline.place.report_page):
+    for path in (pipeline.place.report, pipeline.place.report_page, pipeline.place.report_html):
         tracker.log_artifact(parent, path)
     tracker.log_artifact(parent, pipeline.place.figures, "figures")
     tracker.log_result(parent, report.headline(pipeline.place))

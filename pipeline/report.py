@@ -1,4 +1,4 @@
-"""The run's results as files: the evaluation's sums and predictions, then report.json, report.md and figures/.
+"""The run's results as files: the evaluation's sums and predictions, then report.json, report.md, report.html and figures/.
 
 Not here: the metrics (jointseg/metrics.py), the pictures (jointseg/figures.py), what the page says (report_tables.py).
 """
@@ -33,7 +33,7 @@ from jointseg.search_figures import search_history
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, write_atomically
-from pipeline import report_page
+from pipeline import report_html, report_page
 from pipeline.earlier_search import TAKEN_FROM
 from pipeline.evaluate import Evaluated
 from pipeline.log_lines import read_reports
@@ -114,11 +114,12 @@ def load_predictions(place: Workspace, row: str) -> dict[int, Prediction]:
 
 
 def write(config: Config, place: Workspace, store: Store) -> None:
-    """Write figures/, report.json and report.md from what the evaluation and the search left; again, the same."""
+    """Write figures/, report.json, report.md and report.html from what the evaluation and the search left; again, the same."""
     captions = _draw(place, store)
     _write_json(place.report, _report(config, place, store))
     page = report_page.markdown(_read(place.report), name=place.out.name, figures=captions)
     write_atomically(place.report_page, page)
+    write_atomically(place.report_html, report_html.page(page, folder=place.out))
 
 
 def headline(place: Workspace) -> dict[str, float]:

@@ -80,7 +80,7 @@ def description(report: Report) -> str:
         *_section("Table 2: depth", _grid(depth_table(report, rivals=False))),
         *_section("What the numbers say", _bullets(_marked(report))),
         *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
-        "Protocol, pictures and where the numbers come from: `report.md` among the artifacts.",
+        "Protocol, pictures and where the numbers come from: `report.html` among the artifacts.",
     ]
     return "\n\n".join(sections)
 
@@ -99,7 +99,7 @@ def terminal(report: Report, *, out: str, mlflow: str | None = None) -> Renderab
     for finding in _all_findings(report):
         parts.append(Text(f"{'!' if finding.against else '·'} {finding.text}", style="yellow" if finding.against else ""))
     places = {
-        f"{out}/report.md": "these tables with all notes and pictures",
+        f"{out}/report.html": "these tables with all notes and pictures",
         f"{out}/figures/": "predictions beside the truth, and the search",
         mlflow or f"jointseg ui --out {shlex.quote(out)}": "every curve, trial and file, in MLflow",
     }

@@ -137,6 +137,11 @@ class Workspace:
         return self.out / "report.md"
 
     @property
+    def report_html(self) -> Path:
+        """That page as one file, with its pictures inside."""
+        return self.out / "report.html"
+
+    @property
     def phases(self) -> Path:
         """Which phases have finished, how long each took (from where it last went on), and under which commit."""
         return self.out / "phases.json"

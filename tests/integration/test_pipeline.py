@@ -164,7 +164,7 @@ def test_another_config_is_refused_by_field(whole: tuple[Workspace, str], joints
 def test_the_folder_holds_what_readme_promises(whole: tuple[Workspace, str]) -> None:
     place, _ = whole
     files = ["config.json", "data/store.json", "crf_settings.json", "mlflow.db"]
-    files += ["report.json", "report.md", "views.parquet", "validation.json", "phases.json"]
+    files += ["report.json", "report.md", "report.html", "views.parquet", "validation.json", "phases.json"]
     finals = [f"{stage}/final/weights.safetensors" for stage in STAGES]
     assert [name for name in files + finals if not (place.out / name).is_file()] == []
     assert (place.out / "figures" / "training.png").is_file()
@@ -204,7 +204,7 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
         history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
         assert [point.step for point in history] == steps, stage
     assert all(len(runs[name].inputs.dataset_inputs) == 1 for name in ("pipeline", *STAGES, "evaluation"))
-    _has(client, runs["pipeline"], "report.json", "report.md", "figures", "views.parquet", "validation.json")
+    _has(client, runs["pipeline"], "report.json", "report.md", "report.html", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")
     _has(client, runs[search], "crf_settings.json", "trials.parquet", "journal.log", "confusions", "figures")
     for name in trials:

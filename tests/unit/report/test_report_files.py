@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,12 @@ def test_written_again_it_is_the_same(written: Workspace, store: Store, tmp_path
     again = Workspace(shutil.copytree(written.out, tmp_path / "small"))
     again.finish("report", seconds=1.0)
     report.write(demo(), again, store)
-    for name in ("report.md", "report.json", *(f"figures/{picture.name}" for picture in written.figures.iterdir())):
+    for name in (
+        "report.md",
+        "report.html",
+        "report.json",
+        *(f"figures/{picture.name}" for picture in written.figures.iterdir()),
+    ):
         assert (again.out / name).read_bytes() == (written.out / name).read_bytes()
 
 
@@ -202,6 +209,35 @@ def test_every_picture_on_the_page_is_a_png_with_something_in_it(written: Worksp
         picture = Image.open(written.out / name)
         assert picture.format == "PNG"
         assert len(picture.convert("RGB").reduce(4).getcolors(10**7)) > 100
+
+
+class _Sources(HTMLParser):
+    """What a page's tags name by `src` and `href`, and the rows of its tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and data.strip():
+            self.rows[-1].append(data.strip())
+
+
+def test_the_html_page_has_its_pictures_inside_and_the_same_tables(written: Workspace) -> None:
+    read = _Sources()
+    read.feed(written.report_html.read_text())
+    start = "data:image/png;base64,"
+    assert {source[: len(start)] for source in read.sources} == {start}
+    inside = [base64.b64decode(source.removeprefix(start)) for source in read.sources]
+    assert sorted(inside) == sorted(path.read_bytes() for path in written.figures.iterdir())
+    for name in ("Unary-Sem+Depth", "Sem-CRF+"):
+        assert cells(written, name) in read.rows
 
 
 def test_the_history_is_of_the_results_trials_in_their_order(
@@ -223,7 +259,7 @@ def test_the_history_is_of_the_results_trials_in_their_order(
 
 def test_the_terminal_shows_the_tables_and_where_to_look_next(written: Workspace) -> None:
     shown = on_terminal(written)
-    for said in (*ROW_NAMES.values(), "floor: all “wall”", "theta_beta", "report.md", "figures/", "jointseg ui --out"):
+    for said in (*ROW_NAMES.values(), "floor: all “wall”", "theta_beta", "report.html", "figures/", "jointseg ui --out"):
         assert said in shown
 
 
