@@ -1,4 +1,4 @@
-"""`jointseg data`: make, check and prepare data in NYU's own layout. Not here: the other commands (cli.py)."""
+"""`jointseg data`: make, check and prepare frames. Not here: the other commands (cli.py)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from jointseg.data.nyu import FolderReport, check
 from jointseg.data.rooms import processes_to_render, write_rooms
+from jointseg.data.source import FolderReport, check
 from jointseg.data.store import Store, is_store
 from jointseg.data.store import prepare as prepare_store
 from jointseg.labels import CLASS_NAMES
 from pipeline.cli_options import named_path
 from pipeline.terminal import Terminal
 
-data_app = typer.Typer(help="Make, check and prepare data in NYU's own layout.")
+data_app = typer.Typer(help="Make, check and prepare frames: in NYU's own layout, or as pictures.")
 
 
 @data_app.command("rooms")
@@ -42,7 +42,8 @@ def data_rooms(
 @data_app.command("check")
 def data_check(
     folder: Annotated[
-        Path, typer.Argument(parser=named_path, metavar="FOLDER", help="Folder with the three files, or a store.")
+        Path,
+        typer.Argument(parser=named_path, metavar="FOLDER", help="NYU's three files, or pictures, or a store."),
     ],
 ) -> None:
     """Open such a folder, check every frame, and print what is in it; of a store, compare every frame with its digest."""
@@ -60,7 +61,7 @@ def data_check(
 
 @data_app.command("prepare")
 def data_prepare(
-    folder: Annotated[Path, typer.Argument(parser=named_path, metavar="FOLDER", help="Folder with the three files.")],
+    folder: Annotated[Path, typer.Argument(parser=named_path, metavar="FOLDER", help="NYU's three files, or pictures.")],
     out: Annotated[Path, typer.Option("--out", parser=named_path, metavar="PATH", help="New folder for the store.")],
 ) -> None:
     """Copy such a folder into the memory-mapped store that training reads, checking every frame on the way."""
@@ -74,7 +75,8 @@ def _data_table(folder: Path, report: FolderReport) -> Table:
     table = Table(title=str(folder), show_header=False)
     common = sorted(report.classes_present, key=lambda label: -report.class_pixels[label])[:3]
     table.add_row("frames", f"{report.num_frames}: {report.num_train} train, {report.num_test} test")
-    table.add_row("kind", "NYU Depth v2" if report.real else "not NYU's own frames, going by classMapping40.mat")
+    kind = "NYU Depth v2" if report.real else "not NYU's own frames, going by their class mapping or split"
+    table.add_row("kind", kind)
     table.add_row("classes", f"{len(report.classes_present)} of 40; most common: {', '.join(CLASS_NAMES[c] for c in common)}")
     table.add_row("void", f"{report.void_share:.1%} of pixels")
     table.add_row(

@@ -55,8 +55,8 @@ DataOption = Annotated[
         "--data",
         parser=named_path,
         metavar="PATH",
-        help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat, or a prepared store. Without: "
-        "synthetic rooms.",
+        help="Folder with NYU's nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat; or of frames as pictures, with "
+        "train.txt and test.txt; or a prepared store. Without: synthetic rooms.",
     ),
 ]
 SetOption = Annotated[

@@ -91,7 +91,7 @@ def reproduce(
     what: Annotated[str, typer.Argument(help="A crf_settings.json, a trial.json or a report.json; or mlflow:RUN_ID.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", parser=named_path, metavar="PATH", help="Its data: a prepared store, or NYU's folder."),
+        typer.Option("--data", parser=named_path, metavar="PATH", help="Its data: a prepared store, or a folder of frames."),
     ] = None,
     out: Annotated[
         Path | None,

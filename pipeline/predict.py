@@ -1,22 +1,19 @@
 """Pictures of one's own through a trained stage: read, predicted one after another, and written as files.
 
-Not here: the prediction (jointseg/predictor.py).
+Not here: how a picture is read (jointseg/data/pictures.py), the prediction (jointseg/predictor.py).
 """
 
 from __future__ import annotations
 
-import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL import Image
 
+from jointseg.data.pictures import MILLIMETRES, read_picture
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction
 from jointseg.figures import prediction_sheet, save_png
@@ -26,19 +23,6 @@ from jointseg.whole import replacing_whole
 from pipeline.screen import Screen
 
 KINDS = ("sheet", "classes", "depth")
-MILLIMETRES = 1000
-"""In a metre: the unit of depth files, as of NYU's and most cameras'."""
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF's orientation. Pillow's own function writes all of the EXIF anew, and stops on what some cameras put there."""
 
 
 def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Screen, one_view: bool = False) -> None:
@@ -72,45 +56,6 @@ def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Sc
     depth = ", NAME.depth.png (millimetres)" if predictor.stage.with_depth else ""
     seen = f"pictures: {len(pictures)}, {predictor.views_said} of each"
     screen.say(f"{to}: NAME.sheet.png, NAME.classes.png (0..39){depth}; {seen}")
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture's pixels, (H, W, 3) RGB, upright as its camera says.
-
-    Raises:
-        InputError: the file cannot be read as a picture of 8 bits a channel.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            deep = _more_than_8_bits(picture)
-            pixels = picture.convert("RGB")
-            turned = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION, 1))  # after the pixels: of a TIFF, Pillow turns them
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not a picture that Pillow can read") from None
-    except (OSError, ValueError, TypeError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read as a picture: {problem}") from None
-    if deep is not None:
-        raise InputError(f"{path}: has more than 8 bits a channel ({deep}); allowed: 8")
-    return np.asarray(pixels if turned is None else pixels.transpose(turned))
-
-
-def _more_than_8_bits(picture: ImageFile) -> str | None:
-    """What says that a channel has more; None where none has. Of colours Pillow itself keeps the first 8 without a word.
-
-    To be asked before the pixels are read.
-    """
-    if picture.mode.startswith(("I", "F")):
-        return f"Pillow's mode {picture.mode}"
-    if isinstance(picture, TiffImageFile):
-        bits = max(picture.tag_v2.get(BITSPERSAMPLE, (1,)))
-        return f"BitsPerSample {bits}" if bits > 8 else None
-    for tile in picture.tile:
-        if picture.format == "PNG" and ";16" in str(tile.args):
-            return f"a PNG of {tile.args}"
-        if picture.format == "PPM" and isinstance(tile.args, tuple) and tile.args[-1] > 255:
-            return f"values up to {tile.args[-1]}"
-    return None
 
 
 def _refuse_clashes(pictures: Sequence[Path], to: Path) -> None:

@@ -1,6 +1,6 @@
-"""The data a run is given, NYU's folder or a store that was prepared from one before, and which of its frames are for what.
+"""The data a run is given, a folder of frames or a store that was prepared from one, and which of its frames are for what.
 
-Not here: how either is read (jointseg/data/nyu.py, store.py).
+Not here: how either is read (jointseg/data/source.py, store.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from jointseg.config import DataConfig
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.manifest import write_manifest
-from jointseg.data.nyu import NyuFolder, Progress
 from jointseg.data.rooms import refuse_too_many, train_numbers
+from jointseg.data.source import Progress, open_source
 from jointseg.data.store import Store, is_store, prepare
 from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
@@ -25,7 +25,7 @@ from pipeline.workspace import Workspace
 
 
 def bring_in(source: Path, store: Path, *, progress: Progress | None = None) -> None:
-    """Have the frames of `source` at `store`: a new store of NYU's folder, a link to a store.
+    """Have the frames of `source` at `store`: a new store of a folder of frames, a link to a store.
 
     Raises:
         InputError: as `prepare`, or `source` is a damaged store.
@@ -92,5 +92,5 @@ def _opened(source: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int], Fra
         store = Store.open(source)
         yield store.train, store.frame
     else:
-        with NyuFolder.open(source) as nyu:
-            yield nyu.train, nyu.read
+        with open_source(source) as frames:
+            yield frames.train, frames.read

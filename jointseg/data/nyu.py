@@ -9,8 +9,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,15 +24,13 @@ from jointseg.data.files import is_file_to_read, is_folder
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
 from jointseg.data.scenes import read_scene_types
 from jointseg.errors import InputError, one_line
-from jointseg.labels import NUM_CLASSES, NUM_NYU_CLASSES, VOID, class_table
+from jointseg.labels import NUM_NYU_CLASSES, class_table
 
 FRAMES_FILE = "nyu_depth_v2_labeled.mat"
 SPLITS_FILE = "splits.mat"
 MAPPING_FILE = "classMapping40.mat"
+FILES = FRAMES_FILE, SPLITS_FILE, MAPPING_FILE
 _NYU_MAP_SHA256 = "9c75cdc1ff39748751966fe8d8493b1d2ca3acda9ec861b2f70f52221d65a7bd"  # of mapClass, 894 bytes
-
-Progress = Callable[[int, int], None]
-"""Called after each frame with the frames done and the frames in all."""
 
 # MATLAB stores columns first: a frame as h5py sees it is the transpose of the picture.
 _LAYOUT: dict[str, tuple[tuple[int, ...], str]] = {
@@ -73,7 +70,7 @@ class NyuFolder:
             InputError: a file is missing or damaged or may not be read, a dataset is missing or not in NYU's layout, or the
                 splits or the class mapping are not what they should be.
         """
-        for name in (FRAMES_FILE, SPLITS_FILE, MAPPING_FILE):
+        for name in FILES:
             if not is_file_to_read(folder / name):
                 problem = f"no {name} in it" if is_folder(folder) else "no such folder"
                 raise InputError(f"{folder}: {problem}; needed: {FRAMES_FILE}, {SPLITS_FILE} and {MAPPING_FILE}")
@@ -141,81 +138,6 @@ class NyuFolder:
         count = int(wrong.sum())
         others = f" (and {count - 1} more pixels of this frame)" if count > 1 else ""
         return InputError(f"{where}: {values[row, column].item()}; allowed: {allowed}{others}")
-
-
-@dataclass(frozen=True)
-class FolderReport:
-    """What a whole set of frames holds."""
-
-    num_frames: int
-    num_train: int
-    num_test: int
-    real: bool
-    """Whether these are NYU's own frames, going by the class mapping beside them."""
-    class_pixels: tuple[int, ...]
-    """Pixels of each of the 40 classes, over all frames."""
-    void_share: float
-    """Share of pixels without a class."""
-    min_depth: float
-    """Nearest valid depth, filled in, metres; 0 where there is none."""
-    max_depth: float
-    """Farthest valid depth, filled in, metres; 0 where there is none."""
-    hole_share: float
-    """Share of pixels without a raw depth."""
-
-    @property
-    def classes_present(self) -> tuple[int, ...]:
-        """The classes 0..39 with at least one pixel."""
-        return tuple(c for c, count in enumerate(self.class_pixels) if count)
-
-
-class FrameTally:
-    """Sums over frames, taken while they pass by, from which a FolderReport is made."""
-
-    def __init__(self) -> None:
-        self._labels = np.zeros(256, np.int64)
-        self._num_frames = self._raw_valid = self._pixels = 0
-        self._min_depth, self._max_depth = np.inf, 0.0
-
-    def add(self, frame: Frame) -> None:
-        """Count one frame."""
-        self._num_frames += 1
-        self._pixels += frame.labels.size
-        self._labels += np.bincount(frame.labels.ravel(), minlength=256)
-        self._raw_valid += int(np.count_nonzero(valid_depth(frame.raw_depth)))
-        depth = frame.filled_depth
-        self._min_depth = min(self._min_depth, float(depth.min(where=valid_depth(depth), initial=np.inf)))
-        self._max_depth = max(self._max_depth, float(depth.max()))
-
-    def report(self, nyu: NyuFolder) -> FolderReport:
-        """The sums so far over frames of `nyu`. At least one frame must have been added."""
-        assert self._num_frames
-        return FolderReport(
-            num_frames=self._num_frames,
-            num_train=len(nyu.train),
-            num_test=len(nyu.test),
-            real=nyu.real,
-            class_pixels=tuple(self._labels[:NUM_CLASSES].tolist()),
-            void_share=float(self._labels[VOID] / self._pixels),
-            min_depth=self._min_depth if self._max_depth else 0.0,
-            max_depth=self._max_depth,
-            hole_share=1 - self._raw_valid / self._pixels,
-        )
-
-
-def check(folder: Path, *, progress: Progress | None = None) -> FolderReport:
-    """Read every frame of a NYU folder once, and say what it holds.
-
-    Raises:
-        InputError: anything at all is wrong with it; see NyuFolder.open and NyuFolder.read.
-    """
-    tally = FrameTally()
-    with NyuFolder.open(folder) as nyu:
-        for number in range(1, nyu.num_frames + 1):
-            tally.add(nyu.read(number))
-            if progress is not None:
-                progress(number, nyu.num_frames)
-        return tally.report(nyu)
 
 
 def _open_datasets(path: Path, mat: h5py.File) -> dict[str, h5py.Dataset]:

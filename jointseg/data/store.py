@@ -1,6 +1,6 @@
-"""The prepared store: a NYU folder copied once into plain .npy arrays that many processes map at the same time.
+"""The prepared store: a folder of frames copied once into plain .npy arrays that many processes map at the same time.
 
-Not here: how NYU's own files are read (nyu.py).
+Not here: how such folders are read (source.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame
-from jointseg.data.nyu import FolderReport, FrameTally, NyuFolder, Progress
+from jointseg.data.source import FolderReport, FrameSource, FrameTally, Progress, open_source
 from jointseg.errors import InputError, one_line
 from jointseg.labels import NUM_CLASSES, VOID
 from jointseg.whole import appearing_whole, check_space
@@ -65,7 +65,7 @@ class Store:
     def __init__(self, path: Path, index: _Index, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.path = path
         self.source = index.source
-        """Name of the NYU folder it was made from."""
+        """Name of the folder it was made from."""
         self.train = index.train
         """1-based numbers of the train frames, ascending."""
         self.test = index.test
@@ -156,43 +156,43 @@ def is_store(path: Path) -> bool:
 
 
 def prepare(folder: Path, store: Path, *, progress: Progress | None = None) -> Store:
-    """Copy a NYU folder into a new store in one pass that also checks every pixel.
+    """Copy a folder of frames into a new store in one pass that also checks every pixel.
 
     The store appears whole, by one rename, or not at all; what an interrupted attempt left is cleared by the next.
 
     Raises:
-        InputError: the folder is wrong (see nyu.NyuFolder), the store exists already or is being made by another
+        InputError: the folder is wrong (see source.open_source), the store exists already or is being made by another
             process, or the disk has too little room.
     """
-    with NyuFolder.open(folder) as nyu:
-        check_space(store, needed=nyu.num_frames * _BYTES_PER_FRAME + _BYTES_BESIDE_FRAMES)
+    with open_source(folder) as source:
+        check_space(store, needed=source.num_frames * _BYTES_PER_FRAME + _BYTES_BESIDE_FRAMES)
         with appearing_whole(store) as partial:
-            index = _write_arrays(nyu, partial, progress)
+            index = _write_arrays(source, partial, progress)
             described = {"format": FORMAT, **dataclasses.asdict(index)}
             (partial / INDEX_FILE).write_text(json.dumps(described, indent=1) + "\n")
     return Store.open(store)
 
 
-def _write_arrays(nyu: NyuFolder, folder: Path, progress: Progress | None) -> _Index:
+def _write_arrays(source: FrameSource, folder: Path, progress: Progress | None) -> _Index:
     """Append frame after frame to each array (a writable map would count as memory in use); return the index."""
     tally, digest = FrameTally(), hashlib.sha256()
     with contextlib.ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for name, (shape, dtype) in _ARRAYS.items():
             files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
-            header = {"descr": dtype, "fortran_order": False, "shape": (nyu.num_frames, *shape)}
+            header = {"descr": dtype, "fortran_order": False, "shape": (source.num_frames, *shape)}
             np.lib.format.write_array_header_1_0(files[name], header)
-        for number in range(1, nyu.num_frames + 1):
-            frame = nyu.read(number)
+        for number in range(1, source.num_frames + 1):
+            frame = source.read(number)
             tally.add(frame)
             _add_frame(digest, frame)
             for name, file in files.items():
                 file.write(memoryview(getattr(frame, name)))
             if progress is not None:
-                progress(number, nyu.num_frames)
-    _add_splits(digest, nyu.train, nyu.test)
-    source = os.fsencode(nyu.path.absolute().name).decode(errors="replace")  # a name need not be UTF-8; JSON must be
-    return _Index(source, digest.hexdigest(), tally.report(nyu), nyu.train, nyu.test, nyu.scene_types)
+                progress(number, source.num_frames)
+    _add_splits(digest, source.train, source.test)
+    name = os.fsencode(source.path.absolute().name).decode(errors="replace")  # a name need not be UTF-8; JSON must be
+    return _Index(name, digest.hexdigest(), tally.report(source), source.train, source.test, source.scene_types)
 
 
 def _add_frame(digest: hashlib._Hash, frame: Frame) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jointseg.data.nyu import check
+from jointseg.data.source import check
 from jointseg.data.store import Store
 from jointseg.labels import CLASS_NAMES
 
@@ -24,7 +24,8 @@ def test_data_that_is_no_folder_is_named(mistake, tmp_path):
 def test_a_folder_without_the_files_is_named_before_anything_is_made(mistake, tmp_path):
     (tmp_path / "empty").mkdir()
     message = mistake("run", "--out", "x", "--data", "empty")
-    assert message.startswith(f"{tmp_path / 'empty'}: no nyu_depth_v2_labeled.mat in it; needed: ")
+    needed = "needed: nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat; or, for pictures, train.txt and test.txt"
+    assert message == f"{tmp_path / 'empty'}: holds no frames; {needed}"
     assert not (tmp_path / "x").exists()
 
 

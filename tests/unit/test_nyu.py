@@ -16,7 +16,8 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from jointseg.data.frame import valid_depth
-from jointseg.data.nyu import NyuFolder, check
+from jointseg.data.nyu import NyuFolder
+from jointseg.data.source import check
 from jointseg.errors import InputError
 from jointseg.labels import VOID
 

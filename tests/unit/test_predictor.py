@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from jointseg.data.pictures import read_picture
 from jointseg.data.views import content_size, render_input
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, depth_at_full_size, labels_at_full_size, predict
@@ -18,7 +19,7 @@ from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.predict import predict_files, read_picture
+from pipeline.predict import predict_files
 from pipeline.terminal import Terminal
 from tests.checkpoints import untrained_final
 

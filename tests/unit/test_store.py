@@ -20,7 +20,8 @@ import pytest
 from scipy.io import savemat
 
 from jointseg.data.frame import Frame
-from jointseg.data.nyu import NyuFolder, check
+from jointseg.data.nyu import NyuFolder
+from jointseg.data.source import check
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 
