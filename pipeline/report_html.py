@@ -16,6 +16,7 @@ _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 65em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left }
+td:first-child { white-space: nowrap }
 thead th { border-bottom: 2px solid #888 }
 img { max-width: 100% }
 code, pre { background: #f5f5f5; overflow-x: auto }
