@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from jointseg.crf.settings import CrfSettings
 from jointseg.evaluation_config import EvaluationConfig
-from jointseg.labels import NUM_CLASSES
 from jointseg.network.table import VARIANTS
 from jointseg.search_config import SearchConfig
 from jointseg.settings import Count, Seed, Settings, SettingsError
@@ -51,16 +50,6 @@ class NetworkConfig(Settings):
     layers then begin and learn at the size that they expect. Not the paper's, whose rates are for Caffe's sizes."""
     frozen_until: str | None = None
     """A layer, such as conv4_3: it and all layers it is computed from keep their starting weights. None: all are trained."""
-
-    @property
-    def num_classes(self) -> int:
-        """C, the classes of the NYUv2-40 task."""
-        return NUM_CLASSES
-
-    @property
-    def max_depth(self) -> float:
-        """The farthest depth the bins can say, metres; 7 m in the paper."""
-        return self.num_depth_bins * self.depth_bin
 
     def scaled_size(self, scale: float) -> int:
         """The allowed `input_size` next to `scale` times this one."""

@@ -89,11 +89,6 @@ class SegmentationSums:
         """(C,), share of a class's true pixels labelled rightly; NaN for a class that is not in the truth."""
         return _divide(np.diag(self.confusion), self.confusion.sum(1))
 
-    @property
-    def frequency_weighted_iou(self) -> float:
-        """Mean IoU weighted by the true pixels of each class; NaN without a pixel."""
-        return float(_divide(np.nansum(self.class_iou * self.confusion.sum(1)), self.confusion.sum()))
-
     def mean_iou(self, *, absent: Absent = "ignore") -> float:
         """Mean over classes of the IoU; NaN without a pixel."""
         return self._mean(self.class_iou, absent)
@@ -110,11 +105,6 @@ class SegmentationSums:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists of whole numbers, for JSON or another process."""
         return {"confusion": self.confusion.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The sums that `to_dict` wrote."""
-        return cls(np.asarray(values["confusion"], dtype=np.int64))
 
 
 DEPTH_SUMS = ("pixels", "delta1", "delta2", "delta3", "abs_rel", "sq_rel", "square", "log", "log_square", "log_abs")
@@ -147,19 +137,9 @@ class DepthSums:
     def __add__(self, other: Self) -> Self:
         return type(self)(np.concatenate([self.images, other.images]))
 
-    @property
-    def num_pixels(self) -> int:
-        """Valid pixels of all images."""
-        return int(self.images[:, 0].sum())
-
     def to_dict(self) -> dict[str, Any]:
         """Plain lists of numbers, for JSON or another process."""
         return {"images": self.images.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The sums that `to_dict` wrote."""
-        return cls(np.asarray(values["images"], dtype=np.float64).reshape(-1, len(DEPTH_SUMS)))
 
 
 def segmentation_metrics(sums: SegmentationSums, *, absent: Absent = "ignore") -> dict[str, float]:

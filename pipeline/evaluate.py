@@ -22,6 +22,7 @@ from jointseg.config import Config
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, Sums, predict, score
+from jointseg.labels import NUM_CLASSES
 from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
 from pipeline.other_rules import sums_by_rule
@@ -157,7 +158,7 @@ def floors(config: Config, store_path: Path) -> dict[str, float]:
     The class and the depth (the mean over the training frames) are the train split's; the test split only scores them.
     """
     store, evaluation = Store.open(store_path), config.evaluation
-    counts = np.zeros(config.network.num_classes, np.int64)
+    counts = np.zeros(NUM_CLASSES, np.int64)
     depth_sum, depth_count = 0.0, 0
     for number in store.train:
         frame = store.frame(number)

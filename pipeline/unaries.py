@@ -29,6 +29,7 @@ from jointseg.data.views import content_size
 from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import Unaries, compute_unaries
 from jointseg.evaluation_config import EvaluationConfig
+from jointseg.labels import NUM_CLASSES
 from jointseg.mapped import new_array
 from jointseg.model import trained_model
 from jointseg.whole import appearing_whole, check_space
@@ -122,7 +123,7 @@ def cached_unaries(
 def _bytes_a_frame(config: Config) -> int:
     """What the arrays of one frame take: the image's 3 bytes a pixel, 4 for each logit and for the depth."""
     h, w = content_size(*FRAME_SIZE, config.network.input_size, config.network.resize)
-    return h * w * (3 + 4 * config.network.num_classes + 4)
+    return h * w * (3 + 4 * NUM_CLASSES + 4)
 
 
 def _refuse_other(folder: Path, stamp: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def untrained_final(stage: str, config: Config, folder: Path) -> JointModel:
     """
     model = build_model(config).eval()
     with torch.no_grad():
-        for parameter in model.network.score_parameters():
+        for parameter in model.network.heads.parameters():
             parameter.mul_(100)
     source = folder.with_name("untrained")
     save_checkpoint(source, Checkpoint(stage, 0, config, dict(model.state_dict()), {}, []))

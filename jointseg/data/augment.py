@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jointseg.config import DataConfig
-from jointseg.data.frame import FRAME_SIZE
 from jointseg.data.views import View, random_crop
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -44,7 +43,7 @@ def view_of_visit(numbers: Sequence[int], visit: int, config: DataConfig, *, sta
     turn, place = divmod(visit, len(numbers))
     number = numbers[_order(len(numbers), turn, config.views_seed, stages_before)[place]]
     random = np.random.default_rng([config.views_seed, visit, 0, stages_before])  # no order has 0 for its length
-    view = random_crop(number, random, FRAME_SIZE, scale=(config.crop_scale_min, 1.0))
+    view = random_crop(number, random, scale=(config.crop_scale_min, 1.0))
     brightness, contrast, saturation = random.uniform(1 - config.color_jitter, 1 + config.color_jitter, 3).tolist()
     return replace(view, mirror=bool(random.integers(2))), Colour(brightness, contrast, saturation)
 

@@ -63,7 +63,7 @@ class Sample:
     """(S, S) float32, metres, a whole number of depth bins; 0 = missing, and padding."""
 
 
-def make_views(numbers: Sequence[int], config: DataConfig, *, frame_size: tuple[int, int] = FRAME_SIZE) -> tuple[View, ...]:
+def make_views(numbers: Sequence[int], config: DataConfig) -> tuple[View, ...]:
     """The views of these frames that are listed before training.
 
     Offline: all that are trained on, shuffled once. The crops of a frame depend on `config.views_seed` and its number alone,
@@ -73,31 +73,30 @@ def make_views(numbers: Sequence[int], config: DataConfig, *, frame_size: tuple[
     Args:
         numbers: 1-based frame numbers, none of them twice.
         config: views; and num_crops, crop_scale_min, crop_scale_max and views_seed of offline ones.
-        frame_size: height and width of the frames, pixels.
     """
     assert len(set(numbers)) == len(numbers)
     if config.views == "online":
-        return tuple(_whole(number, frame_size) for number in sorted(numbers))
-    views = [view for number in numbers for view in _views_of(number, config, frame_size)]
+        return tuple(_whole(number) for number in sorted(numbers))
+    views = [view for number in numbers for view in _views_of(number, config)]
     order = np.random.default_rng(config.views_seed).permutation(len(views))
     return tuple(views[i] for i in order)
 
 
-def _views_of(number: int, config: DataConfig, frame_size: tuple[int, int]) -> list[View]:
+def _views_of(number: int, config: DataConfig) -> list[View]:
     random = np.random.default_rng([config.views_seed, number])
     scale = config.crop_scale_min, config.crop_scale_max
-    views = [random_crop(number, random, frame_size, scale=scale) for _ in range(config.num_crops)]
-    original = _whole(number, frame_size)
+    views = [random_crop(number, random, scale=scale) for _ in range(config.num_crops)]
+    original = _whole(number)
     return [*views, original, replace(original, kind="mirror", mirror=True)]
 
 
-def _whole(number: int, frame_size: tuple[int, int]) -> View:
-    return View(number, "original", 0, 0, *frame_size, zoom=1.0, mirror=False)
+def _whole(number: int) -> View:
+    return View(number, "original", 0, 0, *FRAME_SIZE, zoom=1.0, mirror=False)
 
 
-def random_crop(number: int, random: np.random.Generator, frame_size: tuple[int, int], *, scale: tuple[float, float]) -> View:
+def random_crop(number: int, random: np.random.Generator, *, scale: tuple[float, float]) -> View:
     """A crop of the frame's own aspect, its side uniform in `scale` times the frame's, its place uniform."""
-    height, width = frame_size
+    height, width = FRAME_SIZE
     # A whole number of steps of the aspect, (3, 4) pixels: the zoom is one number, exactly.
     steps = math.gcd(height, width)
     side = max(1, round(steps * random.uniform(*scale)))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jointseg.config import NetworkConfig
 from jointseg.errors import InputError
+from jointseg.labels import NUM_CLASSES
 from jointseg.network.bilinear import is_one_kernel, upsample_and_add
 from jointseg.network.fused import convolution_relu, is_fusible
 from jointseg.network.table import DATA, VARIANTS, AvgPool, Branch, Conv, Dropout, Layer, MaxPool, layers_up_to
@@ -187,10 +188,6 @@ class JointNetwork(nn.Module):
             x = self.get_submodule(name)(x)
         return x
 
-    def score_parameters(self) -> list[nn.Parameter]:
-        """The new score layers, of classes and of depth; DeepLab trains them at 10 times the rate."""
-        return list(self.heads.parameters())
-
     def depth_parameters(self) -> list[nn.Parameter]:
         """The depth heads, of which stage 1 has none (paper, 4.1)."""
         return [parameter for name, parameter in self.heads.named_parameters() if name.split(".")[1] == "depth"]
@@ -224,7 +221,7 @@ def build_network(config: NetworkConfig, *, seed: int) -> JointNetwork:
     with torch.random.fork_rng(devices=[]):  # torch draws weights of its own when a layer is made
         network = JointNetwork(
             VARIANTS[config.variant],
-            num_classes=config.num_classes,
+            num_classes=NUM_CLASSES,
             num_depth_bins=config.num_depth_bins,
             width=config.width,
             dropout=config.dropout,

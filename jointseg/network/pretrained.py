@@ -21,19 +21,6 @@ from jointseg.settings import SettingsError
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """A parameter and the tensor that has its name and another shape."""
-
-    parameter: str
-    shape: tuple[int, ...]
-    tensor: str
-    tensor_shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.parameter} is {self.shape}, the file's {self.tensor} is {self.tensor_shape}"
-
-
-@dataclass(frozen=True)
 class LoadReport:
     """What became of every parameter of the network, and of every tensor of the file."""
 
@@ -45,8 +32,8 @@ class LoadReport:
     """Those of them that are VGG-16's fully connected layers as DeepLab cuts them down."""
     initialised: tuple[str, ...]
     """Parameters left as they were: the file has no tensor of that name and shape."""
-    misfits: tuple[Misfit, ...]
-    """Why, for those of them that the file has a tensor for."""
+    misfits: tuple[str, ...]
+    """Both shapes, for those of them that the file has a tensor of another shape for."""
     unused: tuple[str, ...]
     """Names in the file that no parameter took, for their name or for their shape."""
 
@@ -54,7 +41,7 @@ class LoadReport:
         """The source, and a line for each group: how many tensors, and which layers."""
         groups = {name: getattr(self, name) for name in ("loaded", "reduced", "initialised", "unused")}
         rows = [(group, len(names), _layers(names)) for group, names in groups.items()]
-        rows.append(("other shape", len(self.misfits), list(map(str, self.misfits))))
+        rows.append(("other shape", len(self.misfits), [*self.misfits]))
         lines = [f"{group:<12}{count:>4}  {', '.join(listed) or '-'}" for group, count, listed in rows]
         return "\n".join([f"{'weights':<12}      {self.source}", *lines])
 
@@ -134,7 +121,8 @@ def _match(network: JointNetwork, weights: StartingWeights, path: Path) -> tuple
                 break
         if sources and name not in taken:
             source = f"{sources[-1]}, reduced," if sources[-1] in weights.reduced else sources[-1]
-            misfits.append(Misfit(name, tuple(parameter.shape), source, tuple(weights.tensors[sources[-1]].shape)))
+            there = tuple(weights.tensors[sources[-1]].shape)
+            misfits.append(f"{name} is {tuple(parameter.shape)}, the file's {source} is {there}")
     used = set(taken.values())
     mean = ", ".join(f"{level:g}" for level in weights.image.mean_bgr)
     report = LoadReport(
@@ -164,8 +152,8 @@ def _first_names(network: JointNetwork, weights: StartingWeights) -> str:
     def listed(shapes: Mapping[str, torch.Size]) -> str:
         return ", ".join(f"{name[:40]} {tuple(shape)}" for name, shape in list(shapes.items())[:2])
 
-    names, scores = network.starting_names(), {id(parameter) for parameter in network.score_parameters()}
-    needed = {names[name]: parameter.shape for name, parameter in network.named_parameters() if id(parameter) not in scores}
+    names = network.starting_names()
+    needed = {names[name]: own.shape for name, own in network.named_parameters() if not name.startswith("heads.")}
     there = {name: tensor.shape for name, tensor in weights.tensors.items()}
     return f"it has {listed(there)}, ...; needed: {listed(needed)}, ... (network.width 1 is VGG-16's)"
 

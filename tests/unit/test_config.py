@@ -88,7 +88,3 @@ def test_values_outside_their_range_are_refused_by_path(path, value):
 
 def test_settings_that_change_no_number_are_settings():
     assert flatten(Config()).keys() > OPERATIONAL
-
-
-def test_the_bins_reach_seven_metres():
-    assert NetworkConfig().max_depth == pytest.approx(7.0)

@@ -43,7 +43,7 @@ def model(small):
     """With a network that has something to say: scores of new layers are too near each other."""
     model = build_model(small)
     with torch.no_grad():
-        for parameter in model.network.score_parameters():
+        for parameter in model.network.heads.parameters():
             parameter.mul_(100)
     return model
 
@@ -71,7 +71,7 @@ def test_sums_of_frames_add_to_the_sums_of_all(frames):
     for frame in frames:
         confusion[:, 0] += np.bincount(frame.labels[frame.labels != VOID], minlength=40)
     assert (total.segmentation.confusion == confusion).all()
-    assert total.depth.num_pixels == sum(int((frame.filled_depth > 0).sum()) for frame in frames)
+    assert total.depth.images[:, 0].sum() == sum(int((frame.filled_depth > 0).sum()) for frame in frames)
     errors = np.concatenate([(frame.filled_depth[frame.filled_depth > 0] - 2.0).astype(np.float64) for frame in frames])
     assert depth_metrics(total.depth)["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
 
@@ -121,9 +121,8 @@ def test_what_lies_outside_the_crop_is_not_scored(frames, crop, rows, columns):
 
 def test_depth_is_scored_against_the_truth_that_is_named(frames):
     frame = frames[0]
-    pixels = {
-        truth: score(frame, perfect(frame), EvaluationConfig(depth_truth=truth)).depth.num_pixels for truth in ("raw", "filled")
-    }
+    both = {truth: score(frame, perfect(frame), EvaluationConfig(depth_truth=truth)) for truth in ("raw", "filled")}
+    pixels = {truth: own.depth.images[0, 0] for truth, own in both.items()}
     assert pixels == {"raw": int((frame.raw_depth > 0).sum()), "filled": int((frame.filled_depth > 0).sum())}
     assert pixels["raw"] < pixels["filled"]
 

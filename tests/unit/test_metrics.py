@@ -43,7 +43,6 @@ def test_the_vector_of_table_3(absent, mean_iou, mean_accuracy):
     assert segmentation_metrics(sums, absent=absent)["mean_accuracy"] == pytest.approx(mean_accuracy, abs=1e-7)
     assert sums.pixel_accuracy == pytest.approx(0.7272727, abs=1e-7)
     assert sums.mean_accuracy() == pytest.approx(0.7222222, abs=1e-7)
-    assert sums.frequency_weighted_iou == pytest.approx(0.6272727, abs=1e-7)
     assert np.isnan(sums.class_iou).tolist() == [False, False, False, False, True]
 
 
@@ -86,7 +85,6 @@ def test_no_labelled_pixel_is_not_a_number():
     sums = SegmentationSums.from_labels(PREDICTION, np.full_like(TRUTH, 255), 5)
     for absent in ("ignore", "zero", "gt_present"):
         assert all(math.isnan(value) for value in segmentation_metrics(sums, absent=absent).values())
-    assert math.isnan(sums.frequency_weighted_iou)
 
 
 # Depth
@@ -94,7 +92,7 @@ def test_no_labelled_pixel_is_not_a_number():
 
 def test_the_vector_of_table_2():
     sums = DepthSums.from_depth(DEPTH, TRUE_DEPTH)
-    assert sums.num_pixels == 5
+    assert sums.images[0, 0] == 5
     assert depth_metrics(sums) == pytest.approx(
         {
             "delta1": 0.4,
@@ -181,8 +179,8 @@ def test_mirrored_and_read_only_arrays_are_scored_like_any():
 def test_sums_survive_json():
     prediction, truth, depth, true_depth = random_frames()
     labels, depths = SegmentationSums.from_labels(prediction, truth, 5), DepthSums.from_depth(depth, true_depth)
-    assert np.array_equal(SegmentationSums.from_dict(json.loads(json.dumps(labels.to_dict()))).confusion, labels.confusion)
-    assert np.array_equal(DepthSums.from_dict(json.loads(json.dumps(depths.to_dict()))).images, depths.images)
+    assert np.array_equal(json.loads(json.dumps(labels.to_dict()))["confusion"], labels.confusion)
+    assert np.array_equal(json.loads(json.dumps(depths.to_dict()))["images"], depths.images)
 
 
 @pytest.mark.parametrize(("name", "shape", "first"), [("none", (480, 640), 0), ("eigen", (426, 560), 45 * 640 + 41),

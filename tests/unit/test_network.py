@@ -104,7 +104,7 @@ def test_building_leaves_the_global_random_state_alone(variant):
 
 def test_score_layers_start_small_and_biases_at_zero():
     network = build_network(NetworkConfig(input_size=SIZE), seed=0)
-    weights = torch.cat([p.flatten() for p in network.score_parameters() if p.ndim == 4])
+    weights = torch.cat([p.flatten() for p in network.heads.parameters() if p.ndim == 4])
     assert weights.std().item() == pytest.approx(0.01, rel=0.02)
     assert not any(p.any() for name, p in network.named_parameters() if name.endswith(".bias"))
 
@@ -121,7 +121,7 @@ def test_an_untrained_network_is_nearly_ignorant(variant):
 def test_score_and_depth_parameters_are_those_of_the_heads(variant):
     network = small(variant)
     names = {id(p): name for name, p in network.named_parameters()}
-    score = {names[id(p)] for p in network.score_parameters()}
+    score = {names[id(p)] for p in network.heads.parameters()}
     assert score == {name for name in names.values() if name.startswith("heads.")}
     assert len(score) == 4 * len(VARIANTS[variant])
     assert {names[id(p)] for p in network.depth_parameters()} == {name for name in score if ".depth." in name}

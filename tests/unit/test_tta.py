@@ -30,7 +30,7 @@ def outspoken(config):
     """With a network that has something to say: scores of new layers are too near each other."""
     model = build_model(config).eval()
     with torch.no_grad():
-        for parameter in model.network.score_parameters():
+        for parameter in model.network.heads.parameters():
             parameter.mul_(100)
     return model
 
@@ -104,7 +104,7 @@ def test_without_depth_heads_there_is_no_depth(model, small, picture):
 
 def test_a_certain_network_leaves_no_infinity(model, small, picture):
     with torch.no_grad():
-        for parameter in model.network.score_parameters():
+        for parameter in model.network.heads.parameters():
             parameter.mul_(1e4)
     assert said(model, picture, small, scales=(1.5,)).logits.isfinite().all()
 
@@ -152,7 +152,7 @@ def test_smaller_views_do_not_pull_far_walls_nearer(small, picture):
     def wall(square, *, with_depth):
         """6 m away, or as far as the last bin where it looks farther."""
         S = square.shape[-1]
-        metres = min(6.0 * 129 / S, config.network.max_depth)
+        metres = min(6.0 * 129 / S, config.network.num_depth_bins * config.network.depth_bin)
         return SimpleNamespace(logits=torch.zeros(1, 2, S, S), depth=torch.full((1, S, S), metres))
 
     config = with_overrides(small, {"network.input_size": 129})

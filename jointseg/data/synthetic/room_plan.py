@@ -24,7 +24,6 @@ class Plan:
     """A furnished room.
 
     Attributes:
-        kind: NYU's scene type.
         room: (3,) its size in metres.
         shell: the paints of its six inner faces, in the order of `ray_cast.SHELL`.
         parts: its furniture.
@@ -32,7 +31,6 @@ class Plan:
         tilt: roll, yaw and pitch of the camera, radians.
     """
 
-    kind: str
     room: Floats
     shell: tuple[Paint, ...]
     parts: list[Part]
@@ -68,4 +66,4 @@ def plan_room(rng: np.random.Generator, *, kind: str) -> Plan:
     for step in recipe.steps:
         furnisher.follow(step)
     walls, floor, ceiling = (draw_paint(rng, LOOKS[rng.choice(looks)]) for looks in (recipe.walls, recipe.floors, ("ceiling",)))
-    return Plan(kind, room, (walls,) * 4 + (floor, ceiling), furnisher.parts, camera, (roll, yaw, pitch))
+    return Plan(room, (walls,) * 4 + (floor, ceiling), furnisher.parts, camera, (roll, yaw, pitch))
