@@ -74,13 +74,10 @@ def evaluate_rows(
     """
     shares = [(stage, share) for stage in jobs for share in shares_of(numbers)]
     found: dict[int, Part] = {}
-
-    def take(place: int, part: Part) -> None:
+    asked = [(jobs[stage], share) for stage, share in shares]
+    for place, part in shared_out(partial(_Evaluator, drawn), asked, config=next(iter(jobs.values())).config):
         found[place] = part
         progress(sum(len(shares[done][1]) for done in found))
-
-    asked = [(jobs[stage], share) for stage, share in shares]
-    shared_out(partial(_Evaluator, drawn), asked, take, config=next(iter(jobs.values())).config)
     rows = [stage.row for stage in jobs]
     whole = Evaluated(
         sums={},

@@ -68,16 +68,12 @@ def cached_features(
     done = 0
     with appearing_whole(folder, replace=True) as unfinished:
         arrays = features.create(unfinished, network, size=size, num_views=len(listed))
-
-        def take(place: int, found: dict[str, NDArray[np.float16]]) -> None:
-            nonlocal done
+        for place, found in shared_out(partial(_computing, config, stage1, store, views), shares, config=config):
             rows = shares[place]
             for layer, values in found.items():
                 arrays[layer][rows.start : rows.stop] = values
             done += len(rows)
             progress(done)
-
-        shared_out(partial(_computing, config, stage1, store, views), shares, take, config=config)
         for array in arrays.values():
             array.flush()
         (unfinished / features.DESCRIPTION).write_text(json.dumps(stamp, indent=1))

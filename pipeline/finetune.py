@@ -50,8 +50,7 @@ def _count(job: TrialJob, point: Point, place: Workspace) -> Counted:
     _lend(Workspace(job.out), place, job.store)
     train_stage(config, STAGE, place, validation=(), tell=_ignore, say=_ignore)
     frames = job.cache.frames
-    found: dict[int, list[FrameSums]] = {}
-    shared_out(partial(_scoring, config, place.final(STAGE), job.store), shares_of(frames), found.__setitem__, config=config)
+    found = dict(shared_out(partial(_scoring, config, place.final(STAGE), job.store), shares_of(frames), config=config))
     return Counted(list(range(len(frames))), [sums for part in sorted(found) for sums in found[part]])
 
 

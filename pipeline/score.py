@@ -229,12 +229,10 @@ def _counted(
     """Of each of `jobs`, the confusion matrix of each frame; of each frame, stage 2's depth."""
     shares = shares_of(frames)
     found: dict[int, Counted] = {}
-
-    def take(part: int, counted: Counted) -> None:
+    count = partial(_counting, config, place.store, place.final(STAGES["stage2"]), jobs)
+    for part, counted in shared_out(count, shares, config=config):
         found[part] = counted
         progress(sum(len(shares[done]) for done in found))
-
-    shared_out(partial(_counting, config, place.store, place.final(STAGES["stage2"]), jobs), shares, take, config=config)
     parts = [found[part] for part in range(len(shares))]
     confusion_NCC = {name: np.concatenate([part.confusion_NCC[name] for part in parts]) for name in jobs}
     return Counted(confusion_NCC, reduce(add, [part.depth for part in parts]))

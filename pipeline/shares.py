@@ -32,10 +32,9 @@ def shares_of(frames: tuple[int, ...]) -> list[tuple[int, ...]]:
 def shared_out(
     load: Callable[[torch.device], Work[Share, Result]],
     shares: Sequence[Share],
-    take: Callable[[int, Result], None],
     *,
     config: Config,
-) -> None:
+) -> Iterator[tuple[int, Result]]:
     """Have every share worked on, by all CPUs (GPUs, where `config` uses them, `evaluation.processes_per_gpu` each) there are;
     needs Ray.
 
@@ -44,8 +43,10 @@ def shared_out(
     Args:
         load: called once in each task, with its device; what it returns is called with a share.
         shares: what to work on.
-        take: given the place of a share and its result, as they come.
         config: says whether GPUs are used.
+
+    Yields:
+        The place of a share and its result, as they come.
 
     Raises:
         InputError: `load` or the work stopped on a mistake of the user's.
@@ -65,7 +66,7 @@ def shared_out(
         for ready in done:
             following = next(ready, None)
             if following is not None:
-                take(*result_of(following))
+                yield result_of(following)
                 waiting.append(ready)
         patience.look(runs=bool(done))
 

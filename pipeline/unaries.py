@@ -100,9 +100,7 @@ def cached_unaries(
     first_row = dict(enumerate(accumulate(map(len, shares), initial=0)))
     arrays: dict[str, np.memmap[Any, Any]] = {}
     with appearing_whole(folder, replace=True) as unfinished:
-
-        def take(place: int, found: list[Unaries]) -> None:
-            nonlocal done
+        for place, found in shared_out(partial(_computing, config, store, start), shares, config=config):
             for row, unaries in enumerate(found, start=first_row[place]):
                 for name, values in rows_of(unaries).items():
                     if name not in arrays:
@@ -111,8 +109,6 @@ def cached_unaries(
                     arrays[name][row] = values
             done += len(found)
             progress(done)
-
-        shared_out(partial(_computing, config, store, start), shares, take, config=config)
         for array in arrays.values():
             array.flush()
         digests = {name: digest(unfinished / f"{name}.npy") for name in ARRAYS}

@@ -37,8 +37,7 @@ def squaring(folder: Path, device: torch.device) -> Callable[[int], int]:
 
 
 def test_results_come_to_their_places_and_each_task_loads_once(tmp_path: Path) -> None:
-    found: dict[int, int] = {}
-    shared_out(partial(squaring, tmp_path), range(3, 23), found.__setitem__, config=CONFIG)
+    found = dict(shared_out(partial(squaring, tmp_path), range(3, 23), config=CONFIG))
     assert found == {place: (place + 3) ** 2 for place in range(20)}
     assert 1 <= len(list(tmp_path.iterdir())) <= (os.cpu_count() or 1)
 
@@ -55,8 +54,7 @@ def dying(folder: Path, times: int, _: torch.device) -> Callable[[int], int]:
 
 
 def test_a_lost_process_is_started_again_with_its_share(tmp_path: Path) -> None:
-    found: dict[int, int] = {}
-    shared_out(partial(dying, tmp_path, 1), range(10), found.__setitem__, config=CONFIG)
+    found = dict(shared_out(partial(dying, tmp_path, 1), range(10), config=CONFIG))
     assert found == {number: number for number in range(10)}
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -67,7 +65,7 @@ def refusing(_: torch.device) -> Callable[[int], int]:
 
 def test_a_mistake_comes_out_as_itself() -> None:
     with pytest.raises(InputError, match="weights: damaged"):
-        shared_out(refusing, [1, 2], lambda place, result: None, config=CONFIG)
+        list(shared_out(refusing, [1, 2], config=CONFIG))
 
 
 def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,10 +119,10 @@ def mistake(jointseg):
 def last_share_first(monkeypatch):
     """Work that is shared out is done in this process, a frame a share, and the last share comes first; no Ray is needed."""
 
-    def shared_out(load, shares, take, *, config):
+    def shared_out(load, shares, *, config):
         work = load(torch.device("cpu"))
         for place in reversed(range(len(shares))):
-            take(place, work(shares[place]))
+            yield place, work(shares[place])
 
     monkeypatch.setattr("pipeline.shares.FRAMES_A_SHARE", 1)
     for module in ("evaluate", "features", "finetune", "score", "unaries"):

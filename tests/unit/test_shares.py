@@ -44,5 +44,5 @@ def test_a_cluster_that_lost_its_nodes_is_not_waited_for_for_ever(monkeypatch):
     task = SimpleNamespace(remote=lambda *_: "task")
     monkeypatch.setattr(shares.ray, "remote", lambda **_: lambda _: task)
     with pytest.raises(LostWorkerError, match=r"^no node of Ray has had 1 CPU for 10 minutes; the same command goes on$"):
-        shares.shared_out(lambda _: None, [1, 2], lambda *_: None, config=with_overrides(demo(), {"training.device": "cpu"}))
+        list(shares.shared_out(lambda _: None, [1, 2], config=with_overrides(demo(), {"training.device": "cpu"})))
     assert 3600 <= now[0] <= 3700
