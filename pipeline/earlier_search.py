@@ -14,8 +14,8 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.settings import SettingsError
 from jointseg.whole import appearing_whole, write_atomically
-from pipeline.screen import Screen
 from pipeline.search_result import load_settings, said
+from pipeline.terminal import Terminal
 from pipeline.workspace import SETTINGS, TRIALS, Workspace
 
 OF_A_RESULT = (
@@ -61,7 +61,7 @@ def earlier_study(config: Config) -> tuple[dict[str, Any], Path]:
     return result, found
 
 
-def take_settings(config: Config, place: Workspace, *, screen: Screen) -> str:
+def take_settings(config: Config, place: Workspace, *, screen: Terminal) -> str:
     """Make the earlier result the one that stage 3 starts from, with a copy of its study for the report. Returns its name.
 
     Raises:

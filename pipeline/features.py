@@ -25,14 +25,14 @@ from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, check_space
-from pipeline.screen import Screen
 from pipeline.shares import shared_out
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 
 VIEWS_A_SHARE = 8  # features up to conv4_3 at 257 x 257: 40 MB
 
 
-def ready_features(config: Config, place: Workspace, *, store: Path, screen: Screen) -> None:
+def ready_features(config: Config, place: Workspace, *, store: Path, screen: Terminal) -> None:
     """Have a run's features there, and those of this config, where `data.cache_features` asks for them."""
     if config.data.cache_features:
         with screen.bar("features", len(read_manifest(place.views))) as progress:

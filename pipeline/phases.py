@@ -25,9 +25,9 @@ from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
 from pipeline.row_gains import row_gains
 from pipeline.run_store import few_retries
-from pipeline.screen import Screen
 from pipeline.search_result import load_settings
 from pipeline.sources import bring_in, list_frames
+from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import Workspace
@@ -41,7 +41,7 @@ class Pipeline:
     place: Workspace
     tracker: Tracker
     parent: str
-    screen: Screen
+    screen: Terminal
     verbose: bool
 
     @property

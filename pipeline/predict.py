@@ -20,12 +20,12 @@ from jointseg.figures import prediction_sheet, save_png
 from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.whole import replacing_whole
-from pipeline.screen import Screen
+from pipeline.terminal import Terminal
 
 KINDS = ("sheet", "classes", "depth")
 
 
-def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Screen, one_view: bool = False) -> None:
+def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Terminal, one_view: bool = False) -> None:
     """Write what a stage says of each picture to `to`, named after the picture.
 
     NAME.classes.png has a byte a pixel, 0..39, and the colours as a palette; NAME.depth.png 16 bits a pixel, millimetres;

@@ -25,8 +25,8 @@ from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered, r
 from pipeline.features import ready_features
 from pipeline.finetune import run_finetune
 from pipeline.provenance import own_commit
-from pipeline.screen import Screen
 from pipeline.search_result import trial_record
+from pipeline.terminal import Terminal
 from pipeline.trial import TrialJob, TrialRunner
 from pipeline.workspace import Workspace
 
@@ -46,7 +46,7 @@ class Comparison:
         return not self.lines
 
 
-def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: float, screen: Screen, verbose: bool) -> bool:
+def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: float, screen: Terminal, verbose: bool) -> bool:
     """Compute a record's scores again from its data and its checkpoint, and say whether they are equal.
 
     On one machine, with as many threads, they are equal bit for bit.
@@ -83,7 +83,7 @@ def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: floa
     return found.equal
 
 
-def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen) -> dict[str, Any]:
+def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Terminal) -> dict[str, Any]:
     # The nodes' own disks were those of the cluster it was found on.
     record, config = evidence.record, with_overrides(_for_here(evidence.config, screen), {"search.node_folder": None})
     start, frames = find_checkpoint(evidence), tuple(record["frames"])
@@ -104,7 +104,7 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Screen)
     return trial_record(line, config, scratch, identity={})
 
 
-def _for_here(config: Config, screen: Screen) -> Config:
+def _for_here(config: Config, screen: Terminal) -> Config:
     """The config without the GPUs that it asks for, where this machine has none."""
     asked = {"search.gpus_per_trial": 0, "training.device": "auto"} if not torch.cuda.is_available() else {}
     changed = with_overrides(config, asked)
@@ -137,7 +137,7 @@ def compare_trials(record: Mapping[str, Any], again: Mapping[str, Any], *, toler
     return Comparison(len(pairs) + 2 * len(by_frame), tuple(lines))
 
 
-def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Screen) -> Comparison:
+def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Terminal) -> Comparison:
     place, config, record = evidence.place, _for_here(evidence.config, screen), evidence.record
     if place is None or not all(place.final(stage).is_dir() for stage in STAGES.values()):
         raise InputError(f"{evidence.name}: its run's folder, with the stages' weights, is not found; give it as --out")

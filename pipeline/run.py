@@ -20,8 +20,8 @@ from pipeline.earlier_search import earlier_study, refuse_a_search
 from pipeline.phases import WORK, Pipeline
 from pipeline.provenance import own_commit
 from pipeline.run_store import page_of, run_store
-from pipeline.screen import Screen
 from pipeline.sources import check_source
+from pipeline.terminal import Terminal
 from pipeline.tracking import TOP, Tracker
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 
@@ -38,7 +38,7 @@ NEEDS = {
 }
 
 
-def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, screen: Screen, verbose: bool) -> None:
+def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, screen: Terminal, verbose: bool) -> None:
     """Run those of `phases` that have not finished in this folder, in the pipeline's order.
 
     Raises:
@@ -89,7 +89,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
                 _run_due(Pipeline(here, place, tracker, parent, screen, verbose), due)
 
 
-def run_search_command(config: Config, place: Workspace, *, screen: Screen, verbose: bool) -> None:
+def run_search_command(config: Config, place: Workspace, *, screen: Terminal, verbose: bool) -> None:
     """Run a study of its own settings, `config.search`, in a run's folder whose stage 2 has finished, or go on with it.
 
     Raises:
@@ -118,7 +118,7 @@ def run_search_command(config: Config, place: Workspace, *, screen: Screen, verb
             place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
 
 
-def _say_where(tracker: Tracker, parent: str, screen: Screen) -> None:
+def _say_where(tracker: Tracker, parent: str, screen: Terminal) -> None:
     """The page of the run that all others are under, on a server; a folder's own store has a command, `jointseg ui`."""
     page = page_of(parent, uri=tracker.uri, experiment_id=tracker.experiment_id)
     if page is not None:

@@ -35,10 +35,10 @@ from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
-from pipeline.screen import Screen
 from pipeline.search_result import load_settings, over
 from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import papers_values
+from pipeline.terminal import Terminal
 from pipeline.tracking import SCORE, Tracker
 from pipeline.trial_record import FrameSums, write_confusions
 from pipeline.workspace import Workspace
@@ -77,7 +77,7 @@ class Score(NamedTuple):
 
 
 def score_settings(
-    config: Config, place: Workspace, files: Sequence[Path], *, split: str, screen: Screen, verbose: bool
+    config: Config, place: Workspace, files: Sequence[Path], *, split: str, screen: Terminal, verbose: bool
 ) -> dict[str, Score]:
     """Score each file's settings, the paper's and none on a split, once: asked again, what was found is read.
 
@@ -154,7 +154,7 @@ def _said(depth: Mapping[str, float]) -> str:
     return f"depth of stage 2: δ < 1.25 {depth['delta1']:.3f}, RMSE {depth['rmse']:.3f} m"
 
 
-def _read(path: Path, settings: Mapping[str, Any], screen: Screen) -> dict[str, Score]:
+def _read(path: Path, settings: Mapping[str, Any], screen: Terminal) -> dict[str, Score]:
     """What was found before, whatever the files of the settings were called then."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

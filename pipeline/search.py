@@ -32,11 +32,11 @@ from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, plainly
 from pipeline.run_store import few_retries
 from pipeline.samplers import Asker, build_sampler
-from pipeline.screen import Screen
 from pipeline.search_figures import draw_study
 from pipeline.search_result import WHOLE_SCENES, read_result, said
 from pipeline.spaces import Space, load_space, papers_values, start_points
 from pipeline.study import run_study
+from pipeline.terminal import Terminal
 from pipeline.tracked_trials import log_trial
 from pipeline.tracking import Tracker
 from pipeline.trial import TrialJob
@@ -156,13 +156,13 @@ def finished_result(study: Study) -> dict[str, Any] | None:
     return result if same or then["trials"] > now.trials else None
 
 
-def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Screen) -> bool:
+def take_over(result: dict[str, Any], study: Study, place: Workspace, screen: Terminal) -> bool:
     """Say what a finished study found, and make it the one that stage 3 starts from, as `run_search`. Returns whether it is."""
     screen.say(f"{study.folder}: finished already; {said(result)}")
     return _hand_over(place, study, screen)
 
 
-def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Screen, verbose: bool) -> bool:
+def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: str, screen: Terminal, verbose: bool) -> bool:
     """Run the study to its end, or go on with it, and write and log its result. Needs Ray.
 
     Its crf_settings.json comes last: a study that has it has all else.
@@ -208,7 +208,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
 
 
 def _run_trials(
-    study: Study, job: TrialJob, asker: Asker, *, tracker: Tracker, run: str, screen: Screen, verbose: bool
+    study: Study, job: TrialJob, asker: Asker, *, tracker: Tracker, run: str, screen: Terminal, verbose: bool
 ) -> list[Line]:
     ended: dict[int, Line] = {}
     with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
@@ -251,7 +251,7 @@ def _described(name: str, result: dict[str, Any]) -> str:
     return "\n".join([f"Study `{name}`. {said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 
-def _hand_over(place: Workspace, study: Study, screen: Screen) -> bool:
+def _hand_over(place: Workspace, study: Study, screen: Terminal) -> bool:
     """Make the result the one that stage 3 starts from, unless a stage 3 has started from another. Returns whether it is."""
     path = study.folder / SETTINGS
     found = path.read_text(encoding="utf-8")
