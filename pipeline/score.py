@@ -58,7 +58,7 @@ Jobs = Mapping[str, Config | None]
 """Configs by name; None: without a CRF."""
 
 
-class Counted(NamedTuple):
+class Counts(NamedTuple):
     """What came of some frames."""
 
     confusion_NCC: dict[str, NDArray[np.int64]]
@@ -101,27 +101,10 @@ def score_settings(
     if split not in {"test", "validation"}:
         raise InputError(f"--split: {split!r} is not a split; allowed: test, validation")
     place.require("stage2", wanted="score")
-    paper = with_overrides(config, papers_values())
-    jobs: dict[str, Config | None] = {NO_CRF: None, PAPER: paper, PAPER_NO_DEPTH: with_overrides(paper, {"crf.w_depth": 0.0})}
-    jobs |= {str(path): load_settings(path, config) for path in files}
+    jobs = _jobs(config, files)
+    asked = _asked(config, place, split)
+    frames = tuple(asked["frames"])
     settings = {name: None if own is None else own.crf.model_dump() for name, own in jobs.items()}
-    store = Store.open(place.store)
-    frames = store.test if split == "test" else place.subset()["frames"]
-    checkpoint = final_digest(place.final(STAGES["stage2"]))
-    asked: dict[str, Any] = {
-        "split": split,
-        "frames": list(frames),
-        "data": store.digest,
-        "checkpoint": checkpoint,
-        "crop": config.evaluation.crop,
-        "absent_classes": config.evaluation.absent_classes,
-        **config.evaluation.views,
-        "resamples": config.search.resamples,
-        "seed": config.search.seed,
-    }
-    scenes = scenes_of(frames, config.data)
-    if scenes is not None:
-        asked["resampled"] = over(scenes)
     content = json.dumps([asked, sorted({json.dumps(own) for own in settings.values()})])
     key = f"{split}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     path = place.scores / f"{key}.json"
@@ -134,13 +117,13 @@ def score_settings(
         tracker = Tracker.open(place.out)
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             with screen.bar(f"score {split}", len(frames)) as progress:
-                confusion_NCC, depth_sums = _counted(config, place, jobs, frames, progress=progress)
-            scores = _scores(confusion_NCC, config, scenes)
-            depth = depth_metrics(depth_sums, pooling=config.evaluation.depth_pooling)
+                counts = _counted(config, place, jobs, frames, progress=progress)
+            scores = _scores(counts.confusion_NCC, config, scenes_of(frames, config.data))
+            depth = depth_metrics(counts.depth, pooling=config.evaluation.depth_pooling)
             views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
             _log(tracker, run, {**asked, **views, "frames": len(frames)}, scores, depth)
             described = {name: {**own._asdict(), "gain": own.gain._asdict()} for name, own in scores.items()}
-            matrices = _write_matrices(confusion_NCC, frames, path.with_suffix(""))
+            matrices = _write_matrices(counts.confusion_NCC, frames, path.with_suffix(""))
             record = {**asked, "settings": settings, "scores": described, "depth": depth, "confusions": matrices}
             record |= {"device": "cuda" if uses_gpu(config) else "cpu", "provenance": provenance(config, place.out)}
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
@@ -148,6 +131,32 @@ def score_settings(
     write_atomically(path, json.dumps(record, indent=1))
     screen.say(f"{path}: the scores, and what they come from; {_said(depth)}")
     return scores
+
+
+def _jobs(config: Config, files: Sequence[Path]) -> Jobs:
+    """No CRF, the paper's settings with and without its depth kernel, and those of each file."""
+    paper = with_overrides(config, papers_values())
+    given = {str(path): load_settings(path, config) for path in files}
+    return {NO_CRF: None, PAPER: paper, PAPER_NO_DEPTH: with_overrides(paper, {"crf.w_depth": 0.0}), **given}
+
+
+def _asked(config: Config, place: Workspace, split: str) -> dict[str, Any]:
+    """What scores depend on beside the settings that are scored: the frames, the weights, and the rules."""
+    store = Store.open(place.store)
+    frames = store.test if split == "test" else place.subset()["frames"]
+    asked = {
+        "split": split,
+        "frames": list(frames),
+        "data": store.digest,
+        "checkpoint": final_digest(place.final(STAGES["stage2"])),
+        "crop": config.evaluation.crop,
+        "absent_classes": config.evaluation.absent_classes,
+        **config.evaluation.views,
+        "resamples": config.search.resamples,
+        "seed": config.search.seed,
+    }
+    scenes = scenes_of(frames, config.data)
+    return asked if scenes is None else {**asked, "resampled": over(scenes)}
 
 
 def _said(depth: Mapping[str, float]) -> str:
@@ -225,27 +234,27 @@ def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> T
 
 def _counted(
     config: Config, place: Workspace, jobs: Jobs, frames: tuple[int, ...], *, progress: Callable[[int], None]
-) -> Counted:
+) -> Counts:
     """Of each of `jobs`, the confusion matrix of each frame; of each frame, stage 2's depth."""
     shares = shares_of(frames)
-    found: dict[int, Counted] = {}
+    found: dict[int, Counts] = {}
     count = partial(_counting, config, place.store, place.final(STAGES["stage2"]), jobs)
     for part, counted in shared_out(count, shares, config=config):
         found[part] = counted
         progress(sum(len(shares[done]) for done in found))
     parts = [found[part] for part in range(len(shares))]
     confusion_NCC = {name: np.concatenate([part.confusion_NCC[name] for part in parts]) for name in jobs}
-    return Counted(confusion_NCC, reduce(add, [part.depth for part in parts]))
+    return Counts(confusion_NCC, reduce(add, [part.depth for part in parts]))
 
 
 def _counting(
     config: Config, store: Path, start: Path, jobs: Jobs, device: torch.device
-) -> Callable[[tuple[int, ...]], Counted]:
+) -> Callable[[tuple[int, ...]], Counts]:
     model, opened = trained_model(config, load_final(start), device=device), Store.open(store)
     crfs = {name: None if own is None else build_crf(own).eval().to(device) for name, own in jobs.items()}
 
     @torch.no_grad()
-    def count(frames: tuple[int, ...]) -> Counted:
+    def count(frames: tuple[int, ...]) -> Counts:
         counted: dict[str, list[NDArray[np.int64]]] = {name: [] for name in jobs}
         depths: list[DepthSums] = []
         for number in frames:
@@ -260,6 +269,6 @@ def _counting(
                 sums = score(frame, Prediction(labels, depth), config.evaluation)
                 counted[name].append(sums.segmentation.confusion)
                 depths += [] if sums.depth is None else [sums.depth]
-        return Counted({name: np.stack(own) for name, own in counted.items()}, reduce(add, depths))
+        return Counts({name: np.stack(own) for name, own in counted.items()}, reduce(add, depths))
 
     return count

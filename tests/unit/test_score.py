@@ -18,7 +18,7 @@ from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import score
-from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Counted, Score, _read, _scores, score_settings, score_table
+from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Counts, Score, _read, _scores, score_settings, score_table
 from pipeline.spaces import papers_values
 from pipeline.terminal import Terminal
 from pipeline.trial_record import read_confusions
@@ -120,7 +120,7 @@ def scored(place, small, tmp_path, monkeypatch):
         def counts(config, place, jobs, frames, *, progress):
             counted.append((jobs, frames))
             depth = DepthSums.from_depth(np.full((1, 2, 2), 3.0), np.full((1, 2, 2), 2.0))
-            return Counted({name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}, depth)
+            return Counts({name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}, depth)
 
         monkeypatch.setattr(score, "_counted", counts)
         monkeypatch.setattr(score.Tracker, "open", lambda out: tracker)
