@@ -84,6 +84,15 @@ class Space:
         Raises:
             InputError: the point has not all that the space draws.
         """
+        drawn, params, distributions = self.drawn_at(point)
+        return drawn, params, all(_holds(own, params[name]) for name, own in distributions.items())
+
+    def drawn_at(self, point: Point) -> tuple[Point, dict[str, Any], Mapping[str, BaseDistribution]]:
+        """The settings it searches at a point, and Optuna's parameters there with what each is drawn from.
+
+        Raises:
+            InputError: as `at`.
+        """
         with _mistakes_named(self.name):
             params = {path.replace(".", "/"): value for path, value in point.items()} | self.switches(point)
         if self.distributions is not None:
@@ -94,23 +103,7 @@ class Space:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a value is out of range is part of the answer
                 drawn, distributions = self.draw(fixed), fixed.distributions
-        inside = all(_holds(own, params[name]) for name, own in distributions.items())
-        return drawn, {name: params[name] for name in distributions}, inside
-
-    def drawn_from(self, point: Point) -> str:
-        """The distributions at a point, as JSON."""
-        described = {path: distribution_to_json(own) for path, own in self.distributions_at(point).items()}
-        return json.dumps(described, sort_keys=True)
-
-    def distributions_at(self, point: Point) -> Mapping[str, BaseDistribution]:
-        """Of the parameters drawn at a point, by Optuna's name."""
-        if self.distributions is not None:
-            return self.distributions
-        fixed = optuna.trial.FixedTrial(self.at(point)[1])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.draw(fixed)
-        return fixed.distributions
+        return drawn, {name: params[name] for name in distributions}, distributions
 
 
 def load_space(config: Config) -> Space:
@@ -128,12 +121,13 @@ def load_space(config: Config) -> Space:
     switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})
     space = Space(name, None, function, switches, "") if takes_trial else _fixed(name, function)
     with _mistakes_named(name):
-        described = space.drawn_from(papers_values()).encode()
+        drawn, _, distributions = space.drawn_at(papers_values())
+        as_json = {path: distribution_to_json(own) for path, own in distributions.items()}
+        described = json.dumps(as_json, sort_keys=True).encode()
         if takes_trial:
             described += Path(inspect.getfile(function if inspect.isroutine(function) else module)).read_bytes()
-        drawn = space.at(papers_values())[0]
         _allowed(drawn, name)
-        _refuse_ranges(space.distributions_at(papers_values()), drawn, name)
+        _refuse_ranges(distributions, drawn, name)
     return replace(space, digest=hashlib.sha256(described).hexdigest())
 
 
