@@ -1,5 +1,5 @@
-"""Files and folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end; and
-whether a disk has room for them.
+"""Files and folders that appear whole or not at all: written under a hidden name beside their own, and renamed at the end;
+locks between processes; and whether a disk has room.
 
 Not here: what is written into them (data/store.py, data/rooms.py, checkpoint.py).
 """
@@ -17,13 +17,7 @@ from pathlib import Path
 from jointseg.errors import DiskError, InputError
 
 # Full, over quota, too large, failing, read-only.
-_DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _OTHERS_FIRST = {errno.EEXIST, errno.ENOTEMPTY}
 
 
@@ -130,30 +124,47 @@ def _refuse_occupied(folder: Path, *, replace: bool) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Refuse to begin while another process makes the same folder. A lock goes with the process that holds it."""
-    path = folder.resolve()
+    """Refuse to begin while another process makes the same folder."""
+    path, busy = folder.resolve(), "another process is making it"
     path = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # for writing, without which NFS does not lock
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}") from None
-    try:
+    with locked(path, of=folder, busy=busy) as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(lock), path.stat())  # not one that its last holder has removed
-        except (BlockingIOError, FileNotFoundError):
+        except FileNotFoundError:
             ours = False
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be locked: {error.strerror}") from None
         if not ours:
-            raise InputError(f"{folder}: another process is making it")
+            raise InputError(f"{folder}: {busy}")
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
-    finally:
-        os.close(lock)
+
+
+@contextmanager
+def locked(path: Path, *, of: Path, busy: str) -> Iterator[int]:
+    """Hold a lock, which goes with the process that holds it, on the file `path`; what is yielded is its descriptor.
+
+    Args:
+        path: made where it is missing, and its folder; it stays.
+        of: what is locked.
+        busy: what the holder does.
+
+    Raises:
+        InputError: another process holds it, or it cannot be made; the message names `of`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")  # for writing, without which NFS does not lock
+    except OSError as error:
+        raise InputError(f"{of}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{of}: {busy}") from None
+        except OSError as error:
+            raise InputError(f"{of}: cannot be locked: {error.strerror}") from None
+        yield lock.fileno()
 
 
 def check_space(path: Path, *, needed: int) -> None:

@@ -5,7 +5,6 @@ Not here: what the phases do (phases.py).
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from jointseg.data.manifest import read_origin
 from jointseg.data.store import Store
 from jointseg.errors import InputError
 from jointseg.stages import Stage
-from jointseg.whole import write_atomically
+from jointseg.whole import locked, write_atomically
 
 STAGE_LOG, LOADED = "log.jsonl", "loaded.txt"
 """Of a stage's folder."""
@@ -274,17 +273,6 @@ class Workspace:
         Raises:
             InputError: another run has it, or the folder cannot be made.
         """
-        folder = folder or self.out
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / f".{name}{'.' if name else ''}lock").open("w")
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{folder}: another run is working in this folder; wait for it, or end it") from None
-            except OSError as error:
-                raise InputError(f"{folder}: cannot be locked: {error.strerror}") from None
+        folder, busy = folder or self.out, "another run is working in this folder; wait for it, or end it"
+        with locked(folder / f".{name}{'.' if name else ''}lock", of=folder, busy=busy):
             yield

@@ -59,7 +59,7 @@ def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
 def test_a_file_is_never_taken_for_a_folder(tmp_path, replace):
     (tmp_path / "file").write_text("mine")
     assert refusal(tmp_path / "file", replace=replace).startswith(f"{tmp_path / 'file'}: is a file; allowed: ")
-    assert "cannot be made: " in refusal(tmp_path / "file" / "folder", replace=replace)
+    assert "cannot be written: " in refusal(tmp_path / "file" / "folder", replace=replace)
     assert (tmp_path / "file").read_text() == "mine"
 
 
