@@ -5,15 +5,12 @@ Not here: trials of the CRF alone (trial.py), training itself (train.py).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from ray import tune
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
@@ -26,7 +23,7 @@ from pipeline.log_lines import Line
 from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import Point
 from pipeline.train import train_stage
-from pipeline.trial import Counted, TrialJob, frame_sums, run_trial
+from pipeline.trial import Counted, OneStep, TrialJob, frame_sums, run_trial
 from pipeline.trial_record import UNSAVED, FrameSums
 from pipeline.workspace import Workspace
 
@@ -85,25 +82,9 @@ def _scoring(config: Config, weights: Path, store: Path, device: torch.device) -
     return score
 
 
-class FinetuneTrial(tune.Trainable):  # type: ignore[misc]
-    """A trial as Ray Tune sees it: one step, in a process that waits for its training and serves trial after trial."""
+class FinetuneTrial(OneStep):
+    """A trial that trains. Its process waits for the training."""
 
-    def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
-        """Make ready, once a process."""
-        assert job is not None
-        self.job, self.asked = job, config
-
-    def step(self) -> dict[str, Any]:
-        """Train and score. Its line goes as text: Tune would flatten it."""
-        return {"line": json.dumps(run_finetune(self.job, self.asked["trial"], self.asked["point"])), "done": True}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next point in the same process."""
-        self.asked = new_config
-        return True
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The training has its own."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing was saved."""
+    def line(self) -> Line:
+        """Train and score."""
+        return run_finetune(self.job, self.asked["trial"], self.asked["point"])

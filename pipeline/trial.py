@@ -188,25 +188,21 @@ def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Conf
     return FrameSums(score_labels(labels, truth, config.evaluation), boundary)
 
 
-class CrfTrial(tune.Trainable):  # type: ignore[misc]
+class OneStep(tune.Trainable):  # type: ignore[misc]
     """A trial as Ray Tune sees it: one step. Its process serves trial after trial."""
 
     def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
-        """Make ready, once a process. What is wrong with the process says nothing about a point."""
+        """Make ready, once a process."""
         assert job is not None
-        self.asked = config
-        self.runner: TrialRunner | None = None
-        try:
-            self.runner = TrialRunner(job)
-        except InputError as refused:
-            self.refused = str(refused)
+        self.job, self.asked = job, config
 
     def step(self) -> dict[str, Any]:
         """Score the point. Its line goes as text: Tune would flatten it."""
-        if self.runner is None:
-            return {"line": json.dumps({"state": UNSAVED, "error": self.refused}), "done": True}
-        line = self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"])
-        return {"line": json.dumps(line), "done": True}
+        return {"line": json.dumps(self.line()), "done": True}
+
+    def line(self) -> Line:
+        """What came of the point that is asked."""
+        raise NotImplementedError
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next point in the same process."""
@@ -214,7 +210,26 @@ class CrfTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A trial is one step: there is nothing to go on from."""
+        """There is nothing to go on from: a training has checkpoints of its own."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing was saved."""
+
+
+class CrfTrial(OneStep):
+    """A trial of the CRF alone."""
+
+    def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
+        """Make ready, once a process. What is wrong with the process says nothing about a point."""
+        super().setup(config, job)
+        self.runner: TrialRunner | None = None
+        try:
+            self.runner = TrialRunner(self.job)
+        except InputError as refused:
+            self.refused = str(refused)
+
+    def line(self) -> Line:
+        """Score the point."""
+        if self.runner is None:
+            return {"state": UNSAVED, "error": self.refused}
+        return self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"])
