@@ -27,14 +27,12 @@ from pipeline.tracking import Tracker
 from pipeline.workspace import REPORT, SETTINGS, Workspace
 
 SCHEME = "mlflow:"
-OF_A_TRIAL = (
-    "settings", "score", "fold_scores", "boundary_f1", "trial", "data", "frames", "checkpoint", "config", "by_frame",
-)  # fmt: skip
-OF_A_KIND = {
-    "settings": dict, "score": int | float, "fold_scores": list, "trial": int, "data": str, "frames": list, "checkpoint": str,
-    "config": dict, "by_frame": list,
+# What a record has at least, and of which kind.
+OF_A_TRIAL = {
+    "settings": dict, "score": int | float, "fold_scores": list, "boundary_f1": int | float | None, "trial": int, "data": str,
+    "frames": list, "checkpoint": str, "config": dict, "by_frame": list,
 }  # fmt: skip
-OF_A_RUN = ("table2", "table3", "search", "data", "provenance")
+OF_A_RUN = dict.fromkeys(("table2", "table3", "search", "data", "provenance"), dict)
 
 
 @dataclass(frozen=True)
@@ -126,11 +124,10 @@ def _read(path: Path) -> Any:
 def _checked(what: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"by_frame", "table3"} & record.keys():
         raise InputError(f"{what}: not a record; allowed: a trial.json, a search's {SETTINGS} or a run's {REPORT}")
-    needed = OF_A_TRIAL if "by_frame" in record else OF_A_RUN
-    missing = [name for name in needed if name not in record]
+    kinds: Mapping[str, Any] = OF_A_TRIAL if "by_frame" in record else OF_A_RUN
+    missing = [name for name in kinds if name not in record]
     if missing:
         raise InputError(f"{what}: not a whole record: it has no {', '.join(missing)}")
-    kinds: Mapping[str, Any] = OF_A_KIND if "by_frame" in record else dict.fromkeys(OF_A_RUN, dict)
     wrong = [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
     if wrong or not all(isinstance(own, dict) for own in record.get("by_frame", ())):
         raise InputError(f"{what}: not a record: {', '.join(wrong) or 'by_frame'} holds something else than one does")
