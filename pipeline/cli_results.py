@@ -132,17 +132,7 @@ def ui(
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (Ctrl-C ends it)")
     command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        store.uri,
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+        sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--host", host, "--port", str(port),
+        "--workers", "1",
+    ]  # fmt: skip
     os.execv(command[0], command)  # a process between would be ended by SIGTERM alone, and leave MLflow's behind

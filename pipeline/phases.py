@@ -90,15 +90,11 @@ def prepare_data(pipeline: Pipeline) -> None:
     views = list_frames(place, store, data)
     if data.validation_by == "scene":
         search.folds_of(config, store, pipeline.validation)  # too few scenes are refused before anything is trained
-    _log_data(pipeline)
+    _log_dataset(pipeline, pipeline.parent, context="training and testing")
+    for path in (place.views, place.validation):
+        pipeline.tracker.log_artifact(pipeline.parent, path)
     seen = f"{len(views)} views" if data.views == "offline" else f"views drawn anew from {len(views)} frames at each visit"
     screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(pipeline.validation)} for validation; {seen}")
-
-
-def _log_data(pipeline: Pipeline) -> None:
-    _log_dataset(pipeline, pipeline.parent, context="training and testing")
-    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.views)
-    pipeline.tracker.log_artifact(pipeline.parent, pipeline.place.validation)
 
 
 def _log_dataset(pipeline: Pipeline, run: str, *, context: str) -> None:

@@ -62,7 +62,8 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         if config.search.settings is not None:
             earlier_study(config)
     if "data" in due:
-        _check_sources(config)
+        check_pretrained(config.network)
+        check_source(config.data)
     run_store(place.out)  # refused before anything is made, where MLflow's store cannot be used as it is named
     with connected(verbose=verbose):
         trains = any(phase in TRAININGS for phase in due)
@@ -123,12 +124,6 @@ def _say_where(tracker: Tracker, parent: str, screen: Terminal) -> None:
     page = page_of(parent, uri=tracker.uri, experiment_id=tracker.experiment_id)
     if page is not None:
         screen.say(f"MLflow: {page}")
-
-
-def _check_sources(config: Config) -> None:
-    """Look at the files that a run begins from: that there is something to train on, and nothing random to keep."""
-    check_pretrained(config.network)
-    check_source(config.data)
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
