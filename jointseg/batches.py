@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,9 +34,8 @@ class Place:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples stacked."""
+class Batch(NamedTuple):
+    """Samples stacked. Its loader pins a tuple in memory by itself."""
 
     image: Tensor
     """(B, 3, S, S) uint8, RGB."""
@@ -51,12 +51,6 @@ class Batch:
         image, labels, depth = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.labels, self.depth))
         kept = self.features
         features = None if kept is None else {name: t.to(device, non_blocking=True) for name, t in kept.items()}
-        return Batch(image, labels, depth, features)
-
-    def pin_memory(self) -> Batch:
-        """The same batch in pinned memory; torch's loader calls it."""
-        image, labels, depth = (tensor.pin_memory() for tensor in (self.image, self.labels, self.depth))
-        features = None if self.features is None else {name: t.pin_memory() for name, t in self.features.items()}
         return Batch(image, labels, depth, features)
 
 
