@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ OBJECTIVES = {
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS: dict[str, Direction] = {"mean_iou": "maximize", "seconds": "minimize", "boundary_f1": "maximize"}
 STATES = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
+_no_warnings = partial(warnings.catch_warnings, action="ignore", category=optuna.exceptions.ExperimentalWarning)
+"""Of what Optuna calls experimental."""
 POPULATION = 20
 """Of NSGA-II, a generation. Optuna's own 50 would leave most of a study of this size random."""
 
@@ -56,8 +59,7 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
         case "qmc":
             return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         case "tpe":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `multivariate` and `group`
+            with _no_warnings():  # of `multivariate` and `group`
                 return TPESampler(seed=seed, n_startup_trials=settings.startup_trials, multivariate=True, group=conditional)
         case _:
             return RandomSampler(seed=seed)
@@ -91,8 +93,7 @@ class Asker:
         self.space, self.objectives = space, OBJECTIVES[settings.objective]
         directions = [DIRECTIONS[objective] for objective in self.objectives]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _no_warnings():
             self.study = optuna.create_study(sampler=build_sampler(settings, space), directions=directions, study_name=name)
         self.first = deque(first)
         self.grid = deque(grid(space, levels=settings.grid_levels, seed=settings.seed)) if settings.sampler == "grid" else None
@@ -162,7 +163,6 @@ def _new_journal(path: Path, name: str, objectives: tuple[str, ...]) -> optuna.S
         left.unlink(missing_ok=True)
     storage = JournalStorage(JournalFileBackend(str(path)))
     study = optuna.create_study(storage=storage, directions=[DIRECTIONS[one] for one in objectives], study_name=name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _no_warnings():
         study.set_metric_names(list(objectives))
     return study

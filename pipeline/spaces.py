@@ -100,8 +100,7 @@ class Space:
             drawn = _point({name: params[name] for name in distributions})
         else:
             fixed = optuna.trial.FixedTrial(params)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a value is out of range is part of the answer
+            with warnings.catch_warnings(action="ignore"):  # that a value is out of range is part of the answer
                 drawn, distributions = self.draw(fixed), fixed.distributions
         return drawn, {name: params[name] for name in distributions}, distributions
 
@@ -168,8 +167,7 @@ def _refuse_ranges(distributions: Mapping[str, BaseDistribution], drawn: Point, 
 
 
 def _fixed(name: str, function: Callable[[], Mapping[str, BaseDistribution]]) -> Space:
-    with _mistakes_named(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what matters of it is an error below
+    with _mistakes_named(name), warnings.catch_warnings(action="ignore"):  # what matters of it is an error below
         distributions = dict(function())
     refuse_unknown(distributions, name)
     for path, own in distributions.items():
