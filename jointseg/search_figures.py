@@ -81,8 +81,7 @@ def search_history(scores: Sequence[float | None], *, stopped: Collection[int] =
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     axes.set_xlabel("trial")
     axes.set_ylabel("mean IoU on the validation subset")
-    _plain(axes)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    _plain(axes, title)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
 
@@ -139,9 +138,8 @@ def parallel_coordinates(axes: Sequence[Axis], scores: Sequence[float | None], *
         for height, text in _ends(axis):
             panel.annotate(text, (place, height), fontsize=7, ha="center", va="bottom" if height else "top", color=INK)
     panel.set_ylim(-0.09, 1.12)
-    _plain(panel, grid=False)
+    _plain(panel, title, grid=False)
     figure.colorbar(shade, ax=panel, format=PercentFormatter(xmax=1, decimals=1)).set_label("mean IoU", fontsize=9)
-    panel.set_title(title, loc="left", fontsize=11, color=INK)
     panel.legend(loc="upper center", frameon=False, fontsize=8)
     return figure
 
@@ -164,8 +162,7 @@ def importance_bars(importance: Mapping[str, tuple[float, float]], *, left_out: 
     panel.set_xlabel(said + left, fontsize=8.5)
     panel.tick_params(labelsize=8.5)
     panel.set_xlim(left=0)
-    _plain(panel, grid=False)
-    panel.set_title(title, loc="left", fontsize=11, color=INK)
+    _plain(panel, title, grid=False)
     return figure
 
 
@@ -191,8 +188,7 @@ def fold_spread(trials: Sequence[tuple[str, Sequence[float]]], *, title: str = "
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
     panel.set_ylabel("mean IoU of a fold")
     panel.legend(frameon=False, fontsize=8, ncols=math.ceil((K + 1) / 2))
-    _plain(panel)
-    panel.set_title(title, loc="left", fontsize=11, color=INK)
+    _plain(panel, title)
     return figure
 
 
@@ -223,8 +219,7 @@ def pareto(
     panel.set_ylabel("mean IoU")
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
     panel.legend(frameon=False, fontsize=8)
-    _plain(panel)
-    panel.set_title(title, loc="left", fontsize=11, color=INK)
+    _plain(panel, title)
     return figure
 
 
@@ -280,7 +275,8 @@ def _scale(panel: Axes, axis: Axis) -> None:
     panel.tick_params(labelsize=8)
 
 
-def _plain(panel: Axes, *, grid: bool = True) -> None:
+def _plain(panel: Axes, title: str = "", *, grid: bool = True) -> None:
+    panel.set_title(title, loc="left", fontsize=11, color=INK)
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_axisbelow(True)
     if grid:
