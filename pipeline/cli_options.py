@@ -18,7 +18,7 @@ from jointseg.config import Config
 from jointseg.data.files import is_folder
 from jointseg.errors import InputError
 from jointseg.presets import PRESETS
-from jointseg.settings import parse_override, with_overrides
+from jointseg.settings import Settings, parse_override, with_overrides
 from jointseg.stages import TRAININGS, Stage
 from pipeline.failures import is_interruption
 from pipeline.run_store import IN_JOB
@@ -142,14 +142,8 @@ def config_of(
         refuse_non_utf8(name, value)
     config = with_overrides(config, changes)
     # Workers run in folders of their own: a relative path would be another file there.
-    paths = {
-        "data.source": config.data.source,
-        "network.weights": config.network.weights,
-        "search.start": config.search.start,
-        "search.settings": config.search.settings,
-        "search.node_folder": config.search.node_folder,
-    }
-    given = {name: _from_home(path) for name, path in paths.items() if path is not None}
+    groups = [(group, own) for group, own in config if isinstance(own, Settings)]
+    given = {f"{group}.{name}": _from_home(path) for group, own in groups for name, path in own if isinstance(path, Path)}
     where, colon, function = config.search.space.rpartition(":")
     file = where if colon else function
     if file.endswith(".py"):
