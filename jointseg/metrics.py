@@ -103,7 +103,7 @@ class SegmentationSums:
         return float(kept.mean()) if in_truth.any() else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists of whole numbers, for JSON or another process."""
+        """Plain lists of whole numbers, for JSON."""
         return {"confusion": self.confusion.tolist()}
 
 
@@ -138,7 +138,7 @@ class DepthSums:
         return type(self)(np.concatenate([self.images, other.images]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists of numbers, for JSON or another process."""
+        """Plain lists of numbers, for JSON."""
         return {"images": self.images.tolist()}
 
 

@@ -1,6 +1,6 @@
 """What belongs in each kind of room, and where, as data.
 
-Not here: the things themselves (furniture.py), how places are found (room_plan.py).
+Not here: the things themselves (furniture.py), how places are found (furnisher.py).
 """
 
 from __future__ import annotations
