@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -250,12 +250,9 @@ def _depth_scale(depths: Sequence[Depth]) -> ScalarMappable:
     valid = np.concatenate([depth[valid_depth(depth)] for depth in depths])
     nearest, farthest = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
     low, high = math.floor(nearest * 2) / 2, math.ceil(farthest * 2) / 2
-    return ScalarMappable(Normalize(low, max(high, low + 0.5)), _depth_colours())
-
-
-def _depth_colours() -> Colormap:
     # The dark end is cut off, so that far is not taken for missing.
-    return ListedColormap(colormaps["viridis_r"](np.linspace(0.0, 0.92, 256)), name="depth").with_extremes(bad="black")
+    colours = ListedColormap(colormaps["viridis_r"](np.linspace(0.0, 0.92, 256)), name="depth").with_extremes(bad="black")
+    return ScalarMappable(Normalize(low, max(high, low + 0.5)), colours)
 
 
 def _draw_depth(axes: Axes, depth: Any, scale: ScalarMappable) -> None:

@@ -197,7 +197,8 @@ class Workspace:
     def require(self, phase: str, *, wanted: str) -> None:
         """Raise InputError unless the phase has finished."""
         if not self.finished(phase):
-            raise InputError(f"{self.out}: {wanted} needs {phase}, which has not finished there; finished: {self._list()}")
+            finished = ", ".join(self.done()) or "nothing"
+            raise InputError(f"{self.out}: {wanted} needs {phase}, which has not finished there; finished: {finished}")
 
     def refuse_other_frames(self) -> None:
         """Raise InputError where the store is another than the one that the views are of: it may be a link, and made again."""
@@ -208,9 +209,6 @@ class Workspace:
                     f"{self.store}: other frames than {self.out} began with (digest {now[:12]}, not {then[:12]}); allowed: "
                     "the same, or a new --out"
                 )
-
-    def _list(self) -> str:
-        return ", ".join(self.done()) or "nothing"
 
     def load_config(self) -> Config | None:
         """The config of this folder, or None in a new one.
