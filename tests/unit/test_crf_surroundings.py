@@ -53,6 +53,17 @@ def test_images_are_prepared_within_a_compiled_function():
     assert prepared.filter_names == crf.prepare(image=image).filter_names
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [12, SIDE])
+def test_what_follows_may_write_into_the_result(layout, side):
+    logits, image, _ = scene(H=side, W=side, dtype=torch.float32)
+    logits = logits.clone(memory_format=layout).requires_grad_()
+    crf = DenseCRF(3, CrfSettings(num_iterations=2))
+    (expected,) = torch.autograd.grad(crf(logits, image=image).relu().square().sum(), [logits])
+    (found,) = torch.autograd.grad(crf(logits, image=image).relu_().square().sum(), [logits])
+    assert torch.equal(found, expected)
+
+
 def test_what_was_first_used_in_inference_mode_serves_training():
     logits, image, _ = scene(H=9, W=12, dtype=torch.float32)
 

@@ -48,11 +48,12 @@ def as_rows(values_CP: Tensor, padding: float, num_threads: int, *, place_CP: Te
 
 def empty_like(values: Tensor) -> Tensor:
     """A tensor of this shape (..., C, P), not set: channels last where these are, else contiguous. Numpy asks for large pages;
-    torch waits many times longer for its memory.
+    torch waits many times longer for its memory. It is a view of no other: autograd lets nobody write into a view that one of
+    its functions returned.
     """
     given = values.detach().numpy()
     if are_rows(given):
-        return torch.from_numpy(np.empty_like(given.swapaxes(-1, -2), order="C")).mT
+        return torch.from_numpy(np.empty_like(given.swapaxes(-1, -2), order="C").swapaxes(-1, -2))
     return torch.from_numpy(np.empty(given.shape, given.dtype))
 
 
