@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from jointseg.crf.uncompiled import uncompiled
 from jointseg.errors import InputError
 
 
@@ -23,6 +24,7 @@ def differentiable_once(instead: str) -> Callable[[Callable[..., Any]], Callable
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         once = once_differentiable(backward)
 
+        @uncompiled
         @wraps(backward)
         def checked(ctx: Any, *grads: Any) -> Any:
             if torch.is_grad_enabled():  # in a backward pass: its own operations are to be differentiated

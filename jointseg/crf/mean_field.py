@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jointseg.crf.derivatives import differentiable_once
 from jointseg.crf.filters import GaussianFilter, SummedFilter, blend
+from jointseg.crf.uncompiled import uncompiled
 from jointseg.needs import has_triton
 
 _MAX_CLASSES = 512
@@ -156,6 +157,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
@@ -182,6 +184,7 @@ class _Filtered(torch.autograd.Function):
         _, ctx.gaussian, ctx.transposed = inputs
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, grad_BCP: Tensor) -> tuple[Tensor, None, None]:
         with torch.autocast(grad_BCP.device.type, enabled=False):
             return _Filtered.apply(grad_BCP, ctx.gaussian, not ctx.transposed), None, None  # type: ignore[no-untyped-call]

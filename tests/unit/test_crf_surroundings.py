@@ -46,6 +46,28 @@ def test_a_compiled_network_has_it_as_it_is(learning):
         torch.testing.assert_close(net.conv.weight.grad, by_weight)
 
 
+@pytest.mark.parametrize("made", [{}, {"filter": "exact"}, {"filter": "exact", "learn_bandwidths": True}], ids=str)
+def test_nothing_of_it_is_compiled_with_a_step_of_training(made):
+    """torch.compile leaves `backward` to autograd, and would compile what that calls."""
+    side = 12 if made else SIDE
+    logits, image, _ = scene(H=side, W=side, dtype=torch.float32)
+    crf = DenseCRF(3, CrfSettings(num_iterations=2), **made)
+    prepared, compiled = crf.prepare(image=image), []
+
+    def noting(graph, _):
+        compiled.append(graph.code)
+        return graph
+
+    def step(logits):
+        crf(2 * logits, prepared=prepared).square().mean().backward()
+
+    step(logits.requires_grad_())
+    expected, logits.grad = logits.grad, None
+    torch.compile(step, backend=noting)(logits)
+    torch.testing.assert_close(logits.grad, expected)
+    assert len(compiled) == 2, "what comes before it, and what after"
+
+
 def test_images_are_prepared_within_a_compiled_function():
     _, image, _ = scene(H=SIDE, W=SIDE, dtype=torch.float32)
     crf = DenseCRF(3)
