@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter
+from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter, name_of
 from jointseg.crf.inputs import Guides, check_bandwidths, check_kernels, finite_range, refuse_others
 from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices, softmax_of_any
@@ -237,9 +237,8 @@ class DenseCRF(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(crf)` says beside the parameters."""
-        name = self.filter if isinstance(self.filter, str) else getattr(self.filter, "__name__", repr(self.filter))
         first = (
-            f"num_classes={self.num_classes}, filter={name!r}, normalization={self.normalization!r}, "
+            f"num_classes={self.num_classes}, filter={name_of(self.filter)!r}, normalization={self.normalization!r}, "
             f"pairwise={self.settings.pairwise!r}, num_iterations={self.settings.num_iterations}"
         )
         bandwidths = self.bandwidths

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import fused_mean_field
-from jointseg.crf.filters import BuildFilter, Features, FilterName, GaussianFilter, StructuredFilter, build_filter
+from jointseg.crf.filters import (
+    BuildFilter,
+    Features,
+    FilterName,
+    GaussianFilter,
+    StructuredFilter,
+    build_filter,
+    builds_as,
+    name_of,
+)
 from jointseg.crf.filters.symmetric import SymmetricFilter
 from jointseg.crf.inputs import MASK, Guides
 from jointseg.crf.kernels import Kernel, feature_groups, kernel_features
@@ -81,6 +90,7 @@ class PreparedImages:
 
         Raises:
             InputError: sizes, dtype or device, a kernel's bandwidths or its filter are others, or a kernel is missing.
+                A function is another filter than what another function built; `auto` takes all.
         """
         expected = (self.num_images, like.shape[1], *self.size)
         if like.shape != expected or like.dtype != self.dtype or like.device != self.device:
@@ -96,8 +106,11 @@ class PreparedImages:
                 )
                 raise InputError(f"prepared with bandwidths {kernel.bandwidths_named} for kernel {name!r}; allowed: {allowed}")
             taken = self.filter_names[name]
-            if isinstance(filter, str) and filter not in ("auto", taken):
-                raise InputError(f"prepared with filter {taken!r} for kernel {name!r}; allowed: this CRF's, {filter!r}")
+            by_name = isinstance(filter, str) and isinstance(self.filter, str)
+            if filter != "auto" and not (taken == filter if by_name else builds_as(filter, self.filter)):
+                found = repr(taken) if isinstance(self.filter, str) else f"{taken!r} (a function)"
+                own_filter = repr(filter) if isinstance(filter, str) else f"{name_of(filter)!r} (the same function)"
+                raise InputError(f"prepared with filter {found} for kernel {name!r}; allowed: this CRF's, {own_filter}")
         for name, kernel in own.items():
             if name not in theirs and not kernel.needs_depth_alone:
                 raise InputError(

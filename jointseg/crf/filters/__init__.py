@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -146,6 +147,19 @@ def check_filter(choice: FilterName | BuildFilter) -> None:
         raise InputError(f"filter: {choice!r} is unknown; allowed: 'auto', {named}, or a function from Features to a filter")
 
 
+def name_of(choice: FilterName | BuildFilter) -> str:
+    """For messages."""
+    return choice if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))
+
+
+def builds_as(one: FilterName | BuildFilter, other: FilterName | BuildFilter) -> bool:
+    """Whether they are one function, or one name; a copy of a `partial`, as is within a copied module, is that `partial`."""
+    one, other = (FILTERS.get(choice, choice) if isinstance(choice, str) else choice for choice in (one, other))
+    if isinstance(one, partial) and isinstance(other, partial):
+        return builds_as(one.func, other.func) and (one.args, one.keywords) == (other.args, other.keywords)
+    return one == other
+
+
 def build_filter(choice: FilterName | BuildFilter, features: Features, *, kernel: str = "") -> tuple[str, GaussianFilter]:
     """The name of the filter taken for these features, and the filter; `kernel` names it in warnings.
 
@@ -153,7 +167,7 @@ def build_filter(choice: FilterName | BuildFilter, features: Features, *, kernel
         InputError: the filter cannot take these features, or what was built is no filter.
     """
     if not isinstance(choice, str):
-        name, built = getattr(choice, "__name__", repr(choice)), choice(features)
+        name, built = name_of(choice), choice(features)
         missing = [part for part in ("apply", "apply_transposed", "row_sums") if not hasattr(built, part)]
         if missing:
             raise InputError(f"filter {name!r} built a {type(built).__name__} without {', '.join(missing)}; see GaussianFilter")
@@ -174,6 +188,6 @@ def build_filter(choice: FilterName | BuildFilter, features: Features, *, kernel
 
 __all__ = [
     "DEVICES", "FILTERS", "BlockSparseFilter", "BuildFilter", "ExactFilter", "Features", "FilterName", "GaussianFilter",
-    "StructuredFilter", "SummedFilter", "bilateral_grid", "blend", "build_filter", "check_filter", "choose_filters",
-    "permutohedral", "separable_filter",
+    "StructuredFilter", "SummedFilter", "bilateral_grid", "blend", "build_filter", "builds_as", "check_filter",
+    "choose_filters", "name_of", "permutohedral", "separable_filter",
 ]  # fmt: skip
