@@ -104,6 +104,36 @@ def test_nothing_compiled_is_left_in_an_installed_package(tmp_path, home_has_roo
     assert [file.is_relative_to(home) for file in kept] == [home_has_room]
 
 
+ONE = """
+import numpy as np
+from jointseg.crf.cpu.team import wait
+print(wait(np.zeros(1, np.int64), 0, 1), sum(wait.stats.cache_misses.values()))
+"""
+
+
+def run_alone(program: str, *, bytes_a_file: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    limit = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_a_file},) * 2)\n" if bytes_a_file else ""
+    environment = os.environ | {"PYTHONPATH": str(Path(jointseg.__file__).parents[1])} | environment
+    return subprocess.run([sys.executable, "-c", limit + program], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_half_a_file_is_compiled_anew(tmp_path, left):
+    """As a machine that goes down leaves it."""
+    assert run_alone(ONE, NUMBA_CACHE_DIR=str(tmp_path)).stdout.split() == ["1", "1"]
+    (kept,) = tmp_path.rglob("*.nbc")
+    kept.write_bytes(kept.read_bytes()[:left])
+    for misses in (1, 0):
+        ended = run_alone(ONE, NUMBA_CACHE_DIR=str(tmp_path))
+        assert ended.stdout.split() == ["1", str(misses)], ended.stderr
+
+
+def test_a_full_disk_keeps_nothing(tmp_path):
+    ended = run_alone(ONE, bytes_a_file=1000, NUMBA_CACHE_DIR=str(tmp_path))
+    assert ended.stdout.split() == ["1", "1"], ended.stderr
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
 INTERRUPTED = """
 import random, signal, threading, time
 import torch

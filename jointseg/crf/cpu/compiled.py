@@ -8,7 +8,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,18 @@ class KeptCode(IndexDataCacheFile):
         self._function, self._stamp = function, stamp
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep it, and throw away what earlier versions of the package kept of this function."""
-        self._save_data(self._file_of(key), (key, data))
-        for file in Path(self._cache_path).glob(f"{glob.escape(self._function)}-*.nb[ci]"):
-            if not file.name.startswith(f"{self._function}-{self._stamp}."):
-                file.unlink(missing_ok=True)
+        """Keep it, and throw away what earlier versions of the package kept of this function; not where the disk is full."""
+        with suppress(OSError):
+            self._save_data(self._file_of(key), (key, data))
+            for file in Path(self._cache_path).glob(f"{glob.escape(self._function)}-*.nb[ci]"):
+                if not file.name.startswith(f"{self._function}-{self._stamp}."):
+                    file.unlink(missing_ok=True)
 
     def load(self, key: Any) -> Any:
-        """What was kept for this key, or None."""
+        """What was kept for this key, or None; so also where a machine that went down has left half a file."""
         try:
             kept_key, data = self._load_data(self._file_of(key))
-        except OSError:
+        except (OSError, EOFError, pickle.UnpicklingError):
             return None
         return data if kept_key == key else None
 
