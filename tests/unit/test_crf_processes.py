@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 import jointseg
@@ -132,6 +133,74 @@ def test_a_full_disk_keeps_nothing(tmp_path):
     ended = run_alone(ONE, bytes_a_file=1000, NUMBA_CACHE_DIR=str(tmp_path))
     assert ended.stdout.split() == ["1", "1"], ended.stderr
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+ANOTHER_NUMBA = """
+import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+
+module, before, after = sys.argv[1:]
+
+class Changed(SourceFileLoader):
+    def get_data(self, path):
+        source = super().get_data(path)
+        assert before.encode() in source
+        return source.replace(before.encode(), after.encode())
+
+    def path_stats(self, path):
+        raise OSError  # no bytecode
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == module:
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = Changed(name, spec.origin)
+            return spec
+
+sys.meta_path.insert(0, Finder)
+import numpy as np
+import torch
+from jointseg.crf import DenseCRF
+from jointseg.crf.cpu.team import wait
+DenseCRF(2)(torch.zeros(1, 2, 6, 7), image=torch.zeros(1, 3, 6, 7))
+print(wait(np.zeros(1, np.int64), 0, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after"),
+    [
+        ("numba.core.caching", "IndexDataCacheFile", "Index"),
+        ("numba.core.caching", "_cache_file", "_file"),
+        ("numba.core.caching", "_load_data(self, name)", "_load_data(self, name, mode)"),
+        ("numba.core.caching", "_save_data", "_keep_data"),
+        ("numba.core.dispatcher", "self._cache", "self._kept"),
+    ],
+)
+def test_where_numba_keeps_code_in_another_way_each_process_compiles_for_itself(tmp_path, module, before, after):
+    environment = os.environ | {"PYTHONPATH": str(Path(jointseg.__file__).parents[1]), "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ANOTHER_NUMBA, module, before, after]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
+    assert ended.stderr.count("keeps compiled code in another way than jointseg.crf knows") == 1
+    assert f"numba {numba.__version__} keeps" in ended.stderr
+    assert not list(tmp_path.rglob("*.nb[ci]"))
+
+
+def test_without_compilation_what_needs_it_says_so():
+    program = """
+import torch
+from jointseg.crf import DenseCRF, InputError, Kernel
+print(DenseCRF(2)(torch.zeros(1, 2, 6, 7), image=torch.zeros(1, 3, 6, 7)).shape)
+for kernels in (None, [Kernel(name="near", weight=1.0, position=3.0)]):
+    try:
+        DenseCRF(2, kernels=kernels)(torch.zeros(1, 2, 60, 60), image=torch.zeros(1, 3, 60, 60))
+    except InputError as error:
+        print(error)
+"""
+    ended = run_alone(program, NUMBA_DISABLE_JIT="1")
+    said = "NUMBA_DISABLE_JIT is set, but this has to be compiled; allowed: without it, or filter='exact'"
+    assert ended.stdout.splitlines() == ["torch.Size([1, 2, 6, 7])", f"kernel 'appearance': {said}", said], ended.stderr
 
 
 INTERRUPTED = """

@@ -9,14 +9,23 @@ import glob
 import hashlib
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import config
-from numba.core.caching import IndexDataCacheFile
+
+from jointseg.errors import InputError
+
+try:
+    from numba.core.caching import IndexDataCacheFile
+except ImportError:  # it is numba's own, and may be gone from a later one
+    IndexDataCacheFile = object
 
 _HERE = b"\0".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
 
@@ -75,23 +84,71 @@ def _folder(numbas: str) -> str:
     return str(kept) if os.access(kept, os.W_OK) else numbas
 
 
+_TAKEN = {"__init__": 4, "save": 3, "load": 2, "_save_data": 3, "_load_data": 2}
+"""What `KeptCode` counts on: methods, and how many arguments they take."""
+
+
+@cache
+def _check_numba() -> None:
+    for method, count in _TAKEN.items():
+        if len(signature(getattr(IndexDataCacheFile, method)).parameters) != count:
+            raise AttributeError(f"IndexDataCacheFile.{method} takes other arguments")
+
+
+@cache
+def _warn(reason: str) -> None:
+    known = "keeps compiled code in another way than jointseg.crf knows"
+    warnings.warn(f"numba {numba.__version__} {known} ({reason}): each process compiles for itself", stacklevel=2)
+
+
+def _keep(dispatcher: Any, function: Callable[..., Any]) -> None:
+    """Have `KeptCode` keep what is compiled.
+
+    Numba keeps it until the function's own file is touched, and would miss that what it calls has changed. Each version of this
+    folder has files of its own: another's may name classes that are no more.
+
+    Raises:
+        AttributeError: this numba does not do it as others did.
+    """
+    _check_numba()
+    kept_by = dispatcher._cache
+    kept = KeptCode(_folder(kept_by._cache_path), kept_by._impl.filename_base, _stamp(function))
+    if not isinstance(kept_by._cache_file, IndexDataCacheFile):
+        raise AttributeError("its _cache_file is another")
+    kept_by._cache_file = kept
+
+
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
+    anew = numba.njit(nogil=True, error_model="numpy", **options)
     try:
         dispatcher = numba.njit(nogil=True, cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # no folder that it may write to, beside this one or in the user's home: each process compiles anew
-        return numba.njit(nogil=True, error_model="numpy", **options)(function)
-    cache: Any = getattr(dispatcher, "_cache", None)
-    if cache is None:  # NUMBA_DISABLE_JIT: it is the function itself
+        return anew(function)
+    if config.DISABLE_JIT:  # NUMBA_DISABLE_JIT: it is the function itself
         return dispatcher
-    # Numba keeps what it compiled until the function's own file is touched, and would miss that what it calls has changed. Each
-    # version of this folder has files of its own: another's may name classes that are no more.
-    cache._cache_file = KeptCode(_folder(cache._cache_path), cache._impl.filename_base, _stamp(function))
+    try:
+        _keep(dispatcher, function)
+    except AttributeError as error:
+        _warn(str(error))
+        return anew(function)
     return dispatcher
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls."""
-    return _kept(function)
+    """Compile a function that Python calls.
+
+    Where NUMBA_DISABLE_JIT is set it raises InputError once it is called: Python has no vectors to do it with.
+    """
+    return _refused(function) if config.DISABLE_JIT else _kept(function)
+
+
+def _refused(function: Callable[..., Any]) -> Any:
+    @wraps(function)
+    def refused(*_: Any) -> None:
+        raise InputError("NUMBA_DISABLE_JIT is set, but this has to be compiled; allowed: without it, or filter='exact'")
+
+    refused.compile = refused  # type: ignore[attr-defined]  # what `resolved` calls
+    return refused
 
 
 _entries: dict[tuple[Any, ...], Callable[..., Any]] = {}
