@@ -20,6 +20,7 @@ from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices, softmax_of_any
 from jointseg.crf.prepared import PreparedImages
 from jointseg.crf.settings import CrfSettings
+from jointseg.crf.sharded import put
 from jointseg.crf.uncompiled import uncompiled
 from jointseg.errors import InputError
 
@@ -110,11 +111,11 @@ class DenseCRF(nn.Module):
         """Put the parameters back to where they began."""
         crfrnn = self.settings.pairwise == "crfrnn"
         identity_CC = torch.eye(self.num_classes).to(self.compatibility)
-        self.compatibility.copy_(-identity_CC if crfrnn else 1 - identity_CC)
+        put(self.compatibility, -identity_CC if crfrnn else 1 - identity_CC)
         for kernel in self.kernels:
-            self.weights[kernel.name].copy_(kernel.weight * (identity_CC if crfrnn else torch.ones_like(identity_CC)))
+            put(self.weights[kernel.name], kernel.weight * (identity_CC if crfrnn else torch.ones_like(identity_CC)))
             if kernel.name in self.log_bandwidths:
-                self.log_bandwidths[kernel.name].copy_(torch.tensor(kernel.bandwidths, device="cpu").log())
+                put(self.log_bandwidths[kernel.name], torch.tensor(kernel.bandwidths, device="cpu").log())
 
     @uncompiled
     def forward(
