@@ -141,7 +141,7 @@ class DenseCRF(nn.Module):
             mask: (B, H, W), bool; where False, a pixel sends and receives no message at all and keeps its logits. What is given
                 there may be anything: padding.
             prepared: what `prepare` made of the four above, in their place.
-            num_iterations: in place of the settings'; 0 returns the logits as they are.
+            num_iterations: in place of the settings'; 0 returns the logits as they are, the same tensor: no copy.
             probabilities: return q itself. Without gradients on CPUs this costs nothing, where a softmax of the logits does.
 
         Returns:
