@@ -30,6 +30,7 @@ from jointseg.config import Config
 from jointseg.errors import DeviceMemoryError, InputError, first_line, one_line
 from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
+from pipeline.ray_token import refuse_other_token
 from pipeline.run_store import IN_JOB
 
 PATIENCE = 600.0
@@ -45,7 +46,8 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
         here: one of our own in any case, for work on files of this machine.
 
     Raises:
-        InputError: there is no Ray at `RAY_ADDRESS`, or it is Ray Client's, whose driver runs elsewhere.
+        InputError: there is no Ray at `RAY_ADDRESS`, or it asks for another token than ours, or it is Ray Client's, whose
+            driver runs elsewhere.
     """
     address = None if here else os.environ.get("RAY_ADDRESS")
     if here:
@@ -71,13 +73,14 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         if not address:
             raise
-        token = "" if "RAY_AUTH_MODE" in os.environ else " (where it asks for a token, RAY_AUTH_MODE=token is needed)"
-        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}{token}: {first_line(error)}") from None
+        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {first_line(error)}") from None
     except (RuntimeError, RayError) as error:  # other versions of Ray or Python, a token that is missing
         if not address:
             raise
         raise InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {one_line(error)}") from None
     try:
+        if address == "auto":  # it had no port to ask at
+            refuse_other_token(ray.get_runtime_context().gcs_address)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would exit at once, with another code and nothing said
         yield
@@ -86,7 +89,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
 
 
 def _refuse_closed(address: str) -> None:
-    """Raise InputError where nothing listens at HOST:PORT, for which Ray itself would look for minutes."""
+    """Raise InputError where nothing listens at HOST:PORT, for which Ray itself would look for minutes; or another token."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         return
@@ -94,6 +97,7 @@ def _refuse_closed(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {error}") from None
+    refuse_other_token(address)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Which code Ray's workers run, and nodes that an autoscaler brings. Not here: what they do with it (the other files)."""
+"""Which code Ray's workers run, tokens that it asks for, and nodes that an autoscaler brings.
+
+Not here: what workers do with it (the other files).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -44,6 +47,63 @@ def test_workers_take_no_code_from_the_folder_that_the_command_is_run_in(tmp_pat
     assert [Path(file).relative_to(ours).parts[0] for file in found] == ["jointseg", "pipeline", "tune_spaces"]
 
 
+A_HEAD = """
+import sys
+import ray
+
+print(ray.init("local", num_cpus=1, include_dashboard=False, _temp_dir=sys.argv[1]).address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text(uuid4().hex)
+    return path
+
+
+@contextmanager
+def a_head(environment: dict[str, str]) -> Iterator[str]:
+    """The address of a Ray that was started with these variables and is there for the length of the block."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    command = [sys.executable, "-c", A_HEAD, folder]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_client_whose_token_is_not_what_the_head_asks_for_is_refused_in_one_line(jointseg, token, tmp_path):
+    """The last of them Ray itself lets in, and its workers end without a reason or wait for ever."""
+    plain = jointseg.environment | {"RAY_AUTH_MODE": "disabled"}
+    asking = jointseg.environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    command = [sys.executable, "-m", "pipeline", "train", "--stage", "1", "--preset", "demo", "--out", str(tmp_path / "run")]
+
+    def refusal(environment: dict[str, str], address: str) -> str:
+        ended = subprocess.run(
+            command, env={**environment, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert not (tmp_path / "run").exists()
+        return ended.stderr
+
+    with a_head(plain) as open_to_all, a_head(asking) as closed:
+        where = "in ~/.ray/auth_token, or in the file that RAY_AUTH_TOKEN_PATH names\n"
+        for environment, said in (
+            (plain, f"asks for a token; set RAY_AUTH_MODE=token, with the head's token, {where}"),
+            ({**asking, "RAY_AUTH_TOKEN": uuid4().hex}, f"asks for another token than ours; set the head's, {where}"),
+        ):
+            assert refusal(environment, closed) == f"error: RAY_ADDRESS: the Ray at {closed!r} {said}"
+        said = refusal(asking, open_to_all)
+        assert said.startswith(f"error: RAY_AUTH_MODE: token, but the Ray at {open_to_all!r} asks for none, and ")
+        assert said.count("\n") == 1
+
+
 WAITING = """
 from functools import partial
 import ray
@@ -60,13 +120,11 @@ with connected():
 
 
 @pytest.fixture
-def scaled(jointseg: CommandLine, tmp_path: Path) -> Iterator[dict[str, str]]:
+def scaled(jointseg: CommandLine, token: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """What a client of an autoscaling cluster needs in its environment: a head without CPUs, and up to three nodes of one that
     Ray's own stand-in for a cloud starts as processes here.
     """
-    port, token, folder = free_port(), tmp_path / "token", tempfile.mkdtemp(prefix="ray-")  # sockets have short paths
-    token.touch(mode=0o600)
-    token.write_text(uuid4().hex)
+    port, folder = free_port(), tempfile.mkdtemp(prefix="ray-")  # sockets have short paths
     nodes = {"resources": {"CPU": 1, "object_store_memory": 100 * 2**20}, "node_config": {}, "min_workers": 0, "max_workers": 3}
     here = {"type": "fake_multinode", "gcs_address": f"{get_node_ip_address()}:{port}"}
     lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands", "rsync_exclude")
