@@ -25,6 +25,7 @@ from pipeline.cli_options import (
     config_of,
     interruptible,
     named_path,
+    say_left_over,
     training_of,
     workspace_of,
 )
@@ -85,7 +86,7 @@ def train(
     """One training stage, from its last checkpoint or from the stage before it. `one_stage` trains both tasks from the start,
     which the paper compares stages 1 and 2 with.
     """
-    _run(out, preset, data, overrides, ("data", training_of(stage).name), verbose=verbose)
+    say_left_over(_run(out, preset, data, overrides, ("data", training_of(stage).name), verbose=verbose), Terminal())
 
 
 @app.command()
@@ -118,6 +119,7 @@ def search(
 
     with interruptible(place, screen):
         run_search_command(config, place, screen=screen, verbose=verbose)
+    say_left_over(place, screen)
 
 
 @app.command()
@@ -147,7 +149,9 @@ def _run(
 def _show_summary(place: Workspace) -> None:
     from pipeline.report import summary
 
-    Terminal().console.print(summary(place))
+    screen = Terminal()
+    screen.console.print(summary(place))
+    say_left_over(place, screen)
 
 
 def _interrupt(*_: object) -> None:

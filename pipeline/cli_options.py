@@ -23,6 +23,7 @@ from jointseg.stages import TRAININGS, Stage
 from pipeline.failures import is_interruption
 from pipeline.run_store import IN_JOB
 from pipeline.terminal import Terminal
+from pipeline.unsent import left_over
 from pipeline.workspace import Workspace
 
 
@@ -117,6 +118,13 @@ def interruptible(place: Workspace, screen: Terminal, *, then: str | None = None
             raise
         screen.say(f"interrupted; {then or f'the same command goes on with {place.out} where it stopped'}")
         raise KeyboardInterrupt from None
+
+
+def say_left_over(place: Workspace, screen: Terminal) -> None:
+    """Say which files MLflow lacks, if it lacks any."""
+    left = left_over(place.out)
+    if left is not None:
+        screen.say(left)
 
 
 def config_of(

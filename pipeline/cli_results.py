@@ -22,6 +22,7 @@ from pipeline.cli_options import (
     named_path,
     refuse_non_utf8,
     refuse_relative,
+    say_left_over,
     training_of,
     workspace_of,
 )
@@ -57,6 +58,7 @@ def score(
     with interruptible(place, screen, then="the same command begins again"):
         scores = score_settings(config, place, files or [], split=split, screen=screen, verbose=verbose)
     screen.console.print(score_table(scores, config, split=split))
+    say_left_over(place, screen)
 
 
 def predict(

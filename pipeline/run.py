@@ -51,6 +51,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
         if place.finished(PIPELINE[-1]):  # a kill may have come after the last phase and before the run was closed
             Tracker.open(place.out).close(TOP)
+        Tracker.send_left_over(place.out)
         return
     for phase in due:
         for needed in NEEDS[phase]:
@@ -77,7 +78,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             is_new = not place.config.is_file()
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
             try:
-                tracker = Tracker.open(place.out)
+                tracker = Tracker.open(place.out, say=screen.say)
             except InputError:
                 if is_new:
                     place.config.unlink()
@@ -108,15 +109,17 @@ def run_search_command(config: Config, place: Workspace, *, screen: Terminal, ve
             search.take_over(result, study, place, screen)
             if not place.finished("search"):
                 place.finish("search", seconds=0.0, commit=own_commit())
+        Tracker.send_left_over(place.out)
         return
     with connected(verbose=verbose), place.locked():
-        tracker = Tracker.open(place.out)
+        tracker = Tracker.open(place.out, say=screen.say)
         tracker.end_abandoned(is_scored=place.is_scored)
         parent, started = tracker.top_run(place.out.name), time.perf_counter()
         _say_where(tracker, parent, screen)
         handed_over = search.run_search(config, place, tracker, parent=parent, screen=screen, verbose=verbose)
         if handed_over or not place.finished("search"):
             place.finish("search", seconds=time.perf_counter() - started, commit=own_commit())
+        tracker.offer_again()
 
 
 def _say_where(tracker: Tracker, parent: str, screen: Terminal) -> None:
@@ -130,6 +133,7 @@ def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
     for phase in due:
         started = time.perf_counter()
         WORK[phase](pipeline)
+        pipeline.tracker.offer_again()
         seconds = time.perf_counter() - started
         pipeline.place.finish(phase, seconds=seconds, commit=own_commit())
         pipeline.screen.say(f"{phase}: finished in {seconds:.0f} s")

@@ -5,12 +5,13 @@ Not here: MLflow itself (tracking.py).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,24 @@ def run_store(out: Path) -> RunStore:
     return RunStore(out, given, f"{out.name}-{drawn}")
 
 
+def made_once(uri: str, make: Callable[[str], object]) -> None:
+    """Have a store's SQLite file made where it is not there, by one rename: MLflow cannot open one killed in the making.
+
+    Of several processes that find none, one makes it and the others wait. `make` is given the address of a file beside it.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    partial, lock = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "lock"))
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not path.exists():
+            partial.unlink(missing_ok=True)
+            make(f"sqlite:///{partial}")
+            partial.replace(path)
+        lock.unlink(missing_ok=True)  # nobody who comes later asks for it
+
+
 def page_of(run_id: str, *, uri: str, experiment_id: str) -> str | None:
     """The address of a run's page, where the store is a server that has pages; None where it is a database."""
     if not _is_server(uri):
@@ -133,8 +152,11 @@ def without_password(uri: str) -> str:
 
 
 def shown(error: Exception) -> str:
-    """The first line of what MLflow says, without the password that the store's address in it may have."""
-    return without_password(first_line(error))
+    """The first line of what MLflow says, without the password that the store's address in it may have, and without what its
+    libraries say to each other between the request and its trouble.
+    """
+    said = without_password(first_line(error))
+    return re.sub(r"failed with exception .*\(Caused by \w+\((.*)\)\)$", r"failed: \1", said)
 
 
 def _own(out: Path) -> str:

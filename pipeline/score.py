@@ -109,12 +109,13 @@ def score_settings(
     key = f"{split}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     path = place.scores / f"{key}.json"
     if path.is_file():
+        Tracker.send_left_over(place.out)
         return _read(path, settings, screen)
     with place.locked(path.parent, key), connected(verbose=verbose):
         if path.is_file():  # another process has scored the same meanwhile
             return _read(path, settings, screen)
         config = without_missing_gpus(config, say=screen.say)
-        tracker = Tracker.open(place.out)
+        tracker = Tracker.open(place.out, say=screen.say)
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             with screen.bar(f"score {split}", len(frames)) as progress:
                 counts = _counted(config, place, jobs, frames, progress=progress)
@@ -128,6 +129,7 @@ def score_settings(
             record |= {"device": "cuda" if uses_gpu(config) else "cpu", "provenance": provenance(config, place.out)}
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
+            tracker.offer_again()
     write_atomically(path, json.dumps(record, indent=1))
     screen.say(f"{path}: the scores, and what they come from; {_said(depth)}")
     return scores

@@ -5,7 +5,6 @@ Not here: trials (tracked_trials.py), what is worth logging (phases.py, score.py
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import STORE, VARIABLE, RunStore, few_retries, run_store, shown, without_password
+from pipeline.run_store import STORE, VARIABLE, RunStore, few_retries, made_once, run_store, shown, without_password
+from pipeline.unsent import UNSENT, Unsent, left_over
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -48,24 +49,6 @@ DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
 
 
-def _create_store(uri: str) -> None:
-    """Make the SQLite file where it is not there, by one rename: MLflow cannot open one that was killed while being made.
-
-    Of several processes that find none, one makes it and the others wait.
-    """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path.exists():
-        return
-    partial, lock = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "lock"))
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if not path.exists():
-            partial.unlink(missing_ok=True)
-            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
-            partial.replace(path)
-        lock.unlink(missing_ok=True)  # nobody who comes later asks for it
-
-
 def _create_experiment(client: MlflowClient, store: RunStore) -> entities.Experiment:
     """The store's experiment; another folder that has the same may have made it meanwhile."""
     try:
@@ -74,6 +57,16 @@ def _create_experiment(client: MlflowClient, store: RunStore) -> entities.Experi
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.get_experiment_by_name(store.experiment)
+
+
+def _upload(client: MlflowClient, file: Mapping[str, Any]) -> None:
+    """Send one file or folder, as Unsent has it."""
+    if "text" in file:
+        client.log_text(file["run"], file["text"], file["name"])
+    elif (path := Path(file["path"])).is_dir():
+        client.log_artifacts(file["run"], str(path), file["into"])
+    else:
+        client.log_artifact(file["run"], str(path), file["into"])
 
 
 @dataclass(frozen=True)
@@ -85,10 +78,11 @@ class Tracker:
     experiment_id: str
     folder: str | None = None
     """Whose runs of the experiment; None: all are of one folder."""
+    files: Unsent | None = None
 
     @classmethod
-    def open(cls, out: Path) -> Tracker:
-        """The experiment of `out`, created with its store where they are not there yet.
+    def open(cls, out: Path, *, say: Callable[[str], None] = lambda _: None) -> Tracker:
+        """The experiment of `out`, created with its store where they are not there yet. `say` is told of files not taken.
 
         Raises:
             InputError: the store cannot be reached.
@@ -97,7 +91,7 @@ class Tracker:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of errors it raises too
         store = run_store(out)
         try:
-            _create_store(store.uri)
+            made_once(store.uri, lambda uri: MlflowClient(tracking_uri=uri).search_experiments())
             client = MlflowClient(tracking_uri=store.uri)
             with few_retries():
                 experiment = client.get_experiment_by_name(store.experiment)
@@ -110,7 +104,8 @@ class Tracker:
             at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
             again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
-        return cls(client, store.uri, experiment.experiment_id, store.folder)
+        files = Unsent(out / UNSENT, partial(_upload, client), say)
+        return cls(client, store.uri, experiment.experiment_id, store.folder, files)
 
     @contextmanager
     def run(self, name: str, *, parent: str | None = None, key: str | None = None, started: int | None = None) -> Iterator[str]:
@@ -147,15 +142,6 @@ class Tracker:
                 raise
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
             problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {shown(error)}{again}"
-            raise InputError(f"{without_password(self.uri)}: {problem}") from None
-
-    @contextmanager
-    def _keeping(self, name: str) -> Iterator[None]:
-        """A file that cannot be kept comes out as an InputError: stores of files fail in ways of their own."""
-        try:
-            yield
-        except Exception as error:
-            problem = f"{name} cannot be kept with its run: {shown(error)}"
             raise InputError(f"{without_password(self.uri)}: {problem}") from None
 
     def top_run(self, name: str) -> str:
@@ -263,16 +249,31 @@ class Tracker:
         return max((point.step for point in history), default=-1)
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """A file, or everything in a folder.
+        """A file, or everything in a folder, now or later; see `unsent.py`.
 
         Raises:
-            InputError: it cannot be kept, for instance on a full disk.
+            DiskError: it was not taken, and that cannot be noted.
         """
-        with self._keeping(path.name):
-            if path.is_dir():
-                self.client.log_artifacts(run_id, str(path), folder)
-            else:
-                self.client.log_artifact(run_id, str(path), folder)
+        self._files.send({"run": run_id, "name": path.name, "path": str(path), "into": folder})
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """A file with this text, as `log_artifact`."""
+        self._files.send({"run": run_id, "name": name, "text": text})
+
+    def offer_again(self) -> None:
+        """Send files that were not taken before, if they are taken now."""
+        self._files.offer()
+
+    @classmethod
+    def send_left_over(cls, out: Path) -> None:
+        """The same for a folder where there is nothing else to do; the store is asked only where it lacks something."""
+        if left_over(out) is not None:
+            cls.open(out).offer_again()
+
+    @property
+    def _files(self) -> Unsent:
+        assert self.files is not None, "a tracker that was opened to read"
+        return self.files
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Tags, in place of those of the same names."""
@@ -284,11 +285,6 @@ class Tracker:
         if len(text) > MAX_TAG_LENGTH:
             text = text[: text.rfind("\n", 0, MAX_TAG_LENGTH - 1) + 1] + "…"
         self.client.set_tag(run_id, "mlflow.note.content", text)
-
-    def log_text(self, run_id: str, text: str, name: str) -> None:
-        """A file with this text; raises as `log_artifact`."""
-        with self._keeping(name):
-            self.client.log_text(run_id, text, name)
 
     def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, frames: Mapping[str, int], context: str) -> None:
         """The data as an input of the run. MLflow's digests hold 36 characters: the first of ours."""

@@ -88,6 +88,9 @@ class Noting:
     def log_artifact(self, run, path, folder=None):
         self.artifacts.append(folder)
 
+    def offer_again(self):
+        self.artifacts.append("again")
+
 
 def matrices(*shares):
     """Of a frame each, of two classes of 100 pixels, this share of the first labelled rightly."""
@@ -123,7 +126,7 @@ def scored(place, small, tmp_path, monkeypatch):
             return Counts({name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}, depth)
 
         monkeypatch.setattr(score, "_counted", counts)
-        monkeypatch.setattr(score.Tracker, "open", lambda out: tracker)
+        monkeypatch.setattr(score.Tracker, "open", lambda out, *, say: tracker)
         files = [tmp_path / "best.json"]
         return counted, tracker, score_settings(config, place, files, split=split, screen=Terminal(), verbose=False)
 
@@ -144,7 +147,7 @@ def test_settings_are_scored_beside_the_papers_with_and_without_depth_and_none(s
     assert tracker.metrics["settings_1/mean_iou"] == found[file].mean_iou
     assert tracker.metrics["depth/rmse"] == 1.0
     assert tracker.tags["settings_1"] == file
-    assert tracker.artifacts == ["scores.json", "confusions"]
+    assert tracker.artifacts == ["scores.json", "confusions", "again"]
     paths = set(flatten(small))
     assert set(tracker.params) - paths == {"split", "frames", "data", "checkpoint"}
     assert tracker.params["evaluation.mirror"] is False, "said of one view too, so that MLflow can filter by it"
@@ -193,7 +196,7 @@ def test_intervals_resample_whole_scenes_where_validation_has_them(scored, place
 
 @pytest.mark.usefixtures("last_share_first")
 def test_each_frames_matrix_stands_under_its_number(place, small, rooms, monkeypatch):
-    monkeypatch.setattr(score.Tracker, "open", lambda out: Noting())
+    monkeypatch.setattr(score.Tracker, "open", lambda out, *, say: Noting())
     score_settings(small, place, [], split="validation", screen=Terminal(), verbose=False)
     (path,) = (place.search / "scores").glob("*/0.parquet")
     rows, confusion_NCC = read_confusions(path)

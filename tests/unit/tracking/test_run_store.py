@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from jointseg.errors import InputError
-from pipeline.run_store import EXPERIMENT, IN_JOB, VARIABLE, page_of, run_store, without_password
+from pipeline.run_store import EXPERIMENT, IN_JOB, VARIABLE, page_of, run_store, shown, without_password
 from pipeline.tracking import TOP, Tracker
 from pipeline.workspace import Workspace
 from tests.mlflow_runs import all_runs
@@ -171,6 +172,15 @@ def test_a_damaged_memory_is_named(folder, content):
 )
 def test_passwords_are_not_shown(uri, shown):
     assert without_password(uri) == shown
+
+
+def test_of_a_long_story_of_retries_the_request_and_its_trouble_are_shown():
+    told = (
+        "API request to http://me:secret@server/api/x failed with exception HTTPConnectionPool(host='server', port=80): Max "
+        "retries exceeded with url: /api/x (Caused by ResponseError('too many 500 error responses'))"
+    )
+    said = "API request to http://server/api/x failed: 'too many 500 error responses'"
+    assert shown(MlflowException(told)) == said
 
 
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])

@@ -162,17 +162,6 @@ def test_a_value_that_mlflow_does_not_take_is_a_mistake_of_ours(tracker):
         logged()
 
 
-@pytest.mark.parametrize("name", ["final", "weights.safetensors"])
-def test_a_file_that_cannot_be_kept_is_one_line(tracker, out, tmp_path, name):
-    (out / "mlartifacts").write_text("where the folder of artifacts would be")
-    (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "weights.safetensors").write_text("weights")
-    (path,) = [found for found in (tmp_path / "final", tmp_path / "final" / "weights.safetensors") if found.name == name]
-    with pytest.raises(InputError) as caught, tracker.run("stage1") as run:
-        tracker.log_artifact(run, path)
-    assert str(caught.value).startswith(f"{tracker.uri}: {name} cannot be kept with its run: [Errno ")
-
-
 def test_runs_that_a_kill_left_running_are_ended_but_not_scores_that_go_on_elsewhere(tracker, tmp_path):
     ids = {}
     for key in ("stage1", "search/weights", "score/test-1", "score/test-2", "stage2"):
