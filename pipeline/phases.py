@@ -26,7 +26,7 @@ from pipeline.other_rules import metrics_by_rule
 from pipeline.row_gains import row_gains
 from pipeline.run_store import few_retries
 from pipeline.search_result import load_settings
-from pipeline.sources import bring_in, list_frames
+from pipeline.sources import bring_in, dataset_of, list_frames
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.train import train_stage
@@ -90,24 +90,22 @@ def prepare_data(pipeline: Pipeline) -> None:
     views = list_frames(place, store, data)
     if data.validation_by == "scene":
         search.folds_of(config, store, pipeline.validation)  # too few scenes are refused before anything is trained
-    _log_dataset(pipeline, pipeline.parent, context="training and testing")
-    for path in (place.views, place.validation):
-        pipeline.tracker.log_artifact(pipeline.parent, path)
+    log_data(pipeline)
     seen = f"{len(views)} views" if data.views == "offline" else f"views drawn anew from {len(views)} frames at each visit"
     screen.say(f"{len(store.train)} train and {len(store.test)} test frames; {len(pipeline.validation)} for validation; {seen}")
 
 
+def log_data(pipeline: Pipeline) -> None:
+    """What was made of the data, on the parent run where it has none: its run may be new, the other deleted in MLflow."""
+    tracker, parent, place = pipeline.tracker, pipeline.parent, pipeline.place
+    if not tracker.has_dataset(parent):
+        tracker.log_artifact(parent, place.views)
+        tracker.log_artifact(parent, place.validation)
+        _log_dataset(pipeline, parent, context="training and testing")  # last: a run that has it has all
+
+
 def _log_dataset(pipeline: Pipeline, run: str, *, context: str) -> None:
-    """The frames as what a run of MLflow's read, and what for."""
-    store, source = pipeline.store, pipeline.config.data.source
-    pipeline.tracker.log_dataset(
-        run,
-        name=source.name if source else "synthetic rooms",
-        digest=store.digest,
-        source=str(source or pipeline.place.rooms),
-        frames={"train": len(store.train), "test": len(store.test), "validation": len(pipeline.validation)},
-        context=context,
-    )
+    pipeline.tracker.log_dataset(run, context=context, **dataset_of(pipeline.config, pipeline.place))
 
 
 def train(pipeline: Pipeline, stage: Stage) -> None:
@@ -138,12 +136,19 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
             progress(step, note=f"loss {row['loss/total']:.4g}")
             if step > last:
                 with few_retries():  # it is told again
-                    tracker.log_metrics(run, {name: value for name, value in row.items() if name != "step"}, step=step)
+                    tracker.log_metrics(run, curves_of(row), step=step)
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
         if loaded.is_file():
             tracker.log_artifact(run, loaded)
+
+
+def curves_of(row: dict[str, float]) -> dict[str, float]:
+    """What of a report MLflow draws: of layers that have the network's learning rate the network's alone."""
+    rate = row.get("lr/network")
+    like_it = {name for name, value in row.items() if name.startswith("lr/") and value == rate} - {"lr/network"}
+    return {name: value for name, value in row.items() if name != "step" and name not in like_it}
 
 
 def search_settings(pipeline: Pipeline) -> None:

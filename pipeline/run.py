@@ -17,7 +17,7 @@ from jointseg.stages import TRAININGS
 from pipeline import search
 from pipeline.cluster import connected, once_nodes_are_there, require_resources, without_missing_gpus, worker_resources
 from pipeline.earlier_search import earlier_study, refuse_a_search
-from pipeline.phases import WORK, Pipeline
+from pipeline.phases import WORK, Pipeline, log_data
 from pipeline.provenance import own_commit
 from pipeline.run_store import page_of, run_store
 from pipeline.sources import check_source
@@ -130,6 +130,8 @@ def _say_where(tracker: Tracker, parent: str, screen: Terminal) -> None:
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
+    if "data" not in due:
+        log_data(pipeline)
     for phase in due:
         started = time.perf_counter()
         WORK[phase](pipeline)

@@ -70,6 +70,16 @@ class RunStore:
         """Where the runs are, without a password, if `jointseg ui` cannot show them; None where it can."""
         return None if self.uri.startswith("sqlite:") else without_password(self.uri)
 
+    @property
+    def description(self) -> str:
+        """What people find in the experiment, Markdown."""
+        whose = f"Runs of `{self.out}`" if self.folder is None else "Runs of several folders, called after them"
+        return (
+            f"{whose}. The outermost has the report, its tables and figures; under it is a run for each stage of training, the "
+            "search (under that one for each trial), the evaluation and each `jointseg score`. Of layers that share a "
+            "learning rate with most of the network `lr/network` alone is drawn."
+        )
+
     def __str__(self) -> str:
         named = VARIABLE if os.environ.get(VARIABLE) else "MLflow's store"
         return f"{named}: {without_password(self.uri)}"

@@ -37,6 +37,7 @@ from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
 from pipeline.search_result import load_settings, over
 from pipeline.shares import shared_out, shares_of
+from pipeline.sources import dataset_of
 from pipeline.spaces import papers_values
 from pipeline.terminal import Terminal
 from pipeline.tracking import SCORE, Tracker
@@ -54,6 +55,8 @@ PATHS = {
     "seed": "search.seed",
 }
 """In the config, of what a record of scores has from it."""
+CONTEXTS = {"validation": "validation", "test": "testing"}
+"""What MLflow calls it that frames of a split are read for."""
 Jobs = Mapping[str, Config | None]
 """Configs by name; None: without a CRF."""
 
@@ -117,6 +120,7 @@ def score_settings(
         config = without_missing_gpus(config, say=screen.say)
         tracker = Tracker.open(place.out, say=screen.say)
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
+            tracker.log_dataset(run, context=CONTEXTS[split], **dataset_of(config, place))
             with screen.bar(f"score {split}", len(frames)) as progress:
                 counts = _counted(config, place, jobs, frames, progress=progress)
             scores = _scores(counts.confusion_NCC, config, scenes_of(frames, config.data))

@@ -34,6 +34,7 @@ from pipeline.run_store import few_retries
 from pipeline.samplers import Asker, build_sampler
 from pipeline.search_figures import draw_study
 from pipeline.search_result import WHOLE_SCENES, read_result, said
+from pipeline.sources import dataset_of
 from pipeline.spaces import Space, load_space, papers_values, start_points
 from pipeline.study import run_study
 from pipeline.terminal import Terminal
@@ -182,6 +183,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         passing = {f"search.{name}" for name in AFTER}
         lasting = {path: value for path, value in flatten(config).items() if path not in passing}
         tracker.log_params(run, {**lasting, "search.space": study.space.name})  # its file may lie elsewhere another time
+        tracker.log_dataset(run, context="validation", **dataset_of(config, place))
         cache = unaries.UnaryCache(place.search / "unaries", study.frames)
         if config.search.fidelity == "finetune":  # a trial runs the network that it trains
             ready_features(config, place, store=place.store, screen=screen)

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jointseg.config import DataConfig
+from jointseg.config import Config, DataConfig
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.manifest import write_manifest
 from jointseg.data.rooms import refuse_too_many, train_numbers
@@ -83,6 +84,17 @@ def list_frames(place: Workspace, store: Store, data: DataConfig) -> tuple[View,
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}
     write_manifest(views, place.views, seeds=seeds, store_digest=store.digest)
     return views
+
+
+def dataset_of(config: Config, place: Workspace) -> dict[str, Any]:
+    """The frames of a run that has them, as `Tracker.log_dataset` takes them."""
+    store, source = Store.open(place.store), config.data.source
+    return {
+        "name": source.name if source else "synthetic rooms",
+        "digest": store.digest,
+        "source": str(source or place.rooms),
+        "frames": {"train": len(store.train), "test": len(store.test), "validation": len(place.subset()["frames"])},
+    }
 
 
 @contextmanager

@@ -40,6 +40,8 @@ SCORE = "score/"
 """How keys of scores begin."""
 FOLDER_TAG = "jointseg.folder"
 """In an experiment of several folders, whose run it is (RunStore.folder)."""
+NOTE_TAG = "mlflow.note.content"
+"""The description, Markdown that MLflow shows."""
 PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
@@ -52,7 +54,7 @@ DISK_ERRORS = ("database or disk is full", "disk I/O error")
 def _create_experiment(client: MlflowClient, store: RunStore) -> entities.Experiment:
     """The store's experiment; another folder that has the same may have made it meanwhile."""
     try:
-        client.create_experiment(store.experiment, artifact_location=store.artifacts)
+        client.create_experiment(store.experiment, store.artifacts, {NOTE_TAG: store.description})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -201,7 +203,8 @@ class Tracker:
     def _create(self, name: str, key: str, parent: str | None, started: int | None = None) -> str:
         own = {PARENT_TAG: parent, FOLDER_TAG: self.folder}
         tags = {KEY_TAG: key, **{name: value for name, value in own.items() if value}, **origin()}
-        run_id: str = self.client.create_run(self.experiment_id, started, tags, name).info.run_id
+        called = f"{self._files.folder.parent.name}/{name}" if self.folder and parent else name  # charts show names alone
+        run_id: str = self.client.create_run(self.experiment_id, started, tags, called).info.run_id
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -284,11 +287,15 @@ class Tracker:
         """The run's description, Markdown that MLflow shows on its page; what is longer than a tag may be is cut at a line."""
         if len(text) > MAX_TAG_LENGTH:
             text = text[: text.rfind("\n", 0, MAX_TAG_LENGTH - 1) + 1] + "…"
-        self.client.set_tag(run_id, "mlflow.note.content", text)
+        self.client.set_tag(run_id, NOTE_TAG, text)
+
+    def has_dataset(self, run_id: str) -> bool:
+        """Whether the run says which data it read."""
+        return bool(self.client.get_run(run_id).inputs.dataset_inputs)
 
     def log_dataset(self, run_id: str, *, name: str, digest: str, source: str, frames: Mapping[str, int], context: str) -> None:
         """The data as an input of the run. MLflow's digests hold 36 characters: the first of ours."""
-        if self.client.get_run(run_id).inputs.dataset_inputs:
+        if self.has_dataset(run_id):
             return
         dataset = entities.Dataset(name, digest[:36], "local", json.dumps({"uri": source}), profile=json.dumps(frames))
         tag = entities.InputTag(key="mlflow.data.context", value=context)

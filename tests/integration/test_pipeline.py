@@ -203,7 +203,7 @@ def test_mlflow_has_each_run_once_with_every_parameter_and_no_point_twice(killed
     for stage, steps in {"stage1": [2, 4, 6, 8], "stage2": [2, 4], "stage3": [2], "stage3_sem_crf": [2]}.items():
         history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
         assert [point.step for point in history] == steps, stage
-    assert all(len(runs[name].inputs.dataset_inputs) == 1 for name in ("pipeline", *STAGES, "evaluation"))
+    assert all(len(runs[name].inputs.dataset_inputs) == 1 for name in ("pipeline", *phases))
     _has(client, runs["pipeline"], "report.json", "report.md", "report.html", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")
     _has(client, runs[search], "crf_settings.json", "trials.parquet", "journal.log", "confusions", "figures")

@@ -19,9 +19,9 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
-from pipeline.phases import Pipeline, evaluate_test, prepare_data, train
+from pipeline.phases import Pipeline, curves_of, evaluate_test, prepare_data, train
 from pipeline.row_gains import COMPARED
-from pipeline.run import run_phases, run_search_command
+from pipeline.run import _run_due, run_phases, run_search_command
 from pipeline.run_store import VARIABLE
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
@@ -52,6 +52,9 @@ class Noting:
 
     def tag(self, run, tags):
         self.tags[run] = tags
+
+    def has_dataset(self, run):
+        return any(run == own for own, _ in self.datasets)
 
     def log_dataset(self, run, **own):
         self.datasets.append((run, own))
@@ -110,7 +113,23 @@ def test_the_data_go_to_mlflow_by_their_digest_with_the_views_and_the_validation
     assert sorted(own.tracker.artifacts) == [("top", "validation.json", None), ("top", "views.parquet", None)]
 
 
+def test_a_run_that_was_deleted_in_mlflow_gets_what_was_made_of_the_data_once_more(pipeline_of, rooms):
+    own = pipeline_of()
+    prepare_data(own)
+    before, own.tracker.datasets, own.tracker.artifacts = own.tracker.datasets, [], []  # as a new run has them
+    for _ in range(2):
+        _run_due(own, [])
+    assert own.tracker.datasets == before
+    assert sorted(own.tracker.artifacts) == [("top", "validation.json", None), ("top", "views.parquet", None)]
+
+
 # Training
+
+
+def test_of_layers_with_one_learning_rate_the_networks_is_drawn_alone():
+    row = {"step": 1.0, "loss/total": 0.5, "lr/heads": 0.5, "lr/network": 0.5, "lr/network_bias": 1.0, "lr/crf": 0.5}
+    assert curves_of(row) == {"loss/total": 0.5, "lr/network": 0.5, "lr/network_bias": 1.0}
+    assert curves_of({"step": 1.0, "lr/heads": 0.5}) == {"lr/heads": 0.5}, "of which there is none, where it is frozen"
 
 
 def test_stage_3_alone_takes_the_settings_that_were_found(pipeline_of):

@@ -88,6 +88,9 @@ class Noting:
     def log_artifact(self, run, path, folder=None):
         self.artifacts.append(folder)
 
+    def log_dataset(self, run, *, context, **own):
+        self.tags["read for"] = context
+
     def offer_again(self):
         self.artifacts.append("again")
 

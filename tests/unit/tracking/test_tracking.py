@@ -52,6 +52,21 @@ def test_folders_that_share_an_experiment_find_and_end_their_own_runs_alone(trac
     assert Tracker.of_run(second, Path(tracker.uri.removeprefix("sqlite:///")).parent).folder == "2222"
 
 
+def test_in_a_shared_experiment_runs_are_called_after_their_folder(tracker):
+    """Charts of several runs show their names alone, and each folder has a stage1."""
+    shared = replace(tracker, folder="1111")
+    with shared.run("run", key="pipeline") as top, shared.run("stage1", parent=top) as child:
+        assert [tracker.client.get_run(run).info.run_name for run in (top, child)] == ["run", "run/stage1"]
+        assert shared.find("stage1", top) == child
+
+
+@pytest.mark.parametrize("folder", [None, "1111"])
+def test_an_experiment_says_what_is_in_it(out, tracker, folder):
+    own = RunStore(out, tracker.uri, f"described-{folder}", folder=folder)
+    found = _create_experiment(tracker.client, own).tags["mlflow.note.content"]
+    assert found.startswith(f"Runs of `{out}`. " if folder is None else "Runs of several folders, called after them. ")
+
+
 def test_an_experiment_that_another_folder_makes_at_the_same_time_is_taken(out, tracker):
     own = RunStore(out, tracker.uri, "nyu", folder="1111")
     made = tracker.client.create_experiment("nyu")
