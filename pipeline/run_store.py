@@ -126,6 +126,26 @@ def run_store(out: Path) -> RunStore:
     return RunStore(out, given, f"{out.name}-{drawn}")
 
 
+def uri_of(run_id: str, out: Path | None) -> str:
+    """The store that `MLFLOW_TRACKING_URI` or else the folder `out` names, for a run that is there already.
+
+    Raises:
+        InputError: neither is given, or it is a file that is not there.
+    """
+    uri = os.environ.get(VARIABLE) or None
+    if uri is None and out is None:
+        raise InputError(f"mlflow:{run_id}: in which store? Set {VARIABLE}, or give the run's folder as --out")
+    if uri is None and out is not None:
+        store = run_store(out.resolve())
+        if store.is_own and not (out / STORE).is_file():
+            raise InputError(f"{out / STORE}: not found; {out} has no MLflow store")
+        uri = store.uri
+    file = Path(str(uri).removeprefix("sqlite:///"))
+    if str(uri).startswith("sqlite:") and not file.is_file():  # MLflow would make it
+        raise InputError(f"mlflow:{run_id}: {file}: not found; there is no MLflow store")
+    return str(uri)
+
+
 def made_once(uri: str, make: Callable[[str], object]) -> None:
     """Have a store's SQLite file made where it is not there, by one rename: MLflow cannot open one killed in the making.
 

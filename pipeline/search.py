@@ -38,7 +38,7 @@ from pipeline.sources import dataset_of
 from pipeline.spaces import Space, load_space, papers_values, start_points
 from pipeline.study import run_study
 from pipeline.terminal import Terminal
-from pipeline.tracked_trials import log_trial
+from pipeline.tracked_trials import log_trial, told_trials
 from pipeline.tracking import Tracker
 from pipeline.trial import TrialJob
 from pipeline.trial_record import FINISHED
@@ -196,8 +196,8 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)
         result = search_result.save_result(lines, config, study.folder, identity=study.identity)
         draw_study(lines, asker, job, result)
-        for line, best in zip(lines, search_result.best_so_far(lines), strict=True):
-            tracker.log_metrics(run, {"best_so_far": best}, step=line["trial"])
+        bests = zip(lines, search_result.best_so_far(lines), strict=True)
+        tracker.log_curves(run, {line["trial"]: {"best_so_far": best} for line, best in bests})
         tracker.log_result(run, _summary(result), step=result["trials"])
         tracker.log_text(run, json.dumps(result, indent=1), SETTINGS)
         tracker.describe(run, _described(name, result))
@@ -213,12 +213,15 @@ def _run_trials(
     study: Study, job: TrialJob, asker: Asker, *, tracker: Tracker, run: str, screen: Terminal, verbose: bool
 ) -> list[Line]:
     ended: dict[int, Line] = {}
+    told = told_trials(tracker, run)
     with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
 
         def tell(line: Line) -> None:
             ended[line["trial"]] = line
             known = [score for score in search_result.scores(list(ended.values())) if score is not None]
             progress(len(ended), note=f"best {max(known, default=math.nan):.4f}")
+            if line["trial"] in told:
+                return
             record = None
             if line["state"] == FINISHED:
                 record = search_result.trial_record(line, study.config, study.folder, identity=study.identity)

@@ -8,12 +8,23 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.provenance import COMMIT_TAG
-from pipeline.tracking import Tracker
+from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
 from pipeline.trial_record import FAILED, STOPPED
 
 TOLD_TAG = "jointseg.told"
 """Of a trial of which all is there."""
 TRIAL_RECORD = "trial.json"
+NAME = "trial-"
+"""How keys of trials begin; their number follows."""
+MOST_RUNS = 50_000
+"""As many as MLflow lists at once."""
+
+
+def told_trials(tracker: Tracker, run_id: str) -> set[int]:
+    """Numbers of a search's trials of which all is there: asked once, where a search goes on from hundreds of them."""
+    whole = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{TOLD_TAG}` = 'whole'"
+    found = tracker.client.search_runs([tracker.experiment_id], whole, max_results=MOST_RUNS)
+    return {int(run.data.tags[KEY_TAG].removeprefix(NAME)) for run in found}
 
 
 def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record: Mapping[str, Any] | None) -> None:
@@ -25,7 +36,7 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
         line: the trial's, as the study logs it.
         record: kept with it as trial.json.
     """
-    name, status = f"trial-{line['trial']:04d}", "FAILED" if line["state"] == FAILED else "FINISHED"
+    name, status = f"{NAME}{line['trial']:04d}", "FAILED" if line["state"] == FAILED else "FINISHED"
     there = tracker.find(name, run_id)
     if there is not None and TOLD_TAG in tracker.client.get_run(there).data.tags:
         return

@@ -22,7 +22,7 @@ from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
 from pipeline.failures import is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
-from pipeline.run_store import STORE, VARIABLE, RunStore, few_retries, made_once, run_store, shown, without_password
+from pipeline.run_store import VARIABLE, RunStore, few_retries, made_once, run_store, shown, uri_of, without_password
 from pipeline.unsent import UNSENT, Unsent, left_over
 
 # mlflow and alembic announce every table they create; set before the import, which configures them.
@@ -46,6 +46,8 @@ PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
+MOST_POINTS = 1000
+"""In a request, as MLflow takes them."""
 DELETED = "must be in the 'active' state"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
@@ -230,10 +232,19 @@ class Tracker:
 
         MLflow drops a point equal to one it has in key, value, step and time; so the time is a function of the step.
         """
-        at = self.client.get_run(run_id).info.start_time + step
-        points = [entities.Metric(name, float(value), at, step) for name, value in metrics.items() if math.isfinite(value)]
-        if points:
-            self.client.log_batch(run_id, metrics=points)
+        self.log_curves(run_id, {step: metrics})
+
+    def log_curves(self, run_id: str, rows: Mapping[int, Mapping[str, float]]) -> None:
+        """The same at many steps, in a few requests."""
+        began = self.client.get_run(run_id).info.start_time
+        points = [
+            entities.Metric(name, float(value), began + step, step)
+            for step, metrics in rows.items()
+            for name, value in metrics.items()
+            if math.isfinite(value)
+        ]
+        for first in range(0, len(points), MOST_POINTS):
+            self.client.log_batch(run_id, metrics=points[first : first + MOST_POINTS])
 
     def log_result(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Finite values that may come again, after a restart, and be others then: the newest is what MLflow shows.
@@ -308,17 +319,7 @@ class Tracker:
         Raises:
             InputError: neither is given, or there is no such run.
         """
-        uri = os.environ.get(VARIABLE) or None
-        if uri is None and out is None:
-            raise InputError(f"mlflow:{run_id}: in which store? Set {VARIABLE}, or give the run's folder as --out")
-        if uri is None and out is not None:
-            store = run_store(out.resolve())
-            if store.is_own and not (out / STORE).is_file():
-                raise InputError(f"{out / STORE}: not found; {out} has no MLflow store")
-            uri = store.uri
-        file = Path(str(uri).removeprefix("sqlite:///"))
-        if str(uri).startswith("sqlite:") and not file.is_file():  # MLflow would make it
-            raise InputError(f"mlflow:{run_id}: {file}: not found; there is no MLflow store")
+        uri = uri_of(run_id, out)
         try:
             client = MlflowClient(tracking_uri=uri)
             with few_retries():

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from jointseg.errors import InputError
 from pipeline.provenance import own_commit
 from pipeline.tracked_files import read_json
-from pipeline.tracked_trials import TOLD_TAG, TRIAL_RECORD, log_trial
+from pipeline.tracked_trials import TOLD_TAG, TRIAL_RECORD, log_trial, told_trials
 from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
 from tests.mlflow_runs import all_runs, history
 
@@ -92,6 +92,14 @@ def test_a_trial_is_of_the_commit_that_scored_it(tracker):
     found = trials_of(tracker, parent)
     commits = [found[name].data.tags.get("mlflow.source.git.commit") for name in ("trial-0000", "trial-0001")]
     assert commits == ["then", own_commit()]
+
+
+def test_of_a_search_that_goes_on_the_trials_that_were_told_whole_are_known(tracker):
+    with tracker.run("search", key="one") as parent, tracker.run("search", key="other") as other:
+        log(tracker, parent, TRIALS)
+        tracker.client.delete_tag(trials_of(tracker, parent)["trial-0001"].info.run_id, TOLD_TAG)
+        log(tracker, other, TRIALS[:2])
+        assert (told_trials(tracker, parent), told_trials(tracker, other)) == ({0, 2}, {0, 1})
 
 
 def test_two_studies_have_a_run_each_trial(tracker):

@@ -253,6 +253,15 @@ def test_a_point_logged_again_after_a_restart_stays_one(out, tracker):
     assert history(tracker, run, "lr") == [(10, 1e-3), (20, 1e-3)]
 
 
+def test_a_long_curve_is_logged_at_once_and_each_point_of_it_once(tracker):
+    curve = {step: {"best_so_far": step / 4, "left out": math.nan} for step in range(2500)}
+    with tracker.run("search") as run:
+        tracker.log_metrics(run, curve[7], step=7)
+        for _ in range(2):
+            tracker.log_curves(run, curve)
+    assert history(tracker, run, "best_so_far") == [(step, step / 4) for step in curve]
+
+
 def test_of_a_result_that_came_out_otherwise_the_newer_is_shown(out, tracker, monkeypatch):
     """MLflow shows the larger of two values of one step and time."""
     milliseconds = itertools.count(10**12)
