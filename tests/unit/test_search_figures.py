@@ -204,6 +204,25 @@ def test_its_uncertainty_is_that_of_the_trials_and_not_of_the_forests_alone(monk
     assert 0.5 < np.mean(deviations) / np.std(shares, ddof=1) < 2
 
 
+def test_a_forest_is_of_so_many_trials_and_no_more_for_its_time_grows_with_their_square(monkeypatch):
+    sizes, shares_of = [], search_figures._shares
+
+    def counting(study, trials, *, seed):
+        sizes.append((len(trials), len({trial.number for trial in trials})))
+        return shares_of(study, trials, seed=seed)
+
+    monkeypatch.setattr(search_figures, "FORESTS", 2)
+    monkeypatch.setattr(search_figures, "_shares", counting)
+    study = study_of(lambda much, little: much + 0.1 * little, trials=40)
+    importance(study)
+    assert sizes[:2] == [(40, 40)] * 2
+    monkeypatch.setattr(search_figures, "MOST", 24)
+    found = importance(study)
+    assert [size for size, _ in sizes[4:]] == [24] * 4
+    assert sizes[4:6] == [(24, 24)] * 2, "without replacement"
+    assert found["much"][0] > 0.8
+
+
 def test_importance_is_of_mean_iou_also_where_two_objectives_are_sought():
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
