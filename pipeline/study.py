@@ -21,13 +21,14 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from jointseg.errors import DiskError, InputError, one_line
+from jointseg.errors import DiskError, InputError
 from jointseg.whole import write_atomically
 from pipeline.cluster import Patience, require_resources
 from pipeline.failures import LostWorkerError
 from pipeline.finetune import FinetuneTrial
 from pipeline.log_lines import Line, append_line, following
 from pipeline.provenance import own_commit
+from pipeline.run_store import shown
 from pipeline.samplers import Asker
 from pipeline.spaces import Point
 from pipeline.trial import CrfTrial, TrialJob
@@ -238,7 +239,7 @@ def run_study(
     folder.mkdir(parents=True, exist_ok=True)
 
     def not_logged(error: Exception) -> None:
-        say(f"not logged yet, the search goes on: {one_line(error)}")
+        say(f"not logged yet, the search goes on: {shown(error)}")
 
     with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell, trouble=not_logged):
         if batches.advance():

@@ -15,11 +15,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from jointseg.checkpoint import final_digest, save_final
 from jointseg.checkpoint_folder import CheckpointFolder
 from jointseg.config import Config
-from jointseg.errors import one_line
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, uses_gpu, worker_resources, workers_said
 from pipeline.failures import LostWorkerError, NoRoomError, explained
 from pipeline.log_lines import Line, following, read_lines, read_reports
+from pipeline.run_store import shown
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
 
@@ -58,7 +58,7 @@ def train_stage(
     features = place.features if config.data.cache_features else None
 
     def not_logged(error: Exception) -> None:
-        say(f"not logged yet, training goes on: {one_line(error)}")
+        say(f"not logged yet, training goes on: {shown(error)}")
 
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
