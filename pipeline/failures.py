@@ -24,6 +24,10 @@ class LostWorkerError(Exception):
     """A worker went away in the middle of a stage: nobody's mistake, and the same command goes on. One line."""
 
 
+class TrackingError(InputError):
+    """MLflow's server is gone or refuses, for longer than it was waited for. One line."""
+
+
 class NoRoomError(LostWorkerError):
     """Workers did not start: no room in the cluster for now, or a node that cannot run them. One line."""
 

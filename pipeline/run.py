@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from jointseg.config import Config
@@ -17,12 +18,14 @@ from jointseg.stages import TRAININGS
 from pipeline import search
 from pipeline.cluster import connected, once_nodes_are_there, require_resources, without_missing_gpus, worker_resources
 from pipeline.earlier_search import earlier_study, refuse_a_search
+from pipeline.failures import TrackingError
 from pipeline.phases import WORK, Pipeline, log_data
 from pipeline.provenance import own_commit
 from pipeline.run_store import page_of, run_store
 from pipeline.sources import check_source
 from pipeline.terminal import Terminal
 from pipeline.tracking import TOP, Tracker
+from pipeline.untracked import Untracked
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 
 NEEDS = {
@@ -130,12 +133,28 @@ def _say_where(tracker: Tracker, parent: str, screen: Terminal) -> None:
 
 
 def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
+    """Run phases, to the end also where MLflow goes away: those that it was not told of are not finished, and repeated later.
+
+    Raises:
+        TrackingError: it has gone away, at the end.
+    """
     if "data" not in due:
         log_data(pipeline)
+    gone: TrackingError | None = None
     for phase in due:
         started = time.perf_counter()
-        WORK[phase](pipeline)
+        try:
+            WORK[phase](pipeline)
+        except TrackingError as error:
+            gone = error
+            pipeline.screen.say(f"the run goes on without MLflow: {error}")
+            tracker = pipeline.tracker
+            pipeline = replace(pipeline, tracker=Untracked(tracker.client, tracker.uri, tracker.experiment_id, tracker.folder))
+            WORK[phase](pipeline)
         pipeline.tracker.offer_again()
         seconds = time.perf_counter() - started
-        pipeline.place.finish(phase, seconds=seconds, commit=own_commit())
-        pipeline.screen.say(f"{phase}: finished in {seconds:.0f} s")
+        if gone is None:
+            pipeline.place.finish(phase, seconds=seconds, commit=own_commit())
+        pipeline.screen.say(f"{phase}: {'done' if gone else 'finished'} in {seconds:.0f} s")
+    if gone is not None:
+        raise TrackingError(f"{pipeline.place.out} has everything, and the same command tells MLflow once it answers: {gone}")

@@ -48,6 +48,8 @@ AFTER = frozenset({"trials", "resamples", "concurrent", "filter_cache", "node_fo
 """Settings of the search that change no trial: more trials go on with the same study. Of `start` the points count; with
 `settings` there are no trials."""
 STUDY, JOURNAL = "study.json", "journal.log"
+UNTOLD = "untold"
+"""Of a study that has ended while MLflow was gone: the same command tells it."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,10 @@ def open_study(config: Config, place: Workspace) -> Study:
 
 def finished_result(study: Study) -> dict[str, Any] | None:
     """The result of a study that has the trials that are asked for now, or more; None where there is none yet, or where as many
-    trials are asked for with other `resamples`.
+    trials are asked for with other `resamples`; nor where MLflow has not been told of it.
     """
     path = study.folder / SETTINGS
-    if not path.is_file():
+    if not path.is_file() or (study.folder / UNTOLD).is_file():
         return None
     result = read_result(path)
     then, now = result["search"], study.config.search
@@ -204,7 +206,11 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         for part in (TRIALS, STUDY, JOURNAL, "confusions", "figures"):
             path = study.folder / part
             tracker.log_artifact(run, path, part if path.is_dir() else None)
+    if tracker.is_gone:
+        (study.folder / UNTOLD).touch()
     write_atomically(study.folder / SETTINGS, json.dumps(result, indent=1))
+    if not tracker.is_gone:
+        (study.folder / UNTOLD).unlink(missing_ok=True)
     screen.say(said(result))
     return _hand_over(place, study, screen)
 
@@ -213,14 +219,14 @@ def _run_trials(
     study: Study, job: TrialJob, asker: Asker, *, tracker: Tracker, run: str, screen: Terminal, verbose: bool
 ) -> list[Line]:
     ended: dict[int, Line] = {}
-    told = told_trials(tracker, run)
+    told = set() if tracker.is_gone else told_trials(tracker, run)
     with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
 
         def tell(line: Line) -> None:
             ended[line["trial"]] = line
             known = [score for score in search_result.scores(list(ended.values())) if score is not None]
             progress(len(ended), note=f"best {max(known, default=math.nan):.4f}")
-            if line["trial"] in told:
+            if tracker.is_gone or line["trial"] in told:
                 return
             record = None
             if line["state"] == FINISHED:

@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jointseg.config import OPERATIONAL
 from jointseg.errors import InputError
-from pipeline.failures import is_interruption
+from pipeline.failures import TrackingError, is_interruption
 from pipeline.provenance import COMMIT_TAG, MAX_TAG_LENGTH, origin, own_commit
 from pipeline.run_store import VARIABLE, RunStore, few_retries, made_once, run_store, shown, uri_of, without_password
 from pipeline.unsent import UNSENT, Unsent, left_over
@@ -46,8 +46,7 @@ PARENT_TAG = "mlflow.parentRunId"
 COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
-MOST_POINTS = 1000
-"""In a request, as MLflow takes them."""
+MOST_POINTS = 1000  # in a request
 DELETED = "must be in the 'active' state"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
@@ -83,6 +82,7 @@ class Tracker:
     folder: str | None = None
     """Whose runs of the experiment; None: all are of one folder."""
     files: Unsent | None = None
+    is_gone: ClassVar[bool] = False
 
     @classmethod
     def open(cls, out: Path, *, say: Callable[[str], None] = lambda _: None) -> Tracker:
@@ -141,12 +141,13 @@ class Tracker:
         try:
             yield
         except (MlflowException, SQLAlchemyError, RequestException) as error:
-            again = "; restore it in MLflow, or repeat the command, which begins another" if DELETED in str(error) else ""
+            again = "; restore it in MLflow, or repeat the command, for another" if DELETED in str(error) else ""
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" and not again:
                 raise
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
-            problem = f"cannot be written: {full}" if full else f"MLflow's store cannot be used: {shown(error)}{again}"
-            raise InputError(f"{without_password(self.uri)}: {problem}") from None
+            if full:
+                raise InputError(f"{self.uri}: cannot be written: {full}") from None
+            raise TrackingError(f"{without_password(self.uri)}: MLflow's store cannot be used: {shown(error)}{again}") from None
 
     def top_run(self, name: str) -> str:
         """The id of the run that all others are under, its status left as it is; a new one is ended, for nobody else may be to.

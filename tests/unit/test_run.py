@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
+from pipeline.failures import TrackingError
 from pipeline.phases import Pipeline, curves_of, evaluate_test, prepare_data, train
 from pipeline.row_gains import COMPARED
 from pipeline.run import _run_due, run_phases, run_search_command
@@ -229,6 +231,36 @@ def test_a_run_that_a_kill_left_open_after_its_last_phase_is_closed(tmp_path, mo
 
 def everything(config, place, **how):
     run_phases(config, place, PIPELINE, **how)
+
+
+def test_where_mlflow_goes_away_the_run_goes_on_without_and_the_same_command_tells_it_later(pipeline_of, monkeypatch, capsys):
+    """Here in the second of three phases; what has been told of is finished."""
+    own, worked, told, answers = pipeline_of(), [], [], [True]
+    own.tracker.client, own.tracker.uri, own.tracker.experiment_id, own.tracker.folder = None, "http://server", "1", None
+    own.tracker.offer_again, own.tracker.datasets = lambda: None, [("top", {})]
+
+    def work(name, pipeline):
+        worked.append(name)
+        with pipeline.tracker.run(name) as run:
+            pipeline.tracker.log_params(run, {"phase": name})
+            if pipeline.tracker is own.tracker:
+                if not answers[0] and name == "stage1":
+                    raise TrackingError("http://server: gone")
+                told.append(name)
+
+    phases = ("data", "stage1", "stage2")
+    monkeypatch.setattr(pipeline.run, "WORK", {name: partial(work, name) for name in phases})
+    answers[0] = False
+    with pytest.raises(TrackingError) as caught:
+        _run_due(own, phases)
+    assert (worked, told) == (["data", "stage1", "stage1", "stage2"], ["data"])
+    assert list(own.place.done()) == ["data"]
+    assert "the run goes on without MLflow: http://server: gone\n" in capsys.readouterr().out
+    everything = f"{own.place.out} has everything, and the same command tells MLflow once it answers: http://server: gone"
+    assert str(caught.value) == everything
+    answers[0] = True
+    _run_due(own, [name for name in phases if not own.place.finished(name)])
+    assert (told, list(own.place.done())) == (["data", "stage1", "stage2"], list(phases))
 
 
 @pytest.mark.parametrize("begin", [everything, run_search_command])
