@@ -146,7 +146,7 @@ class Tracker:
                 raise
             full = next((said for said in DISK_ERRORS if said in str(error)), None)
             if full:
-                raise InputError(f"{self.uri}: cannot be written: {full}") from None
+                raise InputError(f"{without_password(self.uri)}: cannot be written: {full}") from None
             raise TrackingError(f"{without_password(self.uri)}: MLflow's store cannot be used: {shown(error)}{again}") from None
 
     def top_run(self, name: str) -> str:
