@@ -132,7 +132,9 @@ def ui(
     if store.elsewhere is not None:
         raise InputError(f"--out: the runs of {place.out} are at {store.elsewhere}; look at them there")
     experiment = Tracker.open(place.out).experiment_id
-    typer.echo(f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (in a few seconds; Ctrl-C ends it)")
+    typer.echo(
+        f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (in a few seconds; Ctrl-C ends it)"
+    )
     command = [
         sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--host", host, "--port", str(port),
         "--workers", "1",
