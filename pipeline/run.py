@@ -144,7 +144,8 @@ def _run_due(pipeline: Pipeline, due: Sequence[str]) -> None:
     for phase in due:
         started = time.perf_counter()
         try:
-            WORK[phase](pipeline)
+            with pipeline.tracker.troubles_named():
+                WORK[phase](pipeline)
         except TrackingError as error:
             gone = error
             pipeline.screen.say(f"the run goes on without MLflow: {error}")

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowClient
 
 import pipeline.phases
 import pipeline.run
@@ -24,7 +26,7 @@ from pipeline.failures import TrackingError
 from pipeline.phases import Pipeline, curves_of, evaluate_test, prepare_data, train
 from pipeline.row_gains import COMPARED
 from pipeline.run import _run_due, run_phases, run_search_command
-from pipeline.run_store import VARIABLE
+from pipeline.run_store import RETRIES, VARIABLE
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import PIPELINE, Workspace
@@ -33,6 +35,8 @@ from tests.checkpoints import untrained_final
 
 class Noting:
     """A tracker that keeps what it is given."""
+
+    troubles_named = staticmethod(nullcontext)
 
     def __init__(self):
         self.metrics, self.artifacts, self.params, self.tags, self.datasets = {}, [], {}, {}, []
@@ -261,6 +265,18 @@ def test_where_mlflow_goes_away_the_run_goes_on_without_and_the_same_command_tel
     answers[0] = True
     _run_due(own, [name for name in phases if not own.place.finished(name)])
     assert (told, list(own.place.done())) == (["data", "stage1", "stage2"], list(phases))
+
+
+def test_where_mlflow_goes_away_while_the_data_are_prepared_the_run_goes_on_too(pipeline_of, monkeypatch):
+    """They are told on the run's own page: no run under it ends badly."""
+    monkeypatch.setenv(RETRIES, "0")
+    uri, done = "http://127.0.0.1:9", []
+    own = replace(pipeline_of(), tracker=Tracker(MlflowClient(tracking_uri=uri), uri, "1"))
+    monkeypatch.setitem(pipeline.run.WORK, "stage1", lambda run: done.append(run.validation))
+    with pytest.raises(TrackingError, match=rf"^{own.place.out} has everything, .*: {uri}: MLflow's store cannot be used: "):
+        _run_due(own, ["data", "stage1"])
+    assert done == [own.validation]
+    assert not own.place.done()
 
 
 @pytest.mark.parametrize("begin", [everything, run_search_command])
