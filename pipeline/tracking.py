@@ -89,7 +89,7 @@ class Tracker:
         """The experiment of `out`, created with its store where they are not there yet. `say` is told of files not taken.
 
         Raises:
-            InputError: the store cannot be reached.
+            InputError: the store is another than the folder's runs are in; or a TrackingError, it cannot be reached.
         """
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints tracebacks of errors it raises too
@@ -103,7 +103,7 @@ class Tracker:
             if experiment is None:
                 experiment = _create_experiment(client, store)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise InputError(f"{store} cannot be used: {shown(error)}") from None
+            raise TrackingError(f"{store} cannot be used: {shown(error)}") from None
         if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
             at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
             again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
@@ -204,11 +204,10 @@ class Tracker:
         return run_id
 
     def _create(self, name: str, key: str, parent: str | None, started: int | None = None) -> str:
-        own = {PARENT_TAG: parent, FOLDER_TAG: self.folder}
-        tags = {KEY_TAG: key, **{name: value for name, value in own.items() if value}, **origin()}
+        own = {KEY_TAG: key, PARENT_TAG: parent, FOLDER_TAG: self.folder}
+        tags = {name: value for name, value in own.items() if value} | origin()
         called = f"{self._files.folder.parent.name}/{name}" if self.folder and parent else name  # charts show names alone
-        run_id: str = self.client.create_run(self.experiment_id, started, tags, called).info.run_id
-        return run_id
+        return str(self.client.create_run(self.experiment_id, started, tags, called).info.run_id)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Parameters under their config paths; those already there with the same value are left alone.
@@ -281,9 +280,10 @@ class Tracker:
 
     @classmethod
     def send_left_over(cls, out: Path) -> None:
-        """The same for a folder where there is nothing else to do; the store is asked only where it lacks something."""
+        """The same for a folder where nothing else is to do, if its store answers; asked only where it lacks something."""
         if left_over(out) is not None:
-            cls.open(out).offer_again()
+            with suppress(TrackingError):
+                cls.open(out).offer_again()
 
     @property
     def _files(self) -> Unsent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,10 +57,14 @@ class Unsent:
     def offer(self) -> None:
         """Send what was refused or not tried, until it is refused again. What is no longer there is forgotten."""
         refusals = 0
-        for note in sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
-            file = json.loads(note.read_text(encoding="utf-8"))
-            there = "text" in file or Path(file["path"]).exists()
-            why = self._refusal(file) if there else None
+        for note in _oldest_first(self.folder):
+            file = _read(note)
+            if file is None:
+                continue
+            if "text" not in file and not Path(file["path"]).exists():
+                note.unlink(missing_ok=True)
+                continue
+            why = self._refusal(file)
             if why is None:
                 note.unlink(missing_ok=True)
                 refusals, self.refused = 0, False
@@ -81,7 +86,7 @@ class Unsent:
 
 def left_over(out: Path) -> str | None:
     """In a line, which files MLflow lacks of the runs of a folder, why, and how they get there; None where it lacks none."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in (out / UNSENT).glob("*.json")]
+    files = [file for note in _oldest_first(out / UNSENT) if (file := _read(note)) is not None]
     if not files:
         return None
     named = sorted({_called(file) for file in files})
@@ -89,6 +94,23 @@ def left_over(out: Path) -> str | None:
     why = next((file["why"] for file in files if file["why"] != NOT_TRIED), NOT_TRIED)
     files_are = "1 file or folder is" if len(files) == 1 else f"{len(files)} files or folders are"
     return f"{files_are} not in MLflow yet, only in {out} ({listed}): {why}; the same command sends them"
+
+
+def _oldest_first(folder: Path) -> list[Path]:
+    times = {}
+    for note in folder.glob("*.json"):
+        with suppress(FileNotFoundError):  # another process has sent it meanwhile
+            times[note] = note.stat().st_mtime_ns
+    return sorted(times, key=lambda note: (times[note], note.name))
+
+
+def _read(note: Path) -> Line | None:
+    """What is noted; None where another process has sent it meanwhile."""
+    try:
+        file: Line = json.loads(note.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return file
 
 
 def _called(file: Line) -> str:

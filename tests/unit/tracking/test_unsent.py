@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.unsent import REFUSALS, Unsent, left_over
+from pipeline.run_store import RETRIES
+from pipeline.tracking import Tracker
+from pipeline.unsent import REFUSALS, UNSENT, Unsent, left_over
+from pipeline.workspace import Workspace
 from tests.mlflow_runs import status
 
 
@@ -43,6 +46,15 @@ def test_where_a_store_refuses_files_the_run_ends_well_and_has_them_once_it_take
     assert listed(tracker, run) == ["checkpoint", "report.md", "trial.json", "views.parquet"]
     assert listed(tracker, run, "checkpoint") == ["checkpoint/weights"]
     assert left_over(out) is None
+
+
+def test_a_server_that_is_gone_stops_nothing_where_files_are_all_there_is_to_do(tmp_path, monkeypatch):
+    """`jointseg score` shows what it has found before."""
+    monkeypatch.setenv(RETRIES, "0")
+    Workspace(tmp_path).tracking.write_text('{"uri": "http://127.0.0.1:9", "experiment": "one"}')
+    Unsent(tmp_path / UNSENT, Store("a")).send(text("a"))
+    Tracker.send_left_over(tmp_path)
+    assert left_over(tmp_path) is not None
 
 
 def test_a_file_that_is_logged_again_and_taken_is_no_longer_missed(tracker, out, files):
@@ -116,3 +128,19 @@ def test_the_newest_content_is_sent_and_what_is_gone_is_forgotten(tmp_path):
     unsent.offer()
     assert store.has == {"a": "new"}
     assert left_over(tmp_path) is None
+
+
+def test_what_another_process_sends_meanwhile_is_passed_over(tmp_path):
+    store = Store("a")
+    unsent = Unsent(tmp_path / "unsent", store)
+    for name in "abc":
+        unsent.send(text(name))
+    store.refused.clear()
+
+    def upload(file):
+        store(file)
+        for note in unsent.folder.iterdir():
+            note.unlink()
+
+    Unsent(unsent.folder, upload).offer()
+    assert (store.has, left_over(tmp_path)) == ({"a": ""}, None)
