@@ -31,6 +31,7 @@ from jointseg.labels import NUM_CLASSES, VOID
 TRAIN_FILE, TEST_FILE = "train.txt", "test.txt"
 RGB, LABELS, DEPTH, RAW_DEPTH = "rgb", "labels40", "depth", "raw_depth"
 _RGB_KINDS = (".jpg", ".jpeg", ".png")
+_LONGEST = 255  # bytes in a file's name
 _NYU_TRAIN_SHA256 = "f98fd6217a429fc247917b51644c67fb9e2612d49f36ed1cb58c5fe2adecdeff"  # of NYU's train numbers as JSON
 
 _Value = TypeVar("_Value", bound=np.generic)
@@ -46,8 +47,8 @@ class FrameFolder:
         """List a folder's frames; no picture is read.
 
         Raises:
-            InputError: a list is missing, empty, not text, or names a frame twice or one of the other list; or a frame has not
-                all its pictures; or a folder may not be read.
+            InputError: a list is missing, empty, not text, or names what is no file's name, a frame twice or one of the other
+                list; or a frame has not all its pictures; or a folder may not be read.
         """
         self.path = folder
         train, test = _read_names(folder / TRAIN_FILE), _read_names(folder / TEST_FILE)
@@ -87,9 +88,9 @@ class FrameFolder:
         )
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural(name: str) -> tuple[list[str | int], str]:
     """A key to sort names by, in which runs of digits are numbers; at odd places always, so that any two names compare."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", name))]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", name))], name
 
 
 def _read_names(path: Path) -> list[str]:
@@ -97,12 +98,15 @@ def _read_names(path: Path) -> list[str]:
     if not is_file_to_read(path):
         raise InputError(f"{path}: missing; needed: a list of frames, a name a line, in both {TRAIN_FILE} and {TEST_FILE}")
     try:
-        names = path.read_text(encoding="utf-8").split("\n")
+        names = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     names = [name for name in map(str.strip, names) if name]
     if not names:
         raise InputError(f"{path}: names no frame")
+    wrong = [name for name in names if "/" in name or len(name) > _LONGEST]
+    if wrong:
+        raise InputError(f"{path}: names {wrong[0][:_LONGEST]}; allowed: names of files in {RGB}, without their ending")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{path}: names {twice[0]} more than once")
@@ -110,16 +114,17 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _find(folder: Path, names: tuple[str, ...], endings: tuple[str, ...]) -> list[Path]:
-    """The picture of each name in a folder."""
+    """The picture of each name in a folder; its ending may be in capitals, as cameras write it."""
     try:
-        there = {path.name for path in folder.iterdir()}  # in one go: asking for each is slow where the folder is far away
+        # In one go: asking for each is slow where the folder is far away. Small letters come last, and count.
+        there = {path.stem + path.suffix.lower(): path.name for path in sorted(folder.iterdir())}
     except FileNotFoundError:
         raise InputError(f"{folder.parent}: no folder {folder.name} in it; needed: {RGB}, {LABELS} and {DEPTH}") from None
     except OSError as error:
         raise unreadable(folder, error) from None
     files = []
     for name in names:
-        file = next((name + ending for ending in endings if name + ending in there), None)
+        file = next((there[name + ending] for ending in endings if name + ending in there), None)
         if file is None:
             raise InputError(f"{folder}: no picture of frame {name}; needed: {' or '.join(name + end for end in endings)}")
         files.append(folder / file)

@@ -50,25 +50,27 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def read_classes(path: Path) -> NDArray[np.uint8]:
-    """The numbers in a picture of one channel or with a palette, (H, W), as they are.
+    """The numbers in a PNG of one channel or with a palette, (H, W), as they are.
 
     Raises:
-        InputError: the file cannot be read as a picture of 8 bits a pixel.
+        InputError: the file cannot be read as a PNG of 8 bits a pixel, or fewer with a palette.
     """
-    with _opened(path) as picture:
-        pixels = np.asarray(picture) if picture.mode in ("L", "P") else None
+    with _opened(path, "PNG") as picture:
+        # Of fewer bits without a palette, L;4 say, Pillow would make levels of grey up to 255.
+        holds = next((str(tile.args) for tile in picture.tile if picture.mode == "L"), picture.mode)
+        pixels = np.asarray(picture) if holds in ("L", "P") else None
     if pixels is None:
-        raise InputError(f"{path}: holds {picture.mode} pixels; allowed: one channel of 8 bits, a class a pixel")
+        raise InputError(f"{path}: holds {holds} pixels; allowed: one channel of 8 bits, a class a pixel")
     return pixels
 
 
 def read_depth(path: Path) -> NDArray[np.float32]:
-    """A depth map, (H, W), metres, from a picture of 16 bits a pixel in millimetres; 0 = missing in both.
+    """A depth map, (H, W), metres, from a PNG of 16 bits a pixel in millimetres; 0 = missing in both.
 
     Raises:
         InputError: the file cannot be read as such a picture.
     """
-    with _opened(path) as picture:
+    with _opened(path, "PNG") as picture:
         pixels = np.asarray(picture) if picture.mode.startswith("I") else None
     if pixels is None:
         raise InputError(f"{path}: holds {picture.mode} pixels; allowed: one channel of 16 bits, millimetres, 0 = missing")
@@ -76,13 +78,13 @@ def read_depth(path: Path) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile]:
-    """The picture in a file, to be read within: what Pillow raises of damaged ones becomes an InputError."""
+def _opened(path: Path, kind: str | None = None) -> Iterator[ImageFile]:
+    """The picture in a file, of this kind or of any, to be read within: what Pillow raises of damaged ones is an InputError."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[kind] if kind else None) as picture:
             yield picture
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not a picture that Pillow can read") from None
+        raise InputError(f"{path}: not a {kind or 'picture'} that Pillow can read") from None
     except (OSError, ValueError, TypeError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read as a picture: {problem}") from None

@@ -16,7 +16,7 @@ import numpy as np
 from jointseg.data.files import is_file_to_read, is_folder
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.frame_folder import TEST_FILE, TRAIN_FILE, FrameFolder
-from jointseg.data.nyu import FILES, NyuFolder
+from jointseg.data.nyu import FILES, FRAMES_FILE, NyuFolder
 from jointseg.errors import InputError
 from jointseg.labels import NUM_CLASSES, VOID
 
@@ -57,16 +57,17 @@ class FrameSource(Protocol):
 
 @contextmanager
 def open_source(folder: Path) -> Iterator[FrameSource]:
-    """The frames of a folder of either kind; one with NYU's file and with lists of frames counts as NYU's.
+    """The frames of a folder of either kind. With NYU's frames and with lists it is NYU's; without frames, what the lists say.
 
     Raises:
         InputError: it is neither, or it is damaged or may not be read (NyuFolder.open, FrameFolder).
     """
-    if any(is_file_to_read(folder / name) for name in FILES):
+    there = {name for name in (*FILES, TRAIN_FILE, TEST_FILE) if is_file_to_read(folder / name)}
+    if there & {TRAIN_FILE, TEST_FILE} and FRAMES_FILE not in there:  # copies of NYU's frames may lie beside its splits.mat
+        yield FrameFolder(folder)
+    elif there:
         with NyuFolder.open(folder) as nyu:
             yield nyu
-    elif any(is_file_to_read(folder / name) for name in (TRAIN_FILE, TEST_FILE)):
-        yield FrameFolder(folder)
     else:
         problem = "holds no frames" if is_folder(folder) else "no such folder"
         raise InputError(f"{folder}: {problem}; needed: {', '.join(FILES)}; or, for pictures, {TRAIN_FILE} and {TEST_FILE}")

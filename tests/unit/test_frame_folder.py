@@ -6,6 +6,8 @@ Not here: what is made of the frames (test_store.py).
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from jointseg.data.frame import Frame, valid_depth
+from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
 from jointseg.data.frame_folder import FrameFolder
 from jointseg.data.nyu import NyuFolder
 from jointseg.data.source import check, open_source
@@ -111,6 +113,30 @@ def test_a_palette_may_colour_the_classes(folder: Path, frames: dict[int, Frame]
     np.testing.assert_array_equal(FrameFolder(folder).read(1).labels, frames[1].labels)
 
 
+def test_a_list_may_begin_with_a_mark_and_endings_may_be_capitals(folder: Path) -> None:
+    """As Windows' editors and cameras write them; where both are there small letters count."""
+    (folder / "train.txt").write_text("hall\nbath_9\nhall_02\nbath_2\n", encoding="utf-8-sig")
+    (folder / "rgb" / "hall.png").rename(folder / "rgb" / "hall.PNG")
+    (folder / "depth" / "hall.png").rename(folder / "depth" / "hall.PNG")
+    (folder / "depth" / "hall_1.PNG").write_text("no picture")
+    assert check(folder).num_frames == len(NAMES)
+
+
+def test_names_of_one_number_are_in_one_order_however_they_are_listed(folder: Path) -> None:
+    for name in ("007", "7", "07"):
+        for part in ("rgb", "labels40", "depth", "raw_depth"):
+            shutil.copy(folder / part / "hall.png", folder / part / f"{name}.png")
+    for listed in ("007\n7\n07", "7\n07\n007"):
+        (folder / "train.txt").write_text(listed)
+        assert FrameFolder(folder).names[:3] == ("007", "07", "7")
+
+
+def test_copies_of_nyus_frames_may_lie_beside_its_split(folder: Path, small_nyu: Path) -> None:
+    shutil.copy(small_nyu / "splits.mat", folder)
+    with open_source(folder) as source:
+        assert isinstance(source, FrameFolder)
+
+
 def test_nyus_own_files_come_first(folder: Path, small_nyu: Path) -> None:
     with open_source(folder) as source:
         assert isinstance(source, FrameFolder)
@@ -134,6 +160,23 @@ def _resave(part: str, change: Callable[[Image.Image], Image.Image]) -> Callable
     return spoil
 
 
+def _four_bits(folder: Path) -> None:
+    """Classes 3 in half a byte each, which Pillow reads as 51."""
+    width, height = FRAME_WIDTH, FRAME_HEIGHT
+    header, pixels = (
+        struct.pack(">2I5B", width, height, 4, 0, 0, 0, 0),
+        zlib.compress((b"\0" + b"\x33" * (width // 2)) * height),
+    )
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    (folder / "labels40" / "hall.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def _as_jpeg(folder: Path) -> None:
+    file = folder / "labels40" / "hall.png"
+    Image.open(file).save(file, format="JPEG")
+
+
 def _text(name: str, text: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(text)
 
@@ -155,6 +198,16 @@ def _text(name: str, text: bytes) -> Callable[[Path], object]:
             "ROOMS/raw_depth: no picture of frame hall; needed: hall.png",
         ),
         (lambda folder: shutil.rmtree(folder / "depth"), "ROOMS: no folder depth in it; needed: rgb, labels40 and depth"),
+        (
+            _text("test.txt", b"../hall_1"),
+            "ROOMS/test.txt: names ../hall_1; allowed: names of files in rgb, without their ending",
+        ),
+        (
+            _text("test.txt", b"7" * 9000),
+            f"ROOMS/test.txt: names {'7' * 255}; allowed: names of files in rgb, without their ending",
+        ),
+        (_four_bits, "ROOMS/labels40/hall.png: holds L;4 pixels; allowed: one channel of 8 bits, a class a pixel"),
+        (_as_jpeg, "ROOMS/labels40/hall.png: not a PNG that Pillow can read"),
         (_text("rgb/hall.png", b"no picture"), "ROOMS/rgb/hall.png: not a picture that Pillow can read"),
         (_label, "ROOMS/labels40/hall.png: row 7, column 600: 41; allowed: 1..40, 0 = unlabelled (2 such pixels)"),
         (
