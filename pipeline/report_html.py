@@ -28,7 +28,8 @@ def page(markdown: str, *, folder: Path) -> str:
 
     Args:
         markdown: the page; its first line is its title.
-        folder: where the PNG pictures lie that it names by relative paths.
+        folder: where the PNG pictures lie that it names by relative paths. What is not there, such as what a run's name looks
+            like, stays a link.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = reader.parse(markdown)
@@ -43,5 +44,6 @@ def page(markdown: str, *, folder: Path) -> str:
 
 
 def _put_inside(image: Token, folder: Path) -> None:
-    picture = (folder / str(image.attrs["src"])).read_bytes()
-    image.attrs["src"] = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    path = folder / str(image.attrs["src"])
+    if path.is_file():
+        image.attrs["src"] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -24,8 +24,9 @@ from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from jointseg.settings import flatten
 from jointseg.stages import STAGES
-from pipeline import report
+from pipeline import report, report_html
 from pipeline.evaluate import Evaluated, extremes
+from pipeline.report_page import markdown
 from pipeline.row_gains import row_gains
 from pipeline.run_store import VARIABLE, run_store
 from pipeline.trial_record import read_confusions
@@ -235,6 +236,13 @@ def test_the_html_page_has_its_pictures_inside_and_the_same_tables(written: Work
     assert sorted(inside) == sorted(path.read_bytes() for path in written.figures.iterdir())
     for name in ("Unary-Sem+Depth", "Sem-CRF+"):
         assert cells(written, name) in read.rows
+
+
+def test_a_name_is_text_in_the_html_page_whatever_it_looks_like(written: Workspace) -> None:
+    name = "<script>a</script> & `![b](c.png)`"
+    found = report_html.page(markdown(contents(written), name=name, figures={}), folder=written.out)
+    assert "<script" not in found
+    assert "<title>Results of &lt;script&gt;a&lt;/script&gt; &amp; ![b](c.png)</title>" in found
 
 
 def test_the_history_is_of_the_results_trials_in_their_order(
