@@ -90,7 +90,7 @@ def main() -> None:
 def compare() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     of = parser.add_mutually_exclusive_group(required=True)
-    of.add_argument("--data", type=Path, help="NYU's folder, or a store that was prepared from it")
+    of.add_argument("--data", type=Path, help="a folder of frames, or a store that was prepared from one")
     of.add_argument("--run", type=Path, metavar="OUT", help="a run whose search has finished: its stage 3")
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE")

@@ -76,8 +76,8 @@ class DataConfig(Settings):
     """Where frames come from, and which views of them are trained on (paper, 4.1)."""
 
     source: Path | None = None
-    """Folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat, or a store that was prepared from one. None:
-    synthetic rooms are made."""
+    """Folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat, or of frames as pictures (data/frame_folder.py),
+    or a store that was prepared from one. None: synthetic rooms are made."""
     rooms_train: Count = 60
     """Synthetic rooms in the train split, where `source` is None."""
     rooms_test: Count = 20

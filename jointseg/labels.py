@@ -1,6 +1,6 @@
 """The 40 classes of NYUv2-40: their names, their colours, and the map from NYU's 894 classes to them.
 
-Not here: how label maps are read (data/nyu.py) or scored (metrics.py).
+Not here: how label maps are read (data/nyu.py, data/frame_folder.py) or scored (metrics.py).
 """
 
 from __future__ import annotations

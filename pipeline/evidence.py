@@ -137,7 +137,7 @@ def _checked(what: str, record: Any) -> dict[str, Any]:
 
 
 def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
-    """The prepared store with the record's digest: in `data` (a store, or NYU's folder, prepared now), or in the run's folder.
+    """The prepared store with the record's digest: in `data` (a store, or frames, prepared now), or in the run's folder.
 
     Raises:
         InputError: neither has it, or `data` is no folder.

@@ -53,7 +53,7 @@ def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: floa
 
     Args:
         what: a file, or `mlflow:RUN_ID`; see evidence.gathered.
-        data: a store or NYU folder with the record's data; None: that of the run's folder.
+        data: a store or a folder of frames with the record's data; None: that of the run's folder.
         out: the run's folder, where the record does not lie in it.
         tolerance: differences of scores up to this count as equal, for other machines; with 0 every pixel's count is compared.
         screen: where it is said.

@@ -1,4 +1,4 @@
-"""What a user names on disk: whether it is there, and may be read. Not here: what is in it (nyu.py, store.py)."""
+"""What a user names on disk: whether it is there, and may be read. Not here: what is in it (source.py, store.py)."""
 
 from __future__ import annotations
 

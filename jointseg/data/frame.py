@@ -1,6 +1,6 @@
 """One NYU Depth v2 frame in memory, and the one definition of a valid depth.
 
-Not here: how frames are read from a disk (nyu.py, store.py) or turned into training samples (views.py).
+Not here: how frames are read from a disk (source.py, store.py) or turned into training samples (views.py).
 """
 
 from __future__ import annotations
