@@ -29,6 +29,7 @@ from pipeline.run import _run_due, run_phases, run_search_command
 from pipeline.run_store import RETRIES, VARIABLE
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
+from pipeline.untracked import Untracked
 from pipeline.workspace import PIPELINE, Workspace
 from tests.checkpoints import untrained_final
 
@@ -265,6 +266,12 @@ def test_where_mlflow_goes_away_the_run_goes_on_without_and_the_same_command_tel
     answers[0] = True
     _run_due(own, [name for name in phases if not own.place.finished(name)])
     assert (told, list(own.place.done())) == (["data", "stage1", "stage2"], list(phases))
+
+
+def test_without_mlflow_all_that_phases_call_is_another_and_asks_nobody():
+    """What is left is for who opens a tracker, and for `log_trial`, which is not called."""
+    methods = {name for name, own in vars(Tracker).items() if callable(own) and not name.startswith("_")}
+    assert methods - vars(Untracked).keys() == {"troubles_named", "top_run", "end_abandoned", "close", "find"}
 
 
 def test_where_mlflow_goes_away_while_the_data_are_prepared_the_run_goes_on_too(pipeline_of, monkeypatch):
