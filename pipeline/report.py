@@ -151,7 +151,8 @@ def summary(place: Workspace) -> RenderableType:
     out = place.out.relative_to(here) if place.out.is_relative_to(here) else place.out
     store = run_store(place.out)
     elsewhere = None if store.elsewhere is None else f"{store.elsewhere}, experiment {store.experiment}"
-    return report_page.terminal(_read(place.report), out=str(out), mlflow=elsewhere)
+    page = place.report_html if place.report_html.is_file() else place.report_page  # of runs that ended before there was one
+    return report_page.terminal(_read(place.report), out=str(out), page=page.name, mlflow=elsewhere)
 
 
 def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:

@@ -85,12 +85,13 @@ def description(report: Report) -> str:
     return "\n\n".join(sections)
 
 
-def terminal(report: Report, *, out: str, mlflow: str | None = None) -> RenderableType:
+def terminal(report: Report, *, out: str, page: str = "report.html", mlflow: str | None = None) -> RenderableType:
     """The two tables with their floors, the CRF settings, what speaks against them, and where to look next.
 
     Args:
         report: the contents of report.json.
         out: the run's folder, as the reader would type it.
+        page: the file there with the whole report.
         mlflow: where MLflow's runs are, if no command of ours shows them.
     """
     said = [data_line(report).replace("`", ""), views_line(report)]
@@ -99,7 +100,7 @@ def terminal(report: Report, *, out: str, mlflow: str | None = None) -> Renderab
     for finding in _all_findings(report):
         parts.append(Text(f"{'!' if finding.against else '·'} {finding.text}", style="yellow" if finding.against else ""))
     places = {
-        f"{out}/report.html": "these tables with all notes and pictures",
+        f"{out}/{page}": "these tables with all notes and pictures",
         f"{out}/figures/": "predictions beside the truth, and the search",
         mlflow or f"jointseg ui --out {shlex.quote(out)}": "every curve, trial and file, in MLflow",
     }

@@ -268,6 +268,13 @@ def test_the_terminal_shows_the_tables_and_where_to_look_next(written: Workspace
         assert said in shown
 
 
+def test_of_a_run_that_ended_before_there_was_an_html_page_the_other_is_named(written: Workspace, tmp_path: Path) -> None:
+    old = Workspace(shutil.copytree(written.out, tmp_path / "old"))
+    old.report_html.unlink()
+    assert "report.md" in (shown := on_terminal(old))
+    assert "report.html" not in shown
+
+
 def test_runs_that_a_server_has_are_looked_for_there(place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "https://me:secret@server")
     report.write(demo(), place, store)
