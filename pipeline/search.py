@@ -148,14 +148,14 @@ def open_study(config: Config, place: Workspace) -> Study:
 
 def finished_result(study: Study) -> dict[str, Any] | None:
     """The result of a study that has the trials that are asked for now, or more; None where there is none yet, or where as many
-    trials are asked for with other `resamples`; nor where MLflow has not been told of it.
+    trials are asked for with other `resamples`, or MLflow has not been told of them.
     """
     path = study.folder / SETTINGS
-    if not path.is_file() or (study.folder / UNTOLD).is_file():
+    if not path.is_file():
         return None
     result = read_result(path)
     then, now = result["search"], study.config.search
-    same = then["trials"] == now.trials and then["resamples"] == now.resamples
+    same = then["trials"] == now.trials and then["resamples"] == now.resamples and not (study.folder / UNTOLD).is_file()
     return result if same or then["trials"] > now.trials else None
 
 

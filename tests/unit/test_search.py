@@ -177,6 +177,7 @@ def test_a_study_has_a_result_once_it_has_the_trials_asked_for_or_more(place):
     assert search.finished_result(study_of(place, resamples=99, trials=1)) == result
     (study_of(place).folder / search.UNTOLD).touch()
     assert search.finished_result(study_of(place)) is None, "MLflow was gone: the same command tells it"
+    assert search.finished_result(study_of(place, trials=1)) == result, "fewer would take its place"
 
 
 @pytest.mark.parametrize(
