@@ -48,6 +48,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     Raises:
         InputError: there is no Ray at `RAY_ADDRESS`, or it asks for another token than ours, or it is Ray Client's, whose
             driver runs elsewhere.
+        LostWorkerError: one of our own did not start.
     """
     address = None if here else os.environ.get("RAY_ADDRESS")
     if here:
@@ -70,14 +71,11 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
     try:
         with _apart() if not address else nullcontext(), _away_from_here(own=not address):
             ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env, **own)
-    except (ConnectionError, ValueError) as error:
-        if not address:
+    except Exception as error:
+        known = _no_ray(error, address)
+        if known is None:
             raise
-        raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {first_line(error)}") from None
-    except (RuntimeError, RayError) as error:  # other versions of Ray or Python, a token that is missing
-        if not address:
-            raise
-        raise InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {one_line(error)}") from None
+        raise known from None
     try:
         if address == "auto":  # it had no port to ask at
             refuse_other_token(ray.get_runtime_context().gcs_address)
@@ -86,6 +84,18 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_ray(error: Exception, address: str | None) -> Exception | None:
+    """What to say of `ray.init`'s error in one line; None where it is a mistake of ours."""
+    match error:
+        case ConnectionError() | ValueError() if address:
+            return InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {first_line(error)}")
+        case RuntimeError() | RayError() if address:  # other versions of Ray or Python, a token that is missing
+            return InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {one_line(error)}")
+        case _ if not address and "timed out during startup" in str(error):  # after 30 seconds
+            return LostWorkerError("Ray did not start in time: this machine is busy; the same command goes on")
+    return None
 
 
 def _refuse_closed(address: str) -> None:

@@ -87,6 +87,22 @@ def test_a_cluster_that_does_not_answer_is_named_in_one_line(init, head, monkeyp
         pass
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "shown"),
+    [
+        ("The current node timed out during startup.", LostWorkerError, "^Ray did not start in time: .*goes on$"),
+        ("something else", Exception, "^something else$"),
+    ],
+)
+def test_a_ray_of_our_own_that_a_busy_machine_cannot_start_is_one_line(init, monkeypatch, said, kind, shown):
+    def slow(**_):
+        raise Exception(said)  # of no kind of its own, as Ray's is
+
+    monkeypatch.setattr(cluster.ray, "init", slow)
+    with pytest.raises(kind, match=shown), cluster.connected():
+        pass
+
+
 def test_where_nothing_listens_ray_is_not_asked(init, head, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at '127\.0\.0\.1:9': .*refused"), cluster.connected():
