@@ -152,7 +152,8 @@ def start_floors(config: Config, store: Path) -> ray.ObjectRef:
 def floors(config: Config, store_path: Path) -> dict[str, float]:
     """What no model may fall below, on the test split: the most common training class everywhere, and one depth.
 
-    The class and the depth (the mean over the training frames) are the train split's; the test split only scores them.
+    The class and the depth (the mean over the training frames) are the train split's; the test split only scores them. Where
+    the train split has no depth of the kind that is scored, there is no floor of it: `depth` is NaN, its metrics are left out.
     """
     store, evaluation = Store.open(store_path), config.evaluation
     counts = np.zeros(NUM_CLASSES, np.int64)
@@ -164,11 +165,12 @@ def floors(config: Config, store_path: Path) -> dict[str, float]:
         valid = valid_depth(truth)
         depth_sum += float(truth[valid].sum(dtype=np.float64))
         depth_count += int(valid.sum())
-    label, depth = int(counts.argmax()), depth_sum / max(depth_count, 1)
+    label, depth = int(counts.argmax()), depth_sum / depth_count if depth_count else math.nan
 
     def scored(frame: Frame) -> Sums:
         size = frame.labels.shape
-        return score(frame, Prediction(np.full(size, label, np.uint8), np.full(size, depth, np.float32)), evaluation)
+        depths = np.full(size, depth, np.float32) if depth_count else None
+        return score(frame, Prediction(np.full(size, label, np.uint8), depths), evaluation)
 
     total = reduce(Sums.plus, (scored(store.frame(number)) for number in store.test))
     return {**total.metrics(evaluation), "class": float(label), "depth": depth}

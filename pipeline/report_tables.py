@@ -77,9 +77,10 @@ def floor_class(report: Report) -> str:
     return CLASS_NAMES[int(report["floors"]["class"])]
 
 
-def floor_depth(report: Report) -> str:
-    """The depth that the depth floor gives every pixel."""
-    return f"{plain(report['floors']['depth'], 2)} m"
+def floor_depth(report: Report) -> str | None:
+    """The depth that the depth floor gives every pixel; None where the train split has none to take the mean of."""
+    depth = report["floors"]["depth"]
+    return None if depth is None else f"{plain(depth, 2)} m"
 
 
 def segmentation_table(report: Report, *, rivals: bool = False) -> Table:
@@ -107,7 +108,7 @@ def depth_table(report: Report, *, rivals: bool = False) -> Table:
             columns.append(("paper", published.get(key, {})))
     if rivals and report["paper"]:
         columns += TABLE2_RIVALS.items()
-    columns.append((f"floor: constant {floor_depth(report)}", report["floors"]))
+    columns.append((f"floor: constant {floor_depth(report) or 'depth'}", report["floors"]))
     rows = tuple(
         (f"{METRIC_NAMES[name]} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *(plain(of.get(name)) for _, of in columns))
         for name in TABLE2_METRICS
@@ -177,7 +178,9 @@ def protocol(report: Report) -> list[str]:
     """How the numbers were taken: what the paper leaves open, and what stands beside what."""
     config, num_test = report["provenance"]["config"], report["data"]["num_test"]
     absent, pooling = ABSENT_RULE[config["evaluation.absent_classes"]], POOLING_RULE[config["evaluation.depth_pooling"]]
-    floors = f"every pixel “{floor_class(report)}”, the train split's commonest class, at {floor_depth(report)}, its mean depth"
+    depth = floor_depth(report)
+    at = f", at {depth}, its mean depth" if depth else "; there is none for depth, of which the train split has none"
+    floors = f"every pixel “{floor_class(report)}”, the train split's commonest class{at}"
     lines = [
         f"Both tables: {num_test} test frames at {FRAME_WIDTH} × {FRAME_HEIGHT}, {_scored_part(config['evaluation.crop'])}.",
         *filter(None, [views_line(report)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -50,6 +51,23 @@ def test_one_depth_everywhere_varies_in_log_as_the_truth_does(rooms, small, spli
     _, test = split
     true = np.concatenate([frame.filled_depth[frame.filled_depth > 0] for frame in test]).astype(np.float64)
     assert floors(small, rooms.path)["si_log_var"] == pytest.approx(np.log(true).var(), rel=1e-4)
+
+
+@pytest.mark.parametrize("truth", ["filled", "raw"])
+def test_without_a_depth_in_the_train_split_there_is_no_floor_of_it(rooms, small, truth, monkeypatch):
+    def frame(number):
+        own = rooms.frame(number)
+        nothing = np.zeros_like(own.filled_depth)
+        return replace(own, **{f"{truth}_depth": nothing}) if number in rooms.train else own
+
+    store = SimpleNamespace(train=rooms.train, test=rooms.test, frame=frame)
+    before = floors(with_overrides(small, {"evaluation.depth_truth": truth}), rooms.path)
+    monkeypatch.setattr(evaluate.Store, "open", lambda _: store)
+    found = floors(with_overrides(small, {"evaluation.depth_truth": truth}), "store")
+    assert math.isnan(found.pop("depth"))
+    assert found == {name: value for name, value in before.items() if name in found}
+    assert "mean_iou" in found
+    assert not {"rmse", "delta1"} & found.keys()
 
 
 def test_the_class_is_that_of_most_pixels_and_not_of_most_frames(small, split, monkeypatch):

@@ -12,7 +12,7 @@ from rich.console import Console
 from jointseg.data.store import Store
 from jointseg.labels import CLASS_NAMES
 from jointseg.presets import demo
-from jointseg.published import ROW_NAMES, TABLE3_METRICS
+from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from pipeline import report
 from pipeline.report_page import description, terminal
 from pipeline.workspace import Workspace
@@ -66,6 +66,18 @@ def test_floors_stand_beside_the_rows(written: Workspace) -> None:
     assert cells(written, "floor: all “wall”")[1] == f"{100 * floors['mean_iou']:.1f}"
     assert cells(written, "RMSE, m ↓")[-1] == f"{floors['rmse']:.3f}"
     assert "floor: constant 2.53 m" in page(written)
+
+
+def test_without_a_depth_in_the_train_split_no_floor_of_it_is_made_up(written: Workspace) -> None:
+    found = contents(written)
+    found["floors"] = {name: value for name, value in found["floors"].items() if name not in TABLE2_METRICS} | {"depth": None}
+    text = page_of(found)
+    line = next(line for line in text.splitlines() if line.startswith("| RMSE, m ↓ |"))
+    assert line.endswith("| – |")
+    assert "| floor: constant depth |" in text
+    assert "commonest class; there is none for depth, of which the train split has none." in text
+    assert "– m" not in text
+    assert "than the floor of constant" not in text
 
 
 def test_the_papers_columns_are_empty_for_other_data(written: Workspace) -> None:
