@@ -63,8 +63,8 @@ class Finding:
 
 
 def percent(share: Number, decimals: int = 1) -> str:
-    """A share of 1 in percent without the sign, as the paper prints it."""
-    return NONE if share is None or math.isnan(share) else f"{100 * share:.{decimals}f}"
+    """A share of 1 in percent without the sign, as the paper prints it; what rounds to 0 has no minus."""
+    return NONE if share is None or math.isnan(share) else f"{100 * share:z.{decimals}f}"
 
 
 def plain(value: Number, decimals: int = 3) -> str:
@@ -246,7 +246,7 @@ def _interval(gain: Mapping[str, Number]) -> str:
     difference, low, high = (gain.get(name) for name in ("difference", "low", "high"))
     if difference is None or low is None or high is None:
         return ""
-    return f": {100 * difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f": {100 * difference:+z.2f} [{100 * low:+z.2f}, {100 * high:+z.2f}]"
 
 
 def _floor_findings(report: Report) -> list[Finding]:

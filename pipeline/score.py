@@ -233,7 +233,7 @@ def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> T
     for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
         table.add_column(heading)
     for name, own in scores.items():
-        gain = f"{100 * own.gain.difference:+.2f} [{100 * own.gain.low:+.2f}, {100 * own.gain.high:+.2f}]"
+        gain = f"{100 * own.gain.difference:+z.2f} [{100 * own.gain.low:+z.2f}, {100 * own.gain.high:+z.2f}]"
         table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)
     return table
 

@@ -232,7 +232,7 @@ def said(result: dict[str, Any]) -> str:
 
 
 def _interval(gain: dict[str, float]) -> str:
-    return f"{gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    return f"{gain['difference']:+z.4f} [{gain['low']:+z.4f}, {gain['high']:+z.4f}]"
 
 
 def load_settings(path: Path, config: Config) -> Config:

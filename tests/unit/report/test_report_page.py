@@ -15,6 +15,7 @@ from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from pipeline import report
 from pipeline.report_page import description, terminal
+from pipeline.report_tables import percent
 from pipeline.workspace import Workspace
 from tests.made_up_runs import guesses, total
 from tests.reports import WRONG, cells, contents, edit_metrics, on_terminal, page, page_of
@@ -59,6 +60,13 @@ def test_the_rows_by_other_rules_stand_below_those_by_the_runs_own(written: Work
 def test_an_evaluation_of_an_earlier_version_has_no_other_rules(written: Workspace) -> None:
     assert "by other rules" in page(written)
     assert "by other rules" not in page_of({**contents(written), "rules": {}})
+
+
+def test_what_rounds_to_nothing_has_no_minus(written: Workspace) -> None:
+    found = contents(written)
+    found["gains"]["sem_crf"]["unary_sem_depth"] = {"difference": -1e-5, "low": -1e-3, "high": -1e-6}
+    assert "%: +0.00 [-0.10, +0.00])" in page_of(found)
+    assert percent(-1e-6, 2) == "0.00"
 
 
 def test_floors_stand_beside_the_rows(written: Workspace) -> None:
