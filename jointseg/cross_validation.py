@@ -7,6 +7,7 @@ Not here: how images are scored (evaluation.py), what is chosen between (pipelin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -205,6 +206,8 @@ def paired_bootstrap(
     resample happens to lack would cost the side that has it a whole class. Classes that are in no image's truth enter each
     side's mean as they do over all images. (benchmarks/intervals.py: how often an interval holds what it should.)
 
+    Without a labelled pixel in any image all three numbers are NaN.
+
     Args:
         confusion_NCC: one side's matrix of each image.
         other_NCC: the other side's, in the same order.
@@ -242,5 +245,7 @@ def paired_bootstrap(
         count = min(_RESAMPLES_AT_ONCE, num_resamples - first)
         drawn.append(differences(generator.multinomial(N, np.full(N, 1 / N), size=count).astype(np.float64)))
     edge = (1 - level) / 2
-    low, high = np.nanquantile(np.concatenate(drawn), [edge, 1 - edge])
+    found = np.concatenate(drawn)
+    found = found[~np.isnan(found)]  # of resamples without a labelled pixel
+    low, high = np.quantile(found, [edge, 1 - edge]) if found.size else (math.nan, math.nan)
     return Interval(float(differences(np.ones((1, N)))[0]), float(low), float(high))

@@ -278,6 +278,21 @@ def test_at_the_border_the_verdict_is_the_seeds():
     assert {is_behind(one, other, absent="ignore", seed=seed) for seed in range(30)} == {True, False}
 
 
+@ABSENT
+@pytest.mark.filterwarnings("error")
+def test_without_a_labelled_pixel_there_is_no_difference_and_nothing_to_warn_of(absent):
+    nothing = np.zeros((3, 2, 2), np.int64)
+    found = paired_bootstrap(nothing, nothing, absent=absent, num_resamples=20, seed=0)
+    assert all(np.isnan(found))
+
+
+def test_resamples_without_a_labelled_pixel_have_no_part_in_the_interval():
+    one = np.stack([RIGHT, 0 * RIGHT])
+    assert paired_bootstrap(one, np.stack([HALF, 0 * HALF]), absent="ignore", num_resamples=200, seed=0) == pytest.approx(
+        [5 / 12] * 3
+    )
+
+
 def test_the_interval_is_the_seeds():
     one, other = [RIGHT, WRONG, HALF, HALF], [HALF, HALF, WRONG, RIGHT]
     assert interval(one, other, resamples=300) == interval(one, other, resamples=300)
