@@ -42,7 +42,8 @@ def bring_in(source: Path, store: Path, *, progress: Progress | None = None) -> 
 
 
 def check_source(data: DataConfig) -> None:
-    """See that `data.source` leaves frames to train on, and that these have labels, and depth of the kind that is trained on.
+    """See that `data.source` leaves frames to train on, and that these have labels, and depth of the kind that is trained on;
+    and that the validation frames, by which a search would choose once all is trained, have labels.
 
     Raises:
         InputError: they have not, the source cannot be read, or there would be too many synthetic rooms.
@@ -55,10 +56,16 @@ def check_source(data: DataConfig) -> None:
             raise InputError(f"{error} (synthetic rooms, data.rooms_train of them: --data gives NYU's frames)") from None
         return
     with _opened(data.source) as (train, read):
-        held_out = set() if data.train_on_validation else set(draw_validation(train, data))
-        trained = [number for number in train if number not in held_out]
+        validated = draw_validation(train, data)
+        trained = [number for number in train if data.train_on_validation or number not in validated]
         if not any((read(number).labels != VOID).any() for number in trained):
             raise InputError(f"{data.source}: no frame that is trained on has a labelled pixel")
+        if not any((read(number).labels != VOID).any() for number in validated):
+            raise SettingsError(
+                "data.validation_frames",
+                f"{len(validated)}: no frame of {data.source} that is drawn has a labelled pixel; allowed: more, or another "
+                "data.validation_seed",
+            )
         kind = f"{data.train_depth}_depth"
         if not any(valid_depth(getattr(read(number), kind)).any() for number in trained):
             other = "filled" if data.train_depth == "raw" else "raw"

@@ -9,6 +9,7 @@ import pytest
 
 from jointseg.config import DataConfig
 from jointseg.data.store import Store, prepare
+from jointseg.data.views import draw_validation
 from jointseg.errors import InputError
 from pipeline.sources import bring_in, check_source
 from tests.conftest import write_nyu
@@ -88,6 +89,18 @@ def test_data_without_a_label_are_refused(blank):
     source = blank("labels", "folder")
     with pytest.raises(InputError, match=rf"^{source}: no frame that is trained on has a labelled pixel$"):
         check_source(DataConfig(source=source, **ONE_FOR_VALIDATION))
+
+
+def test_validation_frames_without_a_label_are_refused_before_anything_is_trained(tmp_path):
+    write_nyu(tmp_path, train=(1, 2), test=(3,), seed=0)
+    drawn = DataConfig(source=tmp_path, **ONE_FOR_VALIDATION)
+    (validated,) = draw_validation((1, 2), drawn)
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "r+") as mat:
+        mat["labels"][validated - 1] = 0
+    said = rf"^data.validation_frames: 1: no frame of {tmp_path} that is drawn has a labelled pixel; allowed: more, or another "
+    with pytest.raises(InputError, match=said):
+        check_source(drawn)
+    check_source(DataConfig(source=tmp_path, validation_frames=2, train_on_validation=True))
 
 
 def test_a_damaged_store_is_named(source, small_nyu, tmp_path):
