@@ -87,6 +87,8 @@ def check_search(config: Config) -> Space:
     build_sampler(config.search, space)
     start_points(space, config)
     folds, frames = config.search.folds, config.data.validation_frames
+    if frames == 1:
+        raise SettingsError("data.validation_frames", f"{frames} is too few for the folds of the search; allowed: from 2 up")
     if folds > frames:
         raise SettingsError("search.folds", f"{folds} folds of {frames} frames (data.validation_frames); allowed: 2..{frames}")
     if config.search.sampler == "grid":

@@ -205,6 +205,12 @@ def test_more_folds_than_frames_are_refused_before_anything_is_made(mistake, tmp
     assert not (tmp_path / "x").exists()
 
 
+def test_one_validation_frame_is_too_few_for_a_search(mistake, tmp_path):
+    message = mistake("run", "--out", "x", "--set", "data.validation_frames=1", "--set", "search.folds=2")
+    assert message == "data.validation_frames: 1 is too few for the folds of the search; allowed: from 2 up"
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("out", ["nowhere", "."])
 def test_the_store_of_what_is_no_run_is_neither_shown_nor_made(mistake, tmp_path, out):
     folder = (tmp_path / out).resolve()
