@@ -204,7 +204,9 @@ def _stop_unless_finite(run: Run, semantic: float, depth: float, *, when: str) -
         tried += f" and {name}.crf_lr {settings.crf_lr:g}"
     for half, value in (("segmentation", semantic), ("depth", depth)):
         if not math.isfinite(value):
-            raise TrainingDivergedError(f"{run.stage.name}: the {half} loss is {value} {when}; {tried}, try a smaller one")
+            raise TrainingDivergedError(
+                f"{run.stage.name}: the {half} loss is {value} {when}; {tried}, try a smaller one in a new folder"
+            )
 
 
 def _checkpoint_writer(run: Run, place: Place, metrics: Mapping[str, float]) -> Callable[[Path], None]:

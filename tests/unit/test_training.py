@@ -279,7 +279,7 @@ def test_a_rate_too_large_stops_the_run_by_half_and_step(small, fit, stage):
     message = diverge(with_overrides(small, {f"{settings}.lr": 1e12}), stage, fit)
     assert "the segmentation loss is nan at step 2" in message or "the segmentation loss is inf at step 2" in message
     also = " and stage3.crf_lr 0.01" if stage == "stage3" else ""
-    assert f"{settings}.lr is 1e+12{also}, try a smaller one" in message
+    assert f"{settings}.lr is 1e+12{also}, try a smaller one in a new folder" in message
 
 
 def test_the_step_is_the_first_bad_one_and_not_the_one_it_was_noticed_at(small, fit):
