@@ -57,7 +57,8 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
         case "nsga2":
             return NSGAIISampler(seed=seed, population_size=POPULATION)
         case "qmc":
-            return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+            with _no_warnings():
+                return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         case "tpe":
             with _no_warnings():  # of `multivariate` and `group`
                 return TPESampler(seed=seed, n_startup_trials=settings.startup_trials, multivariate=True, group=conditional)

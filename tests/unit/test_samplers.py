@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline.samplers import Asker
+from pipeline.samplers import Asker, build_sampler
 from pipeline.spaces import load_space, start_points
 
 TWO = "miou,boundary_f1"
@@ -142,6 +142,13 @@ def test_a_start_outside_the_ranges_is_asked_and_not_told(tmp_path):
     points = asked(config_with(start=str(tmp_path / "start.json")), journal=tmp_path / "journal.log")
     assert points[1]["crf.w_depth"] == 400
     assert max(point["crf.w_depth"] for point in points[2:]) <= 12
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "random", "grid"])
+@pytest.mark.filterwarnings("error")
+def test_a_sampler_is_made_without_a_warning(sampler):
+    config = config_with(sampler=sampler)
+    build_sampler(config.search, load_space(config))
 
 
 def test_what_a_sampler_cannot_do_is_refused():
