@@ -35,6 +35,7 @@ from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
+from pipeline.report_tables import NONE, percent, plain
 from pipeline.search_result import load_settings, over
 from pipeline.shares import shared_out, shares_of
 from pipeline.sources import dataset_of
@@ -166,7 +167,7 @@ def _asked(config: Config, place: Workspace, split: str) -> dict[str, Any]:
 
 
 def _said(depth: Mapping[str, float]) -> str:
-    return f"depth of stage 2: δ < 1.25 {depth['delta1']:.3f}, RMSE {depth['rmse']:.3f} m"
+    return f"depth of stage 2: δ < 1.25 {plain(depth['delta1'])}, RMSE {plain(depth['rmse'])} m"
 
 
 def _read(path: Path, settings: Mapping[str, Any], screen: Terminal) -> dict[str, Score]:
@@ -192,7 +193,7 @@ def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config, scen
         gain = paired_bootstrap(
             own_NCC, confusion_NCC[PAPER], absent=absent, num_resamples=settings.resamples, seed=settings.seed, groups=scenes
         )
-        accuracy = float(np.trace(pooled_CC) / max(int(pooled_CC.sum()), 1))
+        accuracy = float(np.trace(pooled_CC) / pooled_CC.sum()) if pooled_CC.any() else math.nan
         scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), accuracy, gain)
     return scores
 
@@ -233,8 +234,10 @@ def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> T
     for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
         table.add_column(heading)
     for name, own in scores.items():
-        gain = f"{100 * own.gain.difference:+z.2f} [{100 * own.gain.low:+z.2f}, {100 * own.gain.high:+z.2f}]"
-        table.add_row(name, f"{100 * own.mean_iou:.2f}", f"{100 * own.pixel_accuracy:.2f}", gain)
+        gain = NONE
+        if not math.isnan(own.gain.difference):
+            gain = f"{100 * own.gain.difference:+z.2f} [{100 * own.gain.low:+z.2f}, {100 * own.gain.high:+z.2f}]"
+        table.add_row(name, percent(own.mean_iou, 2), percent(own.pixel_accuracy, 2), gain)
     return table
 
 

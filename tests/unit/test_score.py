@@ -241,6 +241,13 @@ def test_scores_are_pooled_and_a_gain_is_over_the_papers_settings():
     assert zero[PAPER].mean_iou == pytest.approx(paper.mean_iou / 20)
 
 
+def test_frames_without_a_label_have_dashes_for_scores():
+    nothing = np.zeros((3, 40, 40), np.int64)
+    scores = _scores({PAPER: nothing, NO_CRF: nothing}, demo(), None)
+    cells = [list(column.cells) for column in score_table(scores, demo(), split="test").columns]
+    assert cells == [[PAPER, NO_CRF], *[["–", "–"]] * 3]
+
+
 def test_a_score_is_shown_in_percent_and_its_gain_in_points():
     scores = {"a.json": Score(0.25, 0.5, Interval(0.0123, -0.01, 0.03))}
     table = score_table(scores, demo(), split="test")
