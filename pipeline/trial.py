@@ -188,6 +188,11 @@ def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Conf
     return FrameSums(score_labels(labels, truth, config.evaluation), boundary)
 
 
+def only_step(line: Line) -> dict[str, Any]:
+    """What a trial's one step tells Ray Tune. Its line goes as text: Tune would flatten it."""
+    return {"line": json.dumps(line), "done": True}
+
+
 class OneStep(tune.Trainable):  # type: ignore[misc]
     """A trial as Ray Tune sees it: one step. Its process serves trial after trial."""
 
@@ -195,14 +200,6 @@ class OneStep(tune.Trainable):  # type: ignore[misc]
         """Make ready, once a process."""
         assert job is not None
         self.job, self.asked = job, config
-
-    def step(self) -> dict[str, Any]:
-        """Score the point. Its line goes as text: Tune would flatten it."""
-        return {"line": json.dumps(self.line()), "done": True}
-
-    def line(self) -> Line:
-        """What came of the point that is asked."""
-        raise NotImplementedError
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next point in the same process."""
@@ -228,8 +225,8 @@ class CrfTrial(OneStep):
         except InputError as refused:
             self.refused = str(refused)
 
-    def line(self) -> Line:
+    def step(self) -> dict[str, Any]:
         """Score the point."""
         if self.runner is None:
-            return {"state": UNSAVED, "error": self.refused}
-        return self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"])
+            return only_step({"state": UNSAVED, "error": self.refused})
+        return only_step(self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"]))
