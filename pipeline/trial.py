@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from jointseg.crf.reuse import PreparedCache
 from jointseg.cross_validation import is_behind
 from jointseg.data.views import scenes_of
 from jointseg.errors import InputError, OutOfRangeError
-from jointseg.evaluation import refined_labels, score_labels
+from jointseg.evaluation import labels_at_full_size, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
 from jointseg.settings import SettingsError, with_overrides
@@ -43,9 +43,13 @@ from pipeline.trial_record import (
     scores_of,
     write_confusions,
 )
-from pipeline.unaries import UnaryCache, on_this_node, row_of, subset_labels
+from pipeline.unaries import UnariesOnDevice, UnaryCache, on_this_node, subset_labels
 
 MIB = 2**20
+ON_GPU_AT_ONCE = 5
+"""Frames that a GPU works on together: one alone leaves it waiting for the next launch much of the time."""
+_SHARE_FOR_UNARIES = 1 / 4
+"""Of a trial's part of a GPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,18 @@ class TrialRunner:
         if settings.gpus_per_trial and not torch.cuda.is_available():
             raise InputError(f"search.gpus_per_trial: {settings.gpus_per_trial:g} is asked for; this process has no GPU")
         self.job, self.device = job, torch.device("cuda" if settings.gpus_per_trial else "cpu")
+        self.frames_at_once, room = 1, 0
+        if settings.gpus_per_trial:
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            self.frames_at_once, room = ON_GPU_AT_ONCE, int(memory * settings.gpus_per_trial * _SHARE_FOR_UNARIES)
         self.arrays = on_this_node(job.cache, settings.node_folder).arrays()
+        self.unaries = UnariesOnDevice(self.arrays, self.device, room)
         self.labels = subset_labels(job.store, job.cache.frames)
         timed = "seconds" in OBJECTIVES[settings.objective]
         # Where seconds are an objective no trial is to gain by those before it in its process.
         self.prepared = PreparedCache(0 if timed else settings.filter_cache * MIB)
         if timed:
-            self._scorer({})(0)
+            self._scorer({})([0])
 
     def run(self, number: int, point: Point, *, rival: int | None = None) -> Line:
         """Score a point, as `run_trial`.
@@ -152,7 +161,8 @@ class TrialRunner:
         score = self._scorer(point)
         seen: dict[int, FrameSums] = {}
         for fold in sorted(set(folds)):
-            seen |= {place: score(place) for place, own in enumerate(folds) if own == fold}
+            places = [place for place, own in enumerate(folds) if own == fold]
+            seen |= zip(places, score(places), strict=True)
             if best_NCC is not None and len(seen) < len(folds):
                 seen_NCC = np.stack([own.segmentation.confusion for own in seen.values()])
                 groups = None if scenes is None else [scenes[place] for place in seen]
@@ -161,8 +171,8 @@ class TrialRunner:
         places = sorted(seen)
         return Counted(places, [seen[place] for place in places])
 
-    def _scorer(self, point: Point) -> Callable[[int], FrameSums]:
-        """What counts a frame, by its place, under a point.
+    def _scorer(self, point: Point) -> Callable[[Sequence[int]], list[FrameSums]]:
+        """What counts frames, by their places, under a point.
 
         Raises:
             InputError: the CRF cannot have these settings.
@@ -170,12 +180,18 @@ class TrialRunner:
         config = with_overrides(self.job.config, point)
         crf = build_crf(config).eval().to(self.device)
 
-        def score(place: int) -> FrameSums:
-            truth = self.labels[place]
-            unaries = row_of(self.arrays, place).to(self.device)
-            prepared = self.prepared.prepare(place, crf, image=unaries.image[None], depth=unaries.depth[None])
-            labels = refined_labels(unaries, crf, size=(truth.shape[0], truth.shape[1]), prepared=prepared)
-            return frame_sums(labels, truth, config)
+        @torch.no_grad()
+        def score_together(places: tuple[int, ...]) -> list[FrameSums]:
+            unaries = self.unaries.of(places)
+            prepared = self.prepared.prepare(places, crf, image=unaries.image, depth=unaries.depth)
+            logits = crf(unaries.logits, prepared=prepared)
+            truths = [self.labels[place] for place in places]
+            labels = [labels_at_full_size(own, truth.shape, of="CRF") for own, truth in zip(logits, truths, strict=True)]
+            return [frame_sums(found, truth, config) for found, truth in zip(labels, truths, strict=True)]
+
+        def score(places: Sequence[int]) -> list[FrameSums]:
+            starts = range(0, len(places), self.frames_at_once)
+            return [sums for i in starts for sums in score_together(tuple(places[i : i + self.frames_at_once]))]
 
         return score
 

@@ -80,6 +80,35 @@ def rows_of(unaries: Unaries) -> dict[str, NDArray[Any]]:
     return {"image": image.numpy(), "logits": logits.permute(1, 2, 0).numpy(), "depth": depth.numpy()}
 
 
+class UnariesOnDevice:
+    """The unaries of some frames together, on a device. On a GPU they stay for the next trial, as far as there is room."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]], device: torch.device, room: int) -> None:
+        """Start with none.
+
+        Args:
+            arrays: those of a `UnaryCache`.
+            device: where they are asked for. On the CPU they stay in the memory map.
+            room: bytes that may stay on a GPU.
+        """
+        self._arrays, self._device, self._room = arrays, device, room
+        self._kept: dict[tuple[int, ...], Unaries] = {}
+
+    def of(self, rows: tuple[int, ...]) -> Unaries:
+        """Image (B, 3, h, w), logits (B, C, h, w) and depth (B, h, w) of these rows. Not to be written to."""
+        if rows in self._kept:
+            return self._kept[rows]
+        if self._device.type == "cpu" and len(rows) == 1:
+            return Unaries(*(values[None] for values in row_of(self._arrays, rows[0])))
+        image, logits, depth = (torch.from_numpy(self._arrays[name][list(rows)]).to(self._device) for name in ARRAYS)
+        together = Unaries(image, logits.permute(0, 3, 1, 2).contiguous(), depth)
+        taken = sum(values.numel() * values.element_size() for values in together)
+        if taken <= self._room:
+            self._room -= taken
+            self._kept[rows] = together
+        return together
+
+
 def cached_unaries(
     config: Config, store: Path, start: Path, folder: Path, *, frames: tuple[int, ...], progress: Callable[[int], None]
 ) -> UnaryCache:

@@ -23,7 +23,7 @@ from jointseg.stages import Kernels
 from pipeline import finetune
 from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, run_trial
 from pipeline.trial_record import confusion_file, read_confusions
-from pipeline.unaries import ARRAYS, DESCRIPTION, UnaryCache, row_of, rows_of
+from pipeline.unaries import ARRAYS, DESCRIPTION, UnariesOnDevice, UnaryCache, row_of, rows_of
 from tests.checkpoints import untrained_final
 
 # One trial
@@ -77,6 +77,29 @@ def test_a_process_that_serves_many_trials_scores_as_a_new_one_with_and_without_
     for mib in (0, 1, 1024):
         runner = TrialRunner(with_search(job, filter_cache=mib))
         assert [outcome(runner.run(number, point)) for number, point in enumerate(points)] == alone
+
+
+@pytest.mark.parametrize("at_once", [2, 4])
+def test_frames_scored_together_score_as_one_by_one(two_folds, at_once):
+    """Folds of three frames: the last are fewer than the others."""
+    points = [POINT, OTHER, {**POINT, "crf.theta_zeta": 0.5}, POINT]
+    runner, together = TrialRunner(two_folds), TrialRunner(two_folds)
+    together.frames_at_once = at_once
+    for number, point in enumerate(points):
+        assert outcome(together.run(number, point)) == outcome(runner.run(number, point))
+
+
+def test_unaries_stay_on_a_device_as_far_as_there_is_room(job):
+    arrays = job.cache.arrays()
+    room = sum(own[:2].nbytes for own in arrays.values())
+    kept = UnariesOnDevice(arrays, torch.device("cpu"), room)
+    first, other = kept.of((0, 1)), kept.of((1, 0))
+    assert kept.of((0, 1)) is first, "they were read again"
+    assert kept.of((1, 0)) is not other, "there was no room for them"
+    for place, row in enumerate((0, 1)):
+        own = row_of(arrays, row)
+        assert all(torch.equal(values[place], single) for values, single in zip(first, own, strict=True))
+        assert all(torch.equal(values[1 - place], single) for values, single in zip(other, own, strict=True))
 
 
 def test_a_trial_scores_the_same_on_a_copy_that_its_node_keeps(job, tmp_path):
