@@ -67,7 +67,8 @@ def kd_order(points_SF: Tensor, tile_size: int, num_images: int) -> tuple[Tensor
     """(S,), (G, 2, F): the order of the points, S = G T of all images, that makes tiles of a kd-tree, and the tiles' boxes.
 
     A node of several tiles is halved across its widest feature, until each is one. Every node is a range of tiles, so a level
-    is one sort of all pixels, by node and by the value of its widest feature.
+    is one sort of all pixels, by node and by the value of its widest feature. Within a tile points keep their order, so that
+    neighbours in memory are read and written together.
     """
     (S, F), T = points_SF.shape, tile_size
     G = S // T
@@ -84,7 +85,7 @@ def kd_order(points_SF: Tensor, tile_size: int, num_images: int) -> tuple[Tensor
             _node_keys[(G,)](points_SF, order_S, nodes_G, widest, keys_S, **shared)
             order_S = order_S[keys_S.sort(stable=True).indices]
         _tile_boxes[(G,)](points_SF, order_S, boxes_G2F, **shared)
-    return order_S, boxes_G2F
+    return order_S.view(G, T).sort(1).values.flatten(), boxes_G2F
 
 
 @lru_cache(maxsize=8)
