@@ -15,6 +15,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from jointseg.crf.fingerprint import fingerprints
 from jointseg.crf.kernels import Kernel
 from jointseg.errors import InputError
 
@@ -92,9 +93,12 @@ class Guides:
         return torch.stack(parts).all(0).flatten(1) if parts else None
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each channel's values and of the mask's, by name. Waits for the device."""
+        """What tells each channel's values and the mask's from others, by name: SHA-256, and of tensors that are not on a CPU
+        their fingerprints. Waits for the device.
+        """
         given = {**self.channels, **({} if self.mask is None else {MASK: self.mask})}
-        return {name: _digest(tensor) for name, tensor in given.items()}
+        there = {name: tensor for name, tensor in given.items() if tensor.device.type != "cpu"}
+        return {name: _digest(tensor) for name, tensor in given.items() if name not in there} | fingerprints(there)
 
     def check_dimensions(self) -> None:
         """Refuse what is not (B, channels, H, W), or empty."""
@@ -187,7 +191,7 @@ def refuse_others(
 
 
 def _digest(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous().numpy()
+    values = tensor.detach().contiguous().numpy()
     digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
     digest.update(values.data)
     return digest.hexdigest()
