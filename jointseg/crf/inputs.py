@@ -131,11 +131,10 @@ class Guides:
 
     def check_values(self) -> None:
         """Refuse values that no image, depth or guide has. Waits for the device."""
-        for name, guide in self.channels.items():
-            if guide.dtype == torch.uint8:
-                continue
+        given = {name: guide for name, guide in self.channels.items() if guide.dtype != torch.uint8}
+        for (name, guide), (low, high) in zip(given.items(), _ranges(list(given.values())), strict=True):
             allowed = "metres, 0 where there is none (torch.nan_to_num)" if name == "depth" else "finite"
-            low, high = finite_range(name, guide, allowed=allowed)
+            _refuse_infinite(name, guide, (low, high), allowed=allowed)
             if name == "image":
                 _check_levels(guide, low, high)
             if name == "depth" and low < 0:
@@ -225,9 +224,20 @@ def finite_range(name: str, values: Tensor, *, allowed: str = "finite") -> tuple
     Raises:
         InputError: one of them is NaN or infinite.
     """
-    low, high = torch.stack(least_and_greatest(values.detach())).tolist()
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+    ((low, high),) = _ranges([values])
+    _refuse_infinite(name, values, (low, high), allowed=allowed)
+    return low, high
+
+
+def _ranges(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """The least and the greatest of each one's values, all of one dtype: one wait for the device."""
+    ends = [end for values in tensors for end in least_and_greatest(values.detach())]
+    numbers = torch.stack(ends).tolist() if ends else []
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _refuse_infinite(name: str, values: Tensor, ends: tuple[float, float], *, allowed: str) -> None:
+    if not all(abs(end) < float("inf") for end in ends):
         raise InputError(
             f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are NaN or infinite; allowed: {allowed}"
         )
-    return low, high

@@ -58,9 +58,20 @@ class Features:
         none_B1 = out_BP1.all(1)
         return low_BF.masked_fill(none_B1, 0), high_BF.masked_fill(none_B1, 0)
 
-    @cached_property
+    @property
     def extents(self) -> list[list[float]]:
         """How far each image's features reach. Waits for the device."""
-        low_BF, high_BF = self.ranges
-        extents_BF: list[list[float]] = (high_BF.double() - low_BF).tolist()
-        return extents_BF
+        return self._distances[:-1]
+
+    @property
+    def across_first(self) -> list[float]:
+        """How far apart the features of the first image's first and last pixel are. Waits for the device where no one has."""
+        return self._distances[-1]
+
+    @cached_property
+    def _distances(self) -> list[list[float]]:
+        """`extents`, then `across_first`: together, for each copy to the host waits for the device."""
+        (low_BF, high_BF), values_PF = self.ranges, self.values_BPF.detach()[0]
+        across_1F = values_PF[-1:] - values_PF[:1]
+        distances: list[list[float]] = torch.cat([high_BF.double() - low_BF, across_1F.double()]).tolist()
+        return distances

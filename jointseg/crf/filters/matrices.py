@@ -88,8 +88,8 @@ class GridMatrices:
         if features.valid_BP is not None:  # others lie in the grid too; their values are masked
             values_BPF = torch.where(features.valid_BP[..., None], values_BPF, low_BF[:, None])
         (H, W), F = features.size, values_BPF.shape[2]
-        reach_2 = (features.values_BPF.detach()[0, -1, :2] - features.values_BPF.detach()[0, 0, :2]).double().cpu().numpy()
-        places = [np.linspace(0, float(reach) * cells_per_sigma, n) for reach, n in zip(reach_2, (W, H), strict=False)]
+        reaches = zip(features.across_first, (W, H), strict=False)
+        places = [np.linspace(0, reach * cells_per_sigma, n) for reach, n in reaches]
         interpolated = [*map(interpolation_variance, places), *[ANYWHERE] * (F - 2)]
         images = zip(values_BPF, low_BF, features.extents, strict=True)
         self._images = [_Grid(*image, cells_per_sigma, interpolated) for image in images]

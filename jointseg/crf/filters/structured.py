@@ -250,21 +250,31 @@ def separable_filter(features: Features) -> StructuredFilter | SeparableMatrices
     Raises:
         InputError: the features are not x and y of the pixel grid over their bandwidths.
     """
-    H, W = features.size
+    sigma = _bandwidths_of_positions(features)
+    if sigma is None:
+        raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
     values_BPF = features.values_BPF
-    sigma = []
-    for axis, (length, step) in enumerate(((W, 1), (H, W))):
-        slope = float(values_BPF[0, step * (length - 1), axis] - values_BPF[0, 0, axis]) / (length - 1) if length > 1 else 1.0
-        if not slope > 0:
-            raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
-        sigma.append(1 / slope)
+    if values_BPF.device.type != "cpu":
+        return SeparableMatrices(features, sigma=sigma)
+    part = separable(features.size, sigma, values_BPF.numpy().dtype)
+    return StructuredFilter("separable", features, lambda _f, _v: part)
+
+
+def _bandwidths_of_positions(features: Features) -> tuple[float, float] | None:
+    """Those of x and y, in pixels; None where the features are not the pixel grid's over any. Waits for the device, once."""
+    (H, W), values_BPF = features.size, features.values_BPF
+    if values_BPF.shape[2] != 2:
+        return None
+    first_2, ends = values_BPF[0, 0], (values_BPF[0, W - 1, 0], values_BPF[0, W * (H - 1), 1])
+    # Of one pixel alone any bandwidth is true.
+    reaches = [end - first if n > 1 else end.new_ones(()) for end, first, n in zip(ends, first_2, (W, H), strict=True)]
+    steps = max(W - 1, 1), max(H - 1, 1)
     y_H, x_W = (torch.arange(length, device=values_BPF.device) for length in (H, W))
     y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
-    expected_PF = torch.stack([x_HW / sigma[0], y_HW / sigma[1]], -1).reshape(-1, 2).to(values_BPF)
-    fits = values_BPF.shape[2] == 2
-    if not fits or (values_BPF - values_BPF[:, :1] - expected_PF).abs().amax() > 1e-4 * (1 + expected_PF.amax()):
-        raise InputError("filter 'separable': features are not the pixels' x and y; allowed: positions alone")
-    if values_BPF.device.type != "cpu":
-        return SeparableMatrices(features, sigma=(sigma[0], sigma[1]))
-    part = separable((H, W), (sigma[0], sigma[1]), values_BPF.numpy().dtype)
-    return StructuredFilter("separable", features, lambda _f, _v: part)
+    expected_P2 = torch.stack([n_HW * (reach / n) for n_HW, reach, n in zip((x_HW, y_HW), reaches, steps, strict=True)], -1)
+    expected_P2 = expected_P2.view(-1, 2)
+    off = (values_BPF - values_BPF[:, :1] - expected_P2).abs().amax()
+    *reached, most_off, farthest = torch.stack([*reaches, off, expected_P2.amax()]).tolist()
+    if not (reached[0] > 0 and reached[1] > 0) or most_off > 1e-4 * (1 + farthest):
+        return None
+    return 1 / (reached[0] / steps[0]), 1 / (reached[1] / steps[1])
