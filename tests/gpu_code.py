@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 from jointseg.crf import mean_field_kernels
 from jointseg.crf.filters import block_sparse_kernels as kernels
 from jointseg.crf.filters import exponents, kd_tree, matrix_kernels, pair_kernels
-from jointseg.crf.filters.tile_pairs import cut_into_items
+from jointseg.crf.filters.tile_pairs import TilePairs, cut_into_items
 from jointseg.crf.filters.tiles import Tiles
 from jointseg.network import upsample_kernels
 
@@ -95,7 +95,10 @@ def filter_kernels(capability: int) -> list[Any]:
     rows += compiled(lambda: exponents.factors(of_half, torch.rand(1, 5)))
     of_factors = replace(of_half, compared_GRT=torch.zeros(12, 2 * 32, of_half.pixels_GT.shape[1], dtype=torch.float16))
     ways = (("float16", of_factors, (1, 40, 150)), ("float16", of_half, (40,)), ("tf32x3", tiles, (40,)))
-    pairs = cut_into_items(torch.arange(12).repeat_interleave(12), torch.arange(12).repeat(12), 12, 4)
+    cut: list[TilePairs] = []
+    rows_E, columns_E = torch.arange(12).repeat_interleave(12), torch.arange(12).repeat(12)
+    rows += compiled(lambda: cut.append(cut_into_items(rows_E, columns_E, 12, 4, longest_first=False)))
+    (pairs,) = cut
     for precision, given, channels in ways:
         v_BCP = torch.rand(1, 150, given.num_pixels)
         scales_GT = torch.rand(given.pixels_GT.shape)

@@ -8,9 +8,9 @@ import torch
 
 from jointseg.crf.filters import tile_pairs
 from jointseg.crf.filters.block_sparse import BlockSparseFilter
-from jointseg.crf.filters.tile_pairs import choose_pairs
+from jointseg.crf.filters.tile_pairs import choose_pairs, cut_into_items, row_sums_over
 from jointseg.crf.filters.tiles import sort_into_tiles
-from tests.block_sparse import ROUNDING, built, draw, features_of, plain_matrix, share_of_pairs, wide
+from tests.block_sparse import DEVICE, ROUNDING, built, draw, features_of, plain_matrix, share_of_pairs, wide
 
 
 def test_pairs_are_skipped_and_more_at_a_higher_tolerance():
@@ -77,3 +77,48 @@ def test_pairs_are_the_same_however_many_boxes_are_compared_at_once(monkeypatch)
     assert pairs == {(column, row) for row, column in pairs}
     assert all(row // num_tiles == column // num_tiles for row, column in pairs)
     assert 2 * num_tiles < len(pairs) < 2 * num_tiles**2
+
+
+COUNTS = {"none": [0, 0, 0], "uneven": [0, 7, 1, 0, 16, 15, 3, 40, 0], "one": [9], "even": [8] * 6}
+
+
+@pytest.mark.parametrize("longest_first", [True, False])
+@pytest.mark.parametrize("most", [1, 3, 8, 100])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_rows_are_cut_into_equal_pieces_and_each_slot_is_one_of_its_row(monkeypatch, counts, most, longest_first):
+    monkeypatch.setattr(tile_pairs, "_MAX_SLOTS", 30)
+    G, E = len(counts), sum(counts)
+    rows = torch.arange(G, device=DEVICE).repeat_interleave(torch.tensor(counts, device=DEVICE))
+    pairs = cut_into_items(rows, torch.arange(E, device=DEVICE), G, most, longest_first=longest_first)
+    items, slots, length = pairs.items_I4.tolist(), pairs.slots_G.tolist(), max(most, -(-E // 30))
+    for row, count in enumerate(counts):
+        own = sorted((first, stop) for at, first, stop, _ in items if at == row and stop > first)
+        assert [e for first, stop in own for e in range(first, stop)] == [e for e in range(E) if rows[e] == row]
+        assert len(own) == -(-count // length), "no more pieces than needed"
+        sizes = [stop - first for first, stop in own]
+        assert len(set(sizes[:-1])) <= 1
+        assert not sizes or sizes[-1] <= sizes[0] <= length
+    assert sorted(slot for *_, slot in items if slot >= 0) == list(range(pairs.num_slots)), "each is written once"
+    assert all(slots[row] <= slot < slots[row + 1] for row, *_, slot in items if slot >= 0)
+    assert (slots[0], slots[-1], slots) == (0, pairs.num_slots, sorted(slots))
+    assert pairs.num_slots <= 30
+    begun = [row for row, *_, slot in items if slot < 0]
+    if longest_first:
+        assert all(stop > first for _, first, stop, _ in items)
+        assert sorted(begun) == [row for row, count in enumerate(counts) if count]
+    else:
+        assert begun == list(range(G))
+
+
+@pytest.mark.parametrize("precision", ["float16", "tf32x3"])
+def test_sums_are_the_same_bits_whether_or_not_the_longest_come_first(precision):
+    tiles = sort_into_tiles(features_of(torch.rand(1, 300, 2, generator=torch.Generator().manual_seed(3))), 16)
+    G = len(tiles.pixels_GT)
+    everyone = torch.arange(G, device=DEVICE)
+    rows, columns = everyone.repeat_interleave(G), everyone.repeat(G)
+    whole, cut, ordered = (
+        row_sums_over(tiles, cut_into_items(rows, columns, G, most, longest_first=longest), precision)
+        for most, longest in ((G, False), (3, False), (3, True))
+    )
+    assert torch.equal(cut, ordered)
+    torch.testing.assert_close(cut, whole, rtol=1e-5, atol=0)

@@ -170,7 +170,8 @@ def kernels_handed_what_tensors_hold():
         distances = import_module("jointseg.crf.filters.exponents")
         patch.setattr(distances, "factors", handed(distances.factors))
         choosing = import_module("jointseg.crf.filters.pair_kernels")
-        for module, names in ((kernels, ("apply_pairs", "moments_of_pairs")), (choosing, ("near_tiles", "largest_shares"))):
+        names_of = {kernels: ("apply_pairs", "moments_of_pairs"), choosing: ("near_tiles", "largest_shares", "cut")}
+        for module, names in names_of.items():
             for name in names:
                 patch.setattr(module, name, handed(getattr(module, name)))
         yield

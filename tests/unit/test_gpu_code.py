@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 KERNELS = {
-    "_tile_boxes", "_widest_features", "_node_keys", "_near_tiles", "_factors", "_shares", "_gather", "_apply", "_scatter",
-    "_moments", "_blur", "_read", "_softmax_of_difference",
+    "_tile_boxes", "_widest_features", "_node_keys", "_near_tiles", "_cut", "_factors", "_shares", "_gather", "_apply",
+    "_scatter", "_moments", "_blur", "_read", "_softmax_of_difference",
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need the triton package")
 

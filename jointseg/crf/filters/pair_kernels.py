@@ -1,4 +1,5 @@
-"""The Triton kernels that say which pairs of tiles count, and their launches: how near two tiles are, what a pair weighs.
+"""The Triton kernels that say which pairs of tiles count, and their launches: how near two tiles are, what a pair weighs, where
+rows of pairs are cut.
 
 Not here: what is made of it (tile_pairs.py), the sums over the pairs (block_sparse_kernels.py). It needs triton: import it when
 needed.
@@ -60,6 +61,27 @@ def _shares(
         tl.store(out + num_pairs + e, tl.max(tl.sum(weights, 0) * other, 0))
 
 
+@triton.jit(do_not_specialize=["num_tiles", "length"])
+def _cut(begins, slots, items, num_tiles, length):
+    """The pieces of one row of tiles, as `TilePairs.items_I4` has them. Where rows were cut at each multiple of the length, a
+    row had one piece and as many more as there are such within it: that many slots suffice for equal pieces, and the last of
+    them may be left over.
+    """
+    row = tl.program_id(0)
+    begin = tl.load(begins + row).to(tl.int32)
+    stop = tl.load(begins + row + 1).to(tl.int32)
+    each = tl.cdiv(stop - begin, tl.maximum(tl.cdiv(stop - begin, length), 1))
+    first_slot = begin // length
+    for piece in range(0, stop // length - first_slot + 1):
+        item = items + (row + first_slot + piece) * 4
+        tl.store(item, row)
+        tl.store(item + 1, tl.minimum(begin + piece * each, stop))
+        tl.store(item + 2, tl.minimum(begin + (piece + 1) * each, stop))
+        tl.store(item + 3, tl.where(piece == 0, -1, first_slot + piece - 1))
+    tl.store(slots + row, first_slot)
+    tl.store(slots + row + 1, stop // length, mask=row == num_tiles - 1)
+
+
 def near_tiles(low_GF: Tensor, high_GF: Tensor, limits_G: Tensor, rows: slice, *, sure: float) -> Tensor:
     """(R, G), int8, of one image's tiles: by how far their boxes are apart, 0 where a pair can weigh no more than both limits,
     1 where it can weigh more than one of them, 2 where it can weigh more than that and than `sure`.
@@ -88,3 +110,15 @@ def largest_shares(tiles: Tiles, pairs: TilePairs, scales_GT: Tensor, *, precisi
                 num_stages=SHARES_STAGES, enable_fp_fusion=True,
             )  # fmt: skip
     return out_2E
+
+
+def cut(begin_G: Tensor, num_pairs: int, length: int) -> tuple[Tensor, Tensor]:
+    """(I, 4), (G + 1,), int32: the work items of rows of tiles whose pairs begin as given, of G + 1, in the order of the pairs;
+    and where the rows' partial sums begin. A row without pairs has an item too, and so has a slot that no row needs.
+    """
+    num_tiles, num_slots = len(begin_G) - 1, num_pairs // length
+    items_I4 = torch.empty(num_tiles + num_slots, 4, dtype=torch.int32, device=begin_G.device)
+    slots_G = torch.empty(num_tiles + 1, dtype=torch.int32, device=begin_G.device)
+    with torch.cuda.device_of(items_I4):
+        _cut[(num_tiles,)](begin_G, slots_G, items_I4, num_tiles, length, num_warps=1, enable_fp_fusion=True)
+    return items_I4, slots_G

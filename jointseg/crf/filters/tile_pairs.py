@@ -7,7 +7,7 @@ Not here: the tiles (tiles.py), the kernels that weigh them (pair_kernels.py) an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 
@@ -53,11 +53,12 @@ def choose_pairs(tiles: Tiles, tolerance: float, *, precision: str, pairs_per_it
     """
     G, T = tiles.pixels_GT.shape
     sure_2E = _pairs_at(tiles, torch.full_like(tiles.low_GF[:, 0], _SURE), level=2)
-    sums_BP = row_sums_over(tiles, cut_into_items(sure_2E[0], sure_2E[1], G, pairs_per_item), precision)
+    sure = cut_into_items(sure_2E[0], sure_2E[1], G, pairs_per_item, longest_first=False)
+    sums_BP = row_sums_over(tiles, sure, precision)
     sums_GT = tiles.in_tile_order(sums_BP, filling=torch.inf)
     limits_G = sums_GT.amin(1) * (tolerance * _UNMEASURED * tiles.num_images / (G * T))
     doubtful_2D = _pairs_at(tiles, limits_G, level=1)
-    doubtful = cut_into_items(doubtful_2D[0], doubtful_2D[1], G, pairs_per_item)
+    doubtful = cut_into_items(doubtful_2D[0], doubtful_2D[1], G, pairs_per_item, longest_first=False)
     shares_2D = _choosing().largest_shares(tiles, doubtful, sums_GT.reciprocal(), precision=precision)
     keep_2D = _heaviest(shares_2D.flatten(), doubtful_2D.flatten(), tolerance * (1 - _UNMEASURED)).view_as(shares_2D)
     kept_2D = doubtful_2D[:, keep_2D.any(0)]  # where either tile keeps a pair, both do
@@ -82,7 +83,7 @@ def _pairs_at(tiles: Tiles, limits_G: Tensor, *, level: int) -> Tensor:
             chosen_RG = level_RG == level
             pair_E2 = (chosen_RG.triu_(start) if level == 1 else chosen_RG).nonzero()
             found.append(pair_E2.T + pair_E2.new_tensor([[first + start], [first]]) if first + start else pair_E2.T)
-    return torch.cat(found, 1)
+    return torch.cat(found, 1) if len(found) > 1 else found[0]
 
 
 def _heaviest(shares_E: Tensor, rows_E: Tensor, budget: float) -> Tensor:
@@ -98,33 +99,40 @@ def _heaviest(shares_E: Tensor, rows_E: Tensor, budget: float) -> Tensor:
     return keep_E
 
 
-def cut_into_items(rows_E: Tensor, columns_E: Tensor, num_tiles: int, pairs_per_item: int) -> TilePairs:
+def cut_into_items(
+    rows_E: Tensor, columns_E: Tensor, num_tiles: int, pairs_per_item: int, *, longest_first: bool = True
+) -> TilePairs:
     """Cut each row of tiles into equal pieces, so that no program has much more to do than another.
 
-    On the host: it is a dozen small steps, each of which costs a launch on a GPU.
+    Args:
+        rows_E: the tile that hears, in order.
+        columns_E: the tile that is heard.
+        num_tiles: G.
+        pairs_per_item: the most, except where that takes too many partial sums.
+        longest_first: see to it that programs end at about the same time, and to no more partial sums than needed; it waits
+            for the device. Else items are in the order of their pairs, and some may have none.
     """
-    tile_G = torch.arange(num_tiles + 1, device=rows_E.device)
-    begin_G = torch.searchsorted(rows_E, tile_G).cpu().numpy()
-    count_G = np.diff(begin_G)
-    length = max(pairs_per_item, -(-len(rows_E) // _MAX_SLOTS))
-    pieces_G = -(-count_G // length)
-    row_I = np.arange(num_tiles).repeat(pieces_G)
-    slots_G = np.concatenate([[0], (pieces_G - 1).clip(min=0).cumsum()])
-    piece_I = np.arange(len(row_I)) - np.searchsorted(row_I, row_I)
-    each_I = -(-count_G[row_I] // pieces_G[row_I])
-    first_I = begin_G[row_I] + piece_I * each_I
-    stop_I = np.minimum(first_I + each_I, begin_G[row_I + 1])
-    slot_I = np.where(piece_I == 0, -1, slots_G[row_I] + piece_I - 1)
+    E = len(rows_E)
+    length = max(pairs_per_item, -(-E // _MAX_SLOTS))
+    begin_G = torch.searchsorted(rows_E, torch.arange(num_tiles + 1, device=rows_E.device))
+    items_I4, slots_G = _choosing().cut(begin_G, E, length)
+    pairs = TilePairs(columns_E=columns_E.int(), items_I4=items_I4, slots_G=slots_G, num_slots=E // length)
+    return _longest_first(pairs, length) if longest_first else pairs
+
+
+def _longest_first(pairs: TilePairs, length: int) -> TilePairs:
+    """Without items that have no pairs, and their slots."""
+    item_I4 = pairs.items_I4.cpu().numpy()
+    item_I4 = item_I4[item_I4[:, 2] > item_I4[:, 1]]
+    rows_S = item_I4[item_I4[:, 3] >= 0, 0]
+    item_I4[item_I4[:, 3] >= 0, 3] = np.arange(len(rows_S))
+    slot_G = np.bincount(rows_S + 1, minlength=len(pairs.slots_G)).cumsum()
     # By eighths of the length only: neighbours, which hear the same tiles, then still run at about the same time.
-    longest_first_I = np.argsort(-((stop_I - first_I) * 8 // length), kind="stable")
-    items_I4 = np.stack([row_I, first_I, stop_I, slot_I], 1)[longest_first_I]
-    numbers = torch.from_numpy(np.concatenate([items_I4.ravel(), slots_G]).astype(np.int32)).to(rows_E.device)
-    return TilePairs(
-        columns_E=columns_E.int(),
-        items_I4=numbers[: items_I4.size].view(-1, 4),
-        slots_G=numbers[items_I4.size :],
-        num_slots=int(slots_G[-1]),
-    )
+    eighths_I = (item_I4[:, 2] - item_I4[:, 1]) * 8 // length
+    item_I4 = item_I4[np.argsort(-eighths_I.astype(np.int8), kind="stable")]
+    numbers = torch.from_numpy(np.concatenate([item_I4.ravel(), slot_G.astype(np.int32)])).to(pairs.items_I4.device)
+    items_I4, slots_G = numbers[: item_I4.size].view(-1, 4), numbers[item_I4.size :]
+    return replace(pairs, items_I4=items_I4, slots_G=slots_G, num_slots=len(rows_S))
 
 
 def row_sums_over(tiles: Tiles, pairs: TilePairs, precision: str) -> Tensor:
