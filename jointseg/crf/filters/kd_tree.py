@@ -19,10 +19,14 @@ from torch import Tensor
 
 
 @triton.jit
-def _tile_boxes(points, order, boxes, F: tl.constexpr, T: tl.constexpr):
-    """(G, 2, F): the least and the greatest of each feature over a tile's pixels; +inf and -inf where it has none."""
+def _tile_boxes(points, before, places, order, boxes, F: tl.constexpr, T: tl.constexpr):
+    """The order, by where its points were in the one before; and (G, 2, F), the least and the greatest of each feature over a
+    tile's pixels: +inf and -inf where it has none.
+    """
     tile = tl.program_id(0).to(tl.int64)
-    place = tl.load(order + tile * T + tl.arange(0, T))
+    slot = tile * T + tl.arange(0, T)
+    place = tl.load(before + tl.load(places + slot))
+    tl.store(order + slot, place)
     for f in tl.static_range(F):
         value = tl.load(points + place * F + f)
         tl.store(boxes + (tile * 2 + 0) * F + f, tl.min(value, 0))
@@ -72,19 +76,19 @@ def kd_order(points_SF: Tensor, tile_size: int, num_images: int) -> tuple[Tensor
     """
     (S, F), T = points_SF.shape, tile_size
     G = S // T
-    order_S = torch.arange(S, device=points_SF.device)
+    before_S = places_S = torch.arange(S, device=points_SF.device)
+    order_S, keys_S = torch.empty_like(before_S), torch.empty_like(before_S)
     boxes_G2F = points_SF.new_empty(G, 2, F)
-    keys_S = torch.empty_like(order_S)
+    widest = torch.empty(G, dtype=torch.int32, device=points_SF.device)
     shared = {"F": F, "T": T, "num_warps": 4, "enable_fp_fusion": True}
     with torch.cuda.device_of(points_SF):
         for firsts, nodes_G in _levels(G // num_images, num_images, points_SF.device):
-            num_nodes = len(firsts) - 1
-            widest = torch.empty(num_nodes, dtype=torch.int32, device=points_SF.device)
-            _tile_boxes[(G,)](points_SF, order_S, boxes_G2F, **shared)
-            _widest_features[(num_nodes,)](boxes_G2F, firsts, widest, N=256, F=F, num_warps=4, enable_fp_fusion=True)
+            _tile_boxes[(G,)](points_SF, before_S, places_S, order_S, boxes_G2F, **shared)
+            _widest_features[(len(firsts) - 1,)](boxes_G2F, firsts, widest, N=256, F=F, num_warps=4, enable_fp_fusion=True)
             _node_keys[(G,)](points_SF, order_S, nodes_G, widest, keys_S, **shared)
-            order_S = order_S[keys_S.sort(stable=True).indices]
-        _tile_boxes[(G,)](points_SF, order_S, boxes_G2F, **shared)
+            places_S = keys_S.sort(stable=True).indices
+            before_S, order_S = order_S, before_S
+        _tile_boxes[(G,)](points_SF, before_S, places_S, order_S, boxes_G2F, **shared)
     return order_S.view(G, T).sort(1).values.flatten(), boxes_G2F
 
 
