@@ -3,6 +3,8 @@
 Not here: its sums (test_crf_block_sparse.py).
 """
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -48,6 +50,36 @@ def test_every_valid_pixel_is_in_one_tile_and_tiles_are_full(num_tiles):
     for b, pixels in enumerate(tiles.pixels_GT.cpu().view(2, num_tiles, 16)):
         assert sorted(pixels[pixels >= 0].tolist()) == valid[b].nonzero().squeeze(1).tolist()
         assert ((pixels >= 0).flatten().int().diff() <= 0).all()
+
+
+@pytest.mark.parametrize(("num_tiles", "F"), [(1, 2), (2, 1), (7, 3), (12, 5)])
+def test_each_node_is_halved_across_its_widest_feature(num_tiles, F):
+    """Two images, of values that are often equal, with places behind that hold no pixel; by a plain sort of each node."""
+    points = 4 * torch.randn(2, num_tiles * 16, F, generator=torch.Generator().manual_seed(5))
+    points = points.round() + 0.25
+    points[1, -20:] = torch.inf
+    order, boxes = import_module("jointseg.crf.filters.kd_tree").kd_order(points.view(-1, F).to(DEVICE), 16, 2)
+
+    def sorted_across(places, count, left):
+        if count == 1 or left == 0:
+            return [places]
+        values = points.view(-1, F)[places]
+        there = values[values.isfinite().all(1)]
+        widest = int((there.amax(0) - there.amin(0)).argmax()) if len(there) else 0
+        places = places[values[:, widest].argsort(stable=True)]
+        half = (count + 1) // 2
+        parts = (places[: 16 * half], half), (places[16 * half :], count - half)
+        return [tile for part, size in parts for tile in sorted_across(part, size, left - 1)]
+
+    every = torch.arange(2 * num_tiles * 16).view(2, -1)
+    tiles = [tile for places in every for tile in sorted_across(places, num_tiles, (num_tiles - 1).bit_length())]
+    # A node of one tile is sorted with the others of its level.
+    assert [sorted(tile.tolist()) for tile in tiles] == [sorted(tile) for tile in order.view(-1, 16).tolist()]
+    for tile, (low, high) in zip(tiles, boxes.cpu(), strict=True):
+        there = points.view(-1, F)[tile]
+        there = there[there.isfinite().all(1)]
+        assert low.tolist() == (there.amin(0).tolist() if len(there) else [torch.inf] * F)
+        assert high.tolist() == (there.amax(0).tolist() if len(there) else [-torch.inf] * F)
 
 
 def test_distances_are_expanded_where_features_are_small_enough():

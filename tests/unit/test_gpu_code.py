@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 KERNELS = {
-    "_tile_boxes", "_widest_features", "_node_keys", "_near_tiles", "_cut", "_factors", "_shares", "_gather", "_apply",
+    "_sorted_tile", "_node_keys", "_near_tiles", "_cut", "_factors", "_shares", "_gather", "_apply",
     "_scatter", "_moments", "_blur", "_read", "_softmax_of_difference",
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need the triton package")
