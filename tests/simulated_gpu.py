@@ -19,6 +19,8 @@ NAME = "gpu"
 COPIES = {"aten.copy_", "aten._to_copy"}
 INDEXED = {"aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_"}
 """CUDA takes indices on the CPU for a tensor of its own."""
+waits: list[str] = []
+"""Operations whose result a program on a real device would have waited for, since this was last cleared."""
 
 
 class _Backend(_DummyBackendModule):  # type: ignore[misc]
@@ -53,6 +55,7 @@ class SimulatedTensor(Tensor):
         return _computed(operation, args, kwargs or {})
 
     def tolist(self) -> Any:  # of a subclass PyTorch has none
+        waits.append("tolist")
         return self.held.tolist()
 
     def new_tensor(self, values: Any, **_: Any) -> SimulatedTensor:
@@ -103,6 +106,8 @@ def _computed(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         there = torch.device(plain["device"]).type == NAME
         plain["device"] = torch.device("cpu")
     result = operation(*tree_map(unwrapped, args), **plain)
+    if simulated and _waits(name, args, to_host=not there):
+        waits.append(name)
     if name == "aten.copy_":
         return args[0]
     in_place = {id(value.held): value for value in simulated}
@@ -113,3 +118,14 @@ def _computed(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         return in_place[id(value)] if id(value) in in_place else SimulatedTensor(value)
 
     return tree_map(wrapped, result)
+
+
+def _waits(name: str, args: Sequence[Any], *, to_host: bool) -> bool:
+    """Whether the host needs to know values of the device: a number, a copy, or how large the result is."""
+    masks = args[1] if name in INDEXED else ()
+    return (
+        name in {"aten._local_scalar_dense", "aten.nonzero"}
+        or (name == "aten._to_copy" and to_host)
+        or (name == "aten.copy_" and not isinstance(args[0], SimulatedTensor))
+        or any(mask is not None and mask.dtype in {torch.bool, torch.uint8} for mask in masks)
+    )

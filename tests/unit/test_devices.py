@@ -51,6 +51,14 @@ def test_the_block_sparse_crf_keeps_to_its_device(child):
     )
 
 
+def test_preparing_waits_for_the_device_only_where_what_comes_next_depends_on_it(child):
+    """The guides' ranges, fingerprints and holes; the grid's extents; the positions' bandwidths; whether distances are
+    expanded; and of pairs of tiles, those that are sure, are doubtful and are kept, and how they are cut.
+    """
+    pytest.importorskip("triton")
+    assert len(child.submit(waits_of_preparing).result()) <= 10
+
+
 @pytest.mark.parametrize("chosen", ["exact", structured])
 def test_a_step_of_training_keeps_to_its_device(child, small, chosen):
     here = child.submit(a_step, small, chosen, simulated=False)
@@ -123,6 +131,20 @@ def a_crf(*, simulated: bool) -> list[float]:
         refined = crf(logits.to(device), image=image.to(device), depth=depth.to(device), mask=mask.to(device))
         refined.square().mean().backward()
         return [refined.double().sum().item(), *squares_of_gradients(crf)]
+
+
+def waits_of_preparing() -> list[str]:
+    """What makes the host wait while the three kernels of a picture are prepared, a second time, as on CUDA."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    names = {2: "separable", 3: "bilateral_grid", 5: "block_sparse"}
+    crf = DenseCRF(5, filter=lambda features: FILTERS[names[features.values_BPF.shape[2]]](features))
+    image, depth = 255 * torch.rand(1, 3, 9, 8), 1 + torch.rand(1, 9, 8)
+    with kernels_handed_what_tensors_hold(), where(crf, simulated=True) as device:
+        for _ in range(2):
+            simulated_gpu.waits.clear()
+            prepared = crf.prepare(image=image.to(device), depth=depth.to(device))
+        assert type(prepared.filters[1]).__name__ == "GridMatrices"
+    return simulated_gpu.waits
 
 
 def squares_of_gradients(module: nn.Module) -> list[float]:
