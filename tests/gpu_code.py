@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 from jointseg.crf import mean_field_kernels
 from jointseg.crf.filters import block_sparse_kernels as kernels
 from jointseg.crf.filters import exponents, kd_tree, matrix_kernels, pair_kernels
+from jointseg.crf.filters.cell_items import CellItems
 from jointseg.crf.filters.tile_pairs import TilePairs, cut_into_items
 from jointseg.crf.filters.tiles import Tiles
 from jointseg.network import upsample_kernels
@@ -110,13 +111,17 @@ def filter_kernels(capability: int) -> list[Any]:
 
 
 def matrix_rows() -> list[Any]:
-    """A step's softmax, and the blur and the grid's reading alone and added to a sum, of 40 classes."""
-    taps, values_BCHW, grid_GC = torch.rand(9), torch.rand(1, 40, 60, 70), torch.rand(500, 40)
+    """A step's softmax, and the blur and the grid's writing and reading alone and added to a sum, of 40 classes."""
+    values_BCHW, grid_GC = torch.rand(1, 40, 60, 70), torch.rand(500, 40)
+    band, wide_BCHW = matrix_kernels.band_of(torch.rand(16)), torch.rand(1, 40, 60, 513)
     rows = compiled(lambda: mean_field_kernels.softmax_of_difference(*torch.rand(2, 1, 40, 4200)))
     corners_PV, weights_PV = torch.zeros(4200, 8, dtype=torch.int64), torch.rand(4200, 8)
+    items = CellItems.of(corners_PV, 500, None)
+    rows += compiled(partial(matrix_kernels.splat, values_BCHW[0].flatten(1), weights_PV, items))
+    for given_BCHW in (values_BCHW, wide_BCHW):
+        rows += compiled(partial(matrix_kernels.blur_into, given_BCHW, given_BCHW, band, band, given_BCHW[:, 0], added=True))
     for factors_P, added in ((None, False), (torch.rand(4200), True)):
-        of_image = None if factors_P is None else factors_P[None]
-        blur = partial(matrix_kernels.blur_into, torch.empty_like(values_BCHW), values_BCHW, taps, taps, of_image, added=added)
+        blur = partial(matrix_kernels.blur_into, values_BCHW, values_BCHW, band, band, None, added=added)
         out_CP = torch.empty(40, 4200)
         read = partial(matrix_kernels.read_grid, out_CP, grid_GC, corners_PV, weights_PV, factors_P, added=added)
         rows += compiled(blur) + compiled(read)

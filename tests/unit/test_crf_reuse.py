@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from jointseg.crf import CrfSettings, DenseCRF, Kernel
-from jointseg.crf.filters import FILTERS
+from jointseg.crf.filters import FILTERS, Features, matrices
 from jointseg.crf.filters.matrices import GridMatrices
+from jointseg.crf.kernels import kernel_features
+from jointseg.crf.prepared import _bytes_of
 from jointseg.crf.reuse import PreparedCache
 
 SIZES = {"exact": (20, 30), "structured": (70, 80)}  # `auto` takes the exact filter for the first
@@ -172,6 +176,20 @@ def test_bytes_of_sparse_matrices_are_counted():
     prepared = crf.prepare(depth=images((6, 7), 1)[0]["depth"])
     corners = 8 * 42  # of each pixel's cell: a float32 and an int64 each, to read and to write
     assert prepared.num_bytes >= 2 * corners * (4 + 8)
+
+
+def test_bytes_of_what_kernels_of_our_own_go_by_are_counted(monkeypatch):
+    """The same grid where there is Triton: no matrices, but the order of the pixels and the cells' items."""
+    monkeypatch.setattr(matrices, "_takes_kernels", lambda values: True)
+    monkeypatch.setattr(matrices, "_row_sums", lambda gaussian, ones_B1P, valid_BP: ones_B1P[:, 0])
+    features = kernel_features(Kernel(name="k", weight=1.0, position=5.0), {}, like=torch.zeros(1, 1, 6, 7))
+    gaussian = GridMatrices(Features(values_BPF=features, size=(6, 7)), cells_per_sigma=2.0)
+    (grid,) = gaussian._images
+    corners, cells = 4 * 42, math.prod(grid.shape)
+    held = corners * (8 + 4) + 4 * (42 + cells + 1)  # of each corner an int64 and a float32; of pixels and cells an int32
+    small = 4 * (len(grid._items.bounds) + 4 + 42) + sum(4 * length**2 for length in grid.shape) + 8 * 8
+    assert not any(value.layout == torch.sparse_csr for value in vars(grid).values() if isinstance(value, torch.Tensor))
+    assert held <= _bytes_of(gaussian) <= held + small
 
 
 def test_bytes_are_those_of_the_arrays():

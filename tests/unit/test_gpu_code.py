@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 KERNELS = {
-    "_sorted_tile", "_node_keys", "_near_tiles", "_cut", "_factors", "_shares", "_gather", "_apply",
-    "_scatter", "_moments", "_blur", "_read", "_softmax_of_difference",
+    "_sorted_tile", "_node_keys", "_near_tiles", "_cut", "_factors", "_shares", "_gather", "_apply", "_scatter",
+    "_moments", "_blur", "_splat", "_gather_corners", "_read", "_softmax_of_difference",
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need the triton package")
 
@@ -39,7 +39,7 @@ def test_every_kernel_compiles_onto_tensor_cores_and_keeps_to_registers(capabili
     assert {row["kernel"] for row in rows} == KERNELS
     assert [row for row in rows if row["stack"]] == []
     assert [row for row in rows if row["shared"] > shared] == []
-    summing = [row for row in rows if row["kernel"] in {"_apply", "_moments"}]
+    summing = [row for row in rows if row["kernel"] in {"_apply", "_moments", "_blur", "_splat"}]
     assert [row for row in summing if not all(used.startswith(matrix) for used in row["matrix"]) or not row["matrix"]] == []
     rows = found["network"]
     assert {row["kernel"] for row in rows} == {"_upsample", "_gradients"}

@@ -1,4 +1,4 @@
-"""The separable filter and the bilateral grid as products of matrices: for GPUs. In torch alone but for narrow bands.
+"""The separable filter and the bilateral grid as products of matrices: for GPUs. In torch alone where there is no Triton.
 
 Not here: the same two on CPUs (structured.py), where mean field runs over their structure in one pass.
 """
@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from jointseg.crf.cpu.grid import ANYWHERE, blur_taps, interpolation_variance, num_points
+from jointseg.crf.filters.cell_items import CellItems
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.summed import add_scaled
 from jointseg.needs import has_triton
 
-_REACH = 6.0
-"""Bandwidths after which a Gaussian over positions is taken for 0: it is 1.5e-8."""
+_REACH = 5.0
+"""Bandwidths after which a Gaussian over positions is taken for 0: it is 4e-6, and what lies beyond 6e-7 of the whole."""
 
 
 class SeparableMatrices:
-    """K = Ky x Kx: exact but for rounding, and on CUDA for what is farther than six of few bandwidths. Any device, float32 or
-    float64.
+    """K = Ky x Kx: exact but for rounding. Any device, float32 or float64.
+
+    On CUDA, where the image is many bandwidths wide and high, without what is farther than five: 6e-7 of a message each way.
     """
 
     def __init__(self, features: Features, *, sigma: tuple[float, float]) -> None:
@@ -41,7 +43,8 @@ class SeparableMatrices:
         radii = [math.ceil(_REACH * each) for each in sigma]
         self._by_taps = _takes_kernels(values_BPF) and 4 * radii[0] < W and 4 * radii[1] < H
         if self._by_taps:
-            self._taps = [_gaussian(radius + 1, each, *kind)[0] for radius, each in zip(radii, sigma, strict=True)]
+            taps = [_gaussian(radius + 1, each, *kind)[0] for radius, each in zip(radii, sigma, strict=True)]
+            self._bands = [_kernels().band_of(each) for each in taps]
         else:
             self._across_WW, self._down_HH = _gaussian(W, sigma[0], *kind), _gaussian(H, sigma[1], *kind)
         self.row_sums = _row_sums(self, values_BPF.new_ones(B, 1, P), features.valid_BP)
@@ -74,7 +77,7 @@ class SeparableMatrices:
         shape = (*values_BCP.shape[:2], *self._size)
         masked_BCHW = _masked(values_BCP, self._valid_BP).contiguous().view(shape)
         factors = None if factors_BP is None else factors_BP.contiguous()
-        _kernels().blur_into(out_BCP.view(shape), masked_BCHW, *self._taps, factors, added=added)
+        _kernels().blur_into(out_BCP.view(shape), masked_BCHW, *self._bands, factors, added=added)
 
 
 class GridMatrices:
@@ -91,8 +94,9 @@ class GridMatrices:
         reaches = zip(features.across_first, (W, H), strict=False)
         places = [np.linspace(0, reach * cells_per_sigma, n) for reach, n in reaches]
         interpolated = [*map(interpolation_variance, places), *[ANYWHERE] * (F - 2)]
-        images = zip(values_BPF, low_BF, features.extents, strict=True)
-        self._images = [_Grid(*image, cells_per_sigma, interpolated) for image in images]
+        valid = [None] * B if features.valid_BP is None else features.valid_BP
+        images = zip(values_BPF, low_BF, features.extents, valid, strict=True)
+        self._images = [_Grid(*image, cells=cells_per_sigma, interpolated=interpolated) for image in images]
         self.row_sums = _row_sums(self, features.values_BPF.new_ones(B, 1, P), features.valid_BP)
 
     @torch.no_grad()
@@ -114,16 +118,24 @@ class GridMatrices:
         self._filter_into(total_BCP, values_BCP, factors_BP, added=not first)
 
     def _filter_into(self, out_BCP: Tensor, values_BCP: Tensor, factors_BP: Tensor | None, *, added: bool) -> None:
-        masked_BCP = _masked(values_BCP, self._valid_BP)
         for b, grid in enumerate(self._images):
             factors_P = None if factors_BP is None else factors_BP[b].contiguous()
-            grid.filter_into(out_BCP[b], masked_BCP[b], factors_P, added=added)
+            grid.filter_into(out_BCP[b], values_BCP[b], factors_P, added=added)
 
 
 class _Grid:
     """The grid of one image."""
 
-    def __init__(self, values_PF: Tensor, low_F: Tensor, extents: list[float], cells: float, interpolated: list[float]) -> None:
+    def __init__(
+        self,
+        values_PF: Tensor,
+        low_F: Tensor,
+        extents: list[float],
+        valid_P: Tensor | None,
+        *,
+        cells: float,
+        interpolated: list[float],
+    ) -> None:
         self.shape = [num_points(extent * cells) for extent in extents]
         F, strides = len(self.shape), [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
         offsets = [sum(stride for i, stride in enumerate(strides) if v >> i & 1) for v in range(2**F)]
@@ -137,19 +149,28 @@ class _Grid:
         weights_PV = sides_PF2[:, 0]
         for i in range(1, F):
             weights_PV = (sides_PF2[:, i, :, None] * weights_PV[:, None]).flatten(1)
-        self._reading = corners_PV, weights_PV.contiguous()
-        self._read_PG = None if _takes_kernels(values_PF) else _rows(corners_PV, weights_PV, math.prod(self.shape))
-        self._write_GP = _columns(corners_PV, weights_PV, math.prod(self.shape))
+        self._corners_PV, self._weights_PV, self._valid_P = corners_PV, weights_PV.contiguous(), valid_P
+        num_cells, by_kernels = math.prod(self.shape), _takes_kernels(values_PF)
+        if by_kernels:
+            self._items = CellItems.of(corners_PV, num_cells, valid_P)
+        else:
+            self._read_PG = _rows(corners_PV, weights_PV, num_cells)
+            self._write_GP = _columns(corners_PV, weights_PV, num_cells)
+        self._by_kernels = by_kernels
         axes = zip(self.shape, interpolated, strict=True)
         self._blurs = [_band(length, cells, blurred, values_PF.dtype, values_PF.device) for length, blurred in axes]
 
     def filter_into(self, out_CP: Tensor, values_CP: Tensor, factors_P: Tensor | None, *, added: bool) -> None:
-        grid = (self._write_GP @ values_CP.T).reshape(*self.shape, -1)
+        if self._by_kernels:
+            grid_GC = _kernels().splat(values_CP, self._weights_PV, self._items)
+        else:
+            grid_GC = self._write_GP @ _masked(values_CP, self._valid_P).T
+        grid = grid_GC.reshape(*self.shape, -1)
         for axis, blur_LL in enumerate(self._blurs):
             grid = torch.tensordot(blur_LL, grid, dims=([1], [axis])).movedim(0, axis)
         grid_GC = grid.flatten(0, -2)
-        if self._read_PG is None:
-            _kernels().read_grid(out_CP, grid_GC.contiguous(), *self._reading, factors_P, added=added)
+        if self._by_kernels:
+            _kernels().read_grid(out_CP, grid_GC.contiguous(), self._corners_PV, self._weights_PV, factors_P, added=added)
         else:
             read_CP = (self._read_PG @ grid_GC).T
             if factors_P is None:
@@ -204,8 +225,9 @@ def _kernels() -> ModuleType:
     return import_module("jointseg.crf.filters.matrix_kernels")
 
 
-def _masked(values_BCP: Tensor, valid_BP: Tensor | None) -> Tensor:
-    return values_BCP if valid_BP is None else values_BCP.masked_fill(~valid_BP[:, None], 0)  # a NaN times 0 is one
+def _masked(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Values (..., C, P), 0 where not valid (..., P)."""
+    return values if valid is None else values.masked_fill(~valid[..., None, :], 0)  # a NaN times 0 is one
 
 
 def _row_sums(gaussian: SeparableMatrices | GridMatrices, ones_B1P: Tensor, valid_BP: Tensor | None) -> Tensor:
