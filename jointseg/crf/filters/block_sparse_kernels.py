@@ -27,7 +27,7 @@ shared memory."""
 APPLY_STAGES = {"float16": 2, "tf32x3": 3}
 """Tiles that a program loads ahead, and one."""
 APPLY_WARPS = {"float16": 8, "tf32x3": 4}
-APPLY_PART = {"float16": 32, "tf32x3": 64}
+APPLY_PART = {"float16": 128, "tf32x3": 64}
 """Pixels of a tile that are taken at once, at most."""
 
 
