@@ -27,8 +27,6 @@ shared memory."""
 APPLY_STAGES = {"float16": 2, "tf32x3": 3}
 """Tiles that a program loads ahead, and one."""
 APPLY_WARPS = {"float16": 8, "tf32x3": 4}
-APPLY_PART = {"float16": 128, "tf32x3": 64}
-"""Pixels of a tile that are taken at once, at most."""
 
 
 @triton.jit
@@ -68,32 +66,28 @@ def _gather(
 @triton.jit
 def _apply(
     features, values, columns, items, out, partials, C,
-    F: tl.constexpr, T: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, HALF: tl.constexpr,
-    SHIFT: tl.constexpr,
+    F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, HALF: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """One work item: the sum over its columns' tiles of weights times values, (T, C); 2^SHIFT times as large. A tile's pixels
-    are taken N at a time.
-    """
+    """One work item: the sum over its columns' tiles of weights times values, (T, C); 2^SHIFT times as large."""
     item = items + tl.program_id(0) * 4
     row = tl.load(item).to(tl.int64)
     first = tl.load(item + 1)
     stop = tl.load(item + 2)
     slot = tl.load(item + 3).to(tl.int64)
+    t = tl.arange(0, T)
     c = tl.arange(0, BLOCK_C)
-    part = c[:, None] * T + tl.arange(0, N)[None, :]
+    place = c[:, None] * T + t[None, :]
     inside = c[:, None] < C
     mine = factor_of(features, row, F, T, K)
     sums = tl.zeros((T, BLOCK_C), tl.float32)
     for e in range(first, stop):
         col = tl.load(columns + e).to(tl.int64)
-        for n in tl.static_range(0, T, N):
-            value = tl.load(values + col * C * T + n + part, mask=inside, other=0.0)
-            weights = tl.exp2(exponents(mine, features, col, n, F, T, N, K, SHIFT))
-            if HALF:
-                sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
-            else:
-                sums = tl.dot(weights, tl.trans(value), sums, input_precision="tf32x3")
-    place = c[:, None] * T + tl.arange(0, T)[None, :]
+        value = tl.load(values + col * C * T + place, mask=inside, other=0.0)
+        weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
+        if HALF:
+            sums = tl.dot(weights.to(tl.float16), tl.trans(value), sums)
+        else:
+            sums = tl.dot(weights, tl.trans(value), sums, input_precision="tf32x3")
     if slot < 0:
         tl.store(out + row * C * T + place, tl.trans(sums), mask=inside)
     else:
@@ -153,7 +147,7 @@ def _moments(
         col = tl.load(columns + e).to(tl.int64)
         v = tl.load(right + col * C * T + place, mask=inside, other=0.0)
         theirs = features + col * F * T + t
-        product = tl.exp2(exponents(mine, features, col, 0, F, T, T, 0, 0.0)) * tl.dot(y, v, input_precision=PRECISION)
+        product = tl.exp2(exponents(mine, features, col, F, T, 0, 0.0)) * tl.dot(y, v, input_precision=PRECISION)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             moment = tl.sum(product * difference * difference, 1)
@@ -196,8 +190,7 @@ def apply_pairs(
         with torch.cuda.device_of(sorted_GCT):
             _apply[(len(pairs.items_I4),)](
                 tiles.compared_GRT, sorted_GCT, pairs.columns_E, pairs.items_I4, sums_GCT, partials_SCT, num_channels,
-                **tiles.kernel_shape, N=min(T, APPLY_PART[precision]), BLOCK_C=_block(num_channels),
-                HALF=half, SHIFT=SHIFT if half else 0.0,
+                **tiles.kernel_shape, BLOCK_C=_block(num_channels), HALF=half, SHIFT=SHIFT if half else 0.0,
                 num_warps=APPLY_WARPS[precision], num_stages=APPLY_STAGES[precision], enable_fp_fusion=True,
             )  # fmt: skip
             _scatter[(G, triton.cdiv(num_channels, 16))](

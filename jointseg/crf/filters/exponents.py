@@ -31,18 +31,16 @@ def factor_of(features, tile, F: tl.constexpr, T: tl.constexpr, K: tl.constexpr)
 
 
 @triton.jit
-def exponents(
-    mine, features, tile, first, F: tl.constexpr, T: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr
-):
-    """(T, N): the binary logarithm of the kernel between the pixels of a tile and N of another's, and SHIFT more than that."""
+def exponents(mine, features, tile, F: tl.constexpr, T: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr):
+    """(T, T): the binary logarithm of the kernel between the pixels of two tiles, and SHIFT more than that."""
     if K == 0:
-        theirs = features + tile * F * T + first + tl.arange(0, N)
-        exponent = tl.full((T, N), SHIFT, tl.float32)
+        theirs = features + tile * F * T + tl.arange(0, T)
+        exponent = tl.full((T, T), SHIFT, tl.float32)
         for f in tl.static_range(F):
             difference = tl.load(mine + f * T)[:, None] - tl.load(theirs + f * T)[None, :]
             exponent = tl.fma(difference, difference * -1.0, exponent)  # times -1 is free, unlike 0 - x
     else:
-        theirs = features + (tile * 2 + 1) * K * T + first + tl.arange(0, K)[:, None] * T + tl.arange(0, N)[None, :]
+        theirs = features + (tile * 2 + 1) * K * T + tl.arange(0, K)[:, None] * T + tl.arange(0, T)[None, :]
         exponent = tl.dot(mine, tl.load(theirs))
     return exponent
 

@@ -55,7 +55,7 @@ def _shares(
     own = tl.load(scales + row * T + t) * UNSHIFT
     for e in range(tl.load(item + 1), tl.load(item + 2)):
         col = tl.load(columns + e).to(tl.int64)
-        weights = tl.exp2(exponents(mine, features, col, 0, F, T, T, K, SHIFT))
+        weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
         other = tl.load(scales + col * T + t) * UNSHIFT
         tl.store(out + e, tl.max(tl.sum(weights, 1) * own, 0))
         tl.store(out + num_pairs + e, tl.max(tl.sum(weights, 0) * other, 0))
