@@ -247,7 +247,7 @@ def test_a_grid_that_no_pixel_takes_part_in_is_zero():
 def test_a_grid_is_written_and_read_as_by_its_matrices(both_ways, C, F):
     draw = torch.Generator().manual_seed(0)
     valid_BP = (torch.rand(2, 77, generator=draw) > 0.1).to(DEVICE)
-    features = Features(values_BPF=4 * torch.rand(2, 77, F, generator=draw).to(DEVICE), size=(7, 11), valid_BP=valid_BP)
+    features = Features(values_BPF=2 * torch.rand(2, 77, F, generator=draw).to(DEVICE), size=(7, 11), valid_BP=valid_BP)
     plain, ours = both_ways(lambda: GridMatrices(features, cells_per_sigma=2.0))
     values = torch.randn(2, 77, C, generator=draw).to(DEVICE).mT
     assert ours.apply(values).is_contiguous()
