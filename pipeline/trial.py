@@ -28,6 +28,7 @@ from jointseg.errors import InputError, OutOfRangeError
 from jointseg.evaluation import labels_at_full_size, score_labels
 from jointseg.metrics import crop
 from jointseg.model import build_crf
+from jointseg.search_config import SearchConfig
 from jointseg.settings import SettingsError, with_overrides
 from pipeline.log_lines import Line
 from pipeline.samplers import OBJECTIVES
@@ -130,18 +131,16 @@ class TrialRunner:
         if settings.gpus_per_trial and not torch.cuda.is_available():
             raise InputError(f"search.gpus_per_trial: {settings.gpus_per_trial:g} is asked for; this process has no GPU")
         self.job, self.device = job, torch.device("cuda" if settings.gpus_per_trial else "cpu")
-        self.frames_at_once, room = 1, 0
+        self.frames_at_once, memory = 1, 0
         if settings.gpus_per_trial:
-            memory = torch.cuda.get_device_properties(self.device).total_memory
-            self.frames_at_once, room = ON_GPU_AT_ONCE, int(memory * settings.gpus_per_trial * _SHARE_FOR_UNARIES)
+            self.frames_at_once, memory = ON_GPU_AT_ONCE, torch.cuda.get_device_properties(self.device).total_memory
+        for_filters, for_unaries = kept_bytes(settings, memory)
         self.arrays = on_this_node(job.cache, settings.node_folder).arrays()
-        self.unaries = UnariesOnDevice(self.arrays, self.device, room)
+        self.unaries = UnariesOnDevice(self.arrays, self.device, for_unaries)
         self.labels = subset_labels(job.store, job.cache.frames)
-        timed = "seconds" in OBJECTIVES[settings.objective]
-        # Where seconds are an objective no trial is to gain by those before it in its process.
-        self.prepared = PreparedCache(0 if timed else settings.filter_cache * MIB)
-        if timed:
-            self._scorer({})([0])
+        self.prepared = PreparedCache(for_filters)
+        if is_timed(settings):
+            self._scorer({})(range(len(self.labels))[: self.frames_at_once])
 
     def run(self, number: int, point: Point, *, rival: int | None = None) -> Line:
         """Score a point, as `run_trial`.
@@ -154,7 +153,7 @@ class TrialRunner:
         return run_trial(self.job, number, point, lambda: self._count(point, rival))
 
     def _count(self, point: Point, rival: int | None) -> Counted:
-        """Frame by frame, fold by fold."""
+        """Fold by fold."""
         folds, absent = self.job.folds, self.job.config.evaluation.absent_classes
         best_NCC = None if rival is None else read_confusions(confusion_file(self.job.folder, rival))[1]
         scenes = scenes_of(self.job.cache.frames, self.job.config.data)
@@ -194,6 +193,21 @@ class TrialRunner:
             return [sums for i in starts for sums in score_together(tuple(places[i : i + self.frames_at_once]))]
 
         return score
+
+
+def is_timed(settings: SearchConfig) -> bool:
+    """Whether the seconds of a trial are an objective."""
+    return "seconds" in OBJECTIVES[settings.objective]
+
+
+def kept_bytes(settings: SearchConfig, gpu_memory: int) -> tuple[int, int]:
+    """What a process may keep from one trial to the next: bytes of filters, and on a GPU of so many bytes those of unaries.
+
+    Nothing where seconds are an objective: no trial is to gain by those before it in its process.
+    """
+    if is_timed(settings):
+        return 0, 0
+    return settings.filter_cache * MIB, int(gpu_memory * settings.gpus_per_trial * _SHARE_FOR_UNARIES)
 
 
 def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Config) -> FrameSums:

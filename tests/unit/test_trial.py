@@ -21,7 +21,7 @@ from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import Kernels
 from pipeline import finetune
-from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, run_trial
+from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, kept_bytes, run_trial
 from pipeline.trial_record import confusion_file, read_confusions
 from pipeline.unaries import ARRAYS, DESCRIPTION, UnariesOnDevice, UnaryCache, row_of, rows_of
 from tests.checkpoints import untrained_final
@@ -113,6 +113,9 @@ def test_where_seconds_are_an_objective_no_trial_gains_by_those_before_it(job):
     for number in range(2):
         assert runner.run(number, {})["state"] == "finished"
     assert runner.prepared.num_bytes == 0, "filters were kept for the next trial"
+    timed, other = (with_search(job, objective=name, gpus_per_trial=0.5).config.search for name in ("miou,seconds", "miou"))
+    assert kept_bytes(timed, 2**30) == (0, 0), "unaries are kept on a GPU for the next trial"
+    assert kept_bytes(other, 2**30) == (other.filter_cache * 2**20, 2**27)
 
 
 @pytest.fixture
