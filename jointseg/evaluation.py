@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from jointseg.config import Config
-from jointseg.crf import DenseCRF, PreparedImages
+from jointseg.crf import DenseCRF
 from jointseg.crf.inputs import least_and_greatest
 from jointseg.data.frame import FRAME_SIZE, Frame
 from jointseg.errors import OutOfRangeError
@@ -178,22 +178,19 @@ def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) ->
 
 
 @torch.no_grad()
-def refined_labels(
-    unaries: Unaries, crf: DenseCRF, *, size: tuple[int, int] = FRAME_SIZE, prepared: PreparedImages | None = None
-) -> NDArray[np.uint8]:
-    """The classes of one frame after the CRF alone, (H, W): what a trial of the search is scored by.
+def refined_labels(unaries: Unaries, crf: DenseCRF, *, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
+    """The classes of one frame after the CRF alone, (H, W); the search has them of several frames together (pipeline/trial.py).
 
     Args:
         unaries: what the CRF starts from.
         crf: with the settings to try.
         size: H, W.
-        prepared: what the CRF, or one of the same bandwidths, made of the frame's image and depth; None: it is made here.
 
     Raises:
         OutOfRangeError: the CRF's logits are not all finite.
     """
-    prepared = prepared or crf.prepare(image=unaries.image[None], depth=unaries.depth[None])
-    return labels_at_full_size(crf(unaries.logits[None], prepared=prepared)[0], size, of="CRF")
+    refined = crf(unaries.logits[None], image=unaries.image[None], depth=unaries.depth[None])
+    return labels_at_full_size(refined[0], size, of="CRF")
 
 
 def score_labels(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], evaluation: EvaluationConfig) -> SegmentationSums:
