@@ -30,6 +30,7 @@ from jointseg.metrics import crop
 from jointseg.model import build_crf
 from jointseg.search_config import SearchConfig
 from jointseg.settings import SettingsError, with_overrides
+from pipeline.failures import first_sentence, lacks_device_memory
 from pipeline.log_lines import Line
 from pipeline.samplers import OBJECTIVES
 from pipeline.spaces import Point
@@ -80,7 +81,8 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
     """Score a point, leave its confusion matrices in the study's folder, and return its line of the log.
 
     A point that is refused, or leads out of the range of numbers or of a filter, has failed: `state` and `error` say so.
-    Whatever else is wrong, such as a full disk or a missing file, says nothing about the point: the trial is unsaved.
+    Whatever else is wrong, such as a full disk or a missing file, says nothing about the point: the trial is unsaved. So it is
+    where a GPU's memory is full.
 
     Args:
         job: of all trials.
@@ -105,6 +107,10 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
         error = str(refused)
     except InputError as failure:
         state, error = UNSAVED, str(failure)
+    except RuntimeError as failure:
+        if not lacks_device_memory(failure):
+            raise
+        state, error = UNSAVED, f"{first_sentence(failure)}; raise search.gpus_per_trial, so that fewer trials share a GPU"
     return {
         "trial": number,
         "state": state,

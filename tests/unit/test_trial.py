@@ -242,6 +242,23 @@ def test_a_full_disk_or_a_file_that_is_missing_is_no_fault_of_the_point(job, kin
     assert (line["state"], line["error"]) == ("unsaved", "full")
 
 
+def test_a_full_gpu_is_no_fault_of_the_point(job):
+    def count():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    line = run_trial(job, 0, POINT, count)
+    assert line["state"] == "unsaved"
+    assert line["error"] == "CUDA out of memory; raise search.gpus_per_trial, so that fewer trials share a GPU"
+
+
+def test_an_error_of_the_program_stays_one(job):
+    def count():
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run_trial(job, 0, POINT, count)
+
+
 def test_a_process_that_cannot_run_trials_says_so_and_blames_no_point(job, tmp_path):
     (tmp_path / "file").touch()
     for spoiled, said in (
