@@ -110,7 +110,7 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
     except RuntimeError as failure:
         if not lacks_device_memory(failure):
             raise
-        state, error = UNSAVED, f"{first_sentence(failure)}; raise search.gpus_per_trial, so that fewer trials share a GPU"
+        state, error = UNSAVED, f"{first_sentence(failure)}; lower --concurrent, so that fewer trials share a GPU"
     return {
         "trial": number,
         "state": state,

@@ -248,7 +248,7 @@ def test_a_full_gpu_is_no_fault_of_the_point(job):
 
     line = run_trial(job, 0, POINT, count)
     assert line["state"] == "unsaved"
-    assert line["error"] == "CUDA out of memory; raise search.gpus_per_trial, so that fewer trials share a GPU"
+    assert line["error"] == "CUDA out of memory; lower --concurrent, so that fewer trials share a GPU"
 
 
 def test_an_error_of_the_program_stays_one(job):
