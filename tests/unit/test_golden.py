@@ -1,6 +1,9 @@
 """The first 20 losses of the demo, against those that were written down: whether the numerics of training have moved.
 
-`python -m tests.unit.test_golden` writes them anew; say in the commit why they moved. Not here: whether it learns.
+They are written down once for each kind of vector instructions that PyTorch uses: with AVX-512 (an AMD Zen 4) the second loss
+differs by 1e-3 from the one with AVX2 (a Zen 3), later ones by up to 4e-2. Without vectors they are those of AVX2, to 3e-3.
+`python -m tests.unit.test_golden` writes those of its machine anew; say in the commit why they moved, and do so on a machine of
+each kind. Not here: whether it learns.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from jointseg.stages import STAGES
 from jointseg.training import train
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "demo_losses.json"
+INSTRUCTIONS = "AVX512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "AVX2"
+TOLERANCE = {"AVX512": 1e-3, "AVX2": 5e-3}
 STEPS = 20
 LOSSES = {"stage1": ("loss/semantic",), "stage2": ("loss/semantic", "loss/depth")}
 
@@ -54,14 +59,15 @@ def first_losses(folder: Path) -> dict[str, list[float]]:
 
 
 def test_the_first_losses_of_the_demo_are_those_written_down(tmp_path):
-    golden = json.loads(GOLDEN.read_text())
+    golden = json.loads(GOLDEN.read_text())[INSTRUCTIONS]
     found = first_losses(tmp_path)
     assert found.keys() == golden.keys()
     for name, losses in golden.items():
         assert len(losses) == STEPS
-        assert found[name] == pytest.approx(losses, rel=1e-3), name
+        assert found[name] == pytest.approx(losses, rel=TOLERANCE[INSTRUCTIONS]), name
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        GOLDEN.write_text(json.dumps(first_losses(Path(folder)), indent=1) + "\n")
+        written = json.loads(GOLDEN.read_text()) | {INSTRUCTIONS: first_losses(Path(folder))}
+        GOLDEN.write_text(json.dumps(written, indent=1) + "\n")
