@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointseg.crf.cpu.grid import ANYWHERE, blur_taps, interpolation_variance, num_points
+from jointseg.crf.cpu.grid import ANYWHERE, blur_taps, first_place, interpolation_variance, num_points
 from jointseg.crf.filters.cell_items import CellItems
 from jointseg.crf.filters.features import Features
 from jointseg.crf.filters.summed import add_scaled
@@ -83,20 +84,22 @@ class SeparableMatrices:
 class GridMatrices:
     """K = S B S^T: S reads a cell's corners linearly, B blurs along each axis of the grid. Any device, float32 or float64."""
 
-    def __init__(self, features: Features, *, cells_per_sigma: float) -> None:
-        """Lay a grid of `cells_per_sigma` cells to a bandwidth over the features of each image."""
+    def __init__(self, features: Features, *, cells_per_sigma: float | Sequence[float]) -> None:
+        """Lay a grid of `cells_per_sigma` cells to a bandwidth, of all features or of each, over those of each image."""
         self._valid_BP, (low_BF, _) = features.valid_BP, features.ranges
         B, P, _ = features.values_BPF.shape
         values_BPF = features.values_BPF.detach()
         if features.valid_BP is not None:  # others lie in the grid too; their values are masked
             values_BPF = torch.where(features.valid_BP[..., None], values_BPF, low_BF[:, None])
         (H, W), F = features.size, values_BPF.shape[2]
-        reaches = zip(features.across_first, (W, H), strict=False)
-        places = [np.linspace(0, reach * cells_per_sigma, n) for reach, n in reaches]
-        interpolated = [*map(interpolation_variance, places), *[ANYWHERE] * (F - 2)]
+        cells_F = [cells_per_sigma] * F if isinstance(cells_per_sigma, float) else list(cells_per_sigma)
+        places = first_places(features, cells_F)
+        reaches = zip(features.across_first, cells_F, places, (W, H), strict=False)
+        along = [np.linspace(0, reach * cells, n) + place for reach, cells, place, n in reaches]
+        interpolated = [*map(interpolation_variance, along), *[ANYWHERE] * (F - 2)]
         valid = [None] * B if features.valid_BP is None else features.valid_BP
         images = zip(values_BPF, low_BF, features.extents, valid, strict=True)
-        self._images = [_Grid(*image, cells=cells_per_sigma, interpolated=interpolated) for image in images]
+        self._images = [_Grid(*image, cells=cells_F, first=places, interpolated=interpolated) for image in images]
         self.row_sums = _row_sums(self, features.values_BPF.new_ones(B, 1, P), features.valid_BP)
 
     @torch.no_grad()
@@ -133,16 +136,19 @@ class _Grid:
         extents: list[float],
         valid_P: Tensor | None,
         *,
-        cells: float,
+        cells: Sequence[float],
+        first: Sequence[float],
         interpolated: list[float],
     ) -> None:
-        self.shape = [num_points(extent * cells) for extent in extents]
+        self.shape = [num_points(extent * c + place) for extent, c, place in zip(extents, cells, first, strict=True)]
         F, strides = len(self.shape), [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
         offsets = [sum(stride for i, stride in enumerate(strides) if v >> i & 1) for v in range(2**F)]
-        numbers = torch.tensor([length - 2 for length in self.shape] + strides + offsets).to(values_PF.device)
-        last_F, strides_F, offsets_V = numbers[:F], numbers[F : 2 * F], numbers[2 * F :]
-        places_PF = (values_PF - low_F) * cells
-        floors_PF = places_PF.floor().minimum(last_F.to(low_F.dtype))  # a place may be rounded up to the last point
+        last = [length - 2 for length in self.shape]
+        numbers = torch.tensor([*cells, *first, *last, *strides, *offsets], dtype=torch.float64).to(values_PF.device)  # at once
+        cells_F, first_F, last_F = numbers[: 3 * F].to(low_F.dtype).view(3, F)
+        strides_F, offsets_V = numbers[3 * F : 4 * F].long(), numbers[4 * F :].long()
+        places_PF = (values_PF - low_F) * cells_F + first_F
+        floors_PF = places_PF.floor().minimum(last_F)  # a place may be rounded up to the last point
         corners_PV = (floors_PF.long() * strides_F).sum(1, keepdim=True) + offsets_V
         above_PF = places_PF - floors_PF
         sides_PF2 = torch.stack([1 - above_PF, above_PF], 2)
@@ -157,8 +163,8 @@ class _Grid:
             self._read_PG = _rows(corners_PV, weights_PV, num_cells)
             self._write_GP = _columns(corners_PV, weights_PV, num_cells)
         self._by_kernels = by_kernels
-        axes = zip(self.shape, interpolated, strict=True)
-        self._blurs = [_band(length, cells, blurred, values_PF.dtype, values_PF.device) for length, blurred in axes]
+        axes = zip(self.shape, cells, interpolated, strict=True)
+        self._blurs = [_band(*axis, values_PF.dtype, values_PF.device) for axis in axes]
 
     def filter_into(self, out_CP: Tensor, values_CP: Tensor, factors_P: Tensor | None, *, added: bool) -> None:
         if self._by_kernels:
@@ -177,6 +183,13 @@ class _Grid:
                 out_CP.copy_(read_CP)
             else:
                 add_scaled(out_CP, read_CP, factors_P, first=not added)
+
+
+def first_places(features: Features, cells_F: Sequence[float]) -> list[float]:
+    """`first_place` along each axis of a grid of so many cells to a bandwidth: 0 of what is no position."""
+    pixels = (features.size[1], features.size[0], *[0] * (len(cells_F) - 2))
+    axes = zip(features.across_first, cells_F, pixels, strict=True)
+    return [first_place(reach * cells / (n - 1)) if n > 1 else 0.0 for reach, cells, n in axes]
 
 
 def _rows(corners_PV: Tensor, weights_PV: Tensor, num_cells: int) -> Tensor:
@@ -202,7 +215,7 @@ def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, in
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def _band(length: int, cells: float, interpolated: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     kept = blur_taps(cells, length, "float64", interpolated=interpolated)
     places = np.arange(length)
