@@ -92,7 +92,7 @@ class GridMatrices:
         if features.valid_BP is not None:  # others lie in the grid too; their values are masked
             values_BPF = torch.where(features.valid_BP[..., None], values_BPF, low_BF[:, None])
         (H, W), F = features.size, values_BPF.shape[2]
-        cells_F = [cells_per_sigma] * F if isinstance(cells_per_sigma, float) else list(cells_per_sigma)
+        cells_F = [cells_per_sigma] * F if isinstance(cells_per_sigma, int | float) else list(cells_per_sigma)
         places = first_places(features, cells_F)
         reaches = zip(features.across_first, cells_F, places, (W, H), strict=False)
         along = [np.linspace(0, reach * cells, n) + place for reach, cells, place, n in reaches]
@@ -187,8 +187,8 @@ class _Grid:
 
 def first_places(features: Features, cells_F: Sequence[float]) -> list[float]:
     """`first_place` along each axis of a grid of so many cells to a bandwidth: 0 of what is no position."""
-    pixels = (features.size[1], features.size[0], *[0] * (len(cells_F) - 2))
-    axes = zip(features.across_first, cells_F, pixels, strict=True)
+    F, (H, W) = len(cells_F), features.size
+    axes = zip(features.across_first, cells_F, [W, H, *[0] * F][:F], strict=True)
     return [first_place(reach * cells / (n - 1)) if n > 1 else 0.0 for reach, cells, n in axes]
 
 
