@@ -23,7 +23,7 @@ def messages(gaussian, values: Tensor) -> Tensor:
     ("position", "patch", "step"),
     [
         *[(each, 8, None) for each in (4.0, 10.0, 50.0)],
-        *[(each, round(1.5 * each), step) for each in (2.0, 3.0, 4.0, 5.1, 6.3, 7.5, 9.9) for step in (None, 1.0, 2.0)],
+        *[(each, round(1.5 * each), step) for each in (2.0, 4.0, 5.1, 7.5, 9.9) for step in (None, 1.0)],
     ],
 )
 def test_sharp_regions_keep_the_grids_tolerance(position, patch, step, tolerance):
