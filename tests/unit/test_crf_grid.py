@@ -23,6 +23,7 @@ def messages(gaussian, values: Tensor) -> Tensor:
     ("position", "patch", "step"),
     [
         *[(each, 8, None) for each in (4.0, 10.0, 50.0)],
+        *[(each, round(1.5 * each), step) for each in (10.0, 15.0, 30.0) for step in (None, 1.0)],
         *[(each, round(1.5 * each), step) for each in (2.0, 4.0, 5.1, 7.5, 9.9) for step in (None, 1.0)],
     ],
 )
@@ -55,9 +56,9 @@ def test_a_grid_of_pixels_that_hardly_see_each_other_is_exact_along_positions(po
 
 def test_a_grid_has_no_more_cells_for_wide_positions_than_its_tolerance_asks_for():
     depth = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    for position, times in ((10.0, 1.0), (30.0, 1.0), (9.0, 1.25)):
+    for position, times in ((10.0, 1.2), (30.0, 1.2), (9.0, 1.25)):
         kernel = Kernel(name="k", weight=1, position=position, guides={"depth": 0.2})
         features = Features(values_BPF=kernel_features(kernel, {"depth": depth}, like=depth), size=(64, 64))
         cells = grid_cells(features)
-        assert cells == pytest.approx([2 * times, 2 * times, 2.2 if times > 1 else 2])
+        assert cells == pytest.approx([2 * times, 2 * times, 2.2])
         assert grid_rows(features, cells) == [math.prod(bilateral_grid(features).parts[0].shape)]

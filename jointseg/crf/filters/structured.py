@@ -35,9 +35,9 @@ PIXELS_PER_THREAD = 8192
 _MAX_GRID_ROWS = 2**18
 _MAX_GRID_FEATURES = 3
 _MAX_LATTICE_FEATURES = 16
-_WIDE, _OF_TWO_PIXELS, _OF_MORE_PIXELS, _OF_DEPTH = 9.99, 0.8, 1.25, 1.1
-"""A position's bandwidth from which on there are `cells_per_sigma`: 10 pixels, also where rounded. Below, by what that is
-multiplied: at least, for cells of two pixels; for wider ones; for depth. Measured on rooms, of noise and classes in patches."""
+_WIDE, _OF_WIDE, _OF_TWO_PIXELS, _OF_MORE_PIXELS, _OF_DEPTH = 9.99, 1.2, 0.8, 1.25, 1.1
+"""A position's bandwidth that is wide: 10 pixels, also where rounded. By what `cells_per_sigma` is multiplied there; below, at
+least, for cells of two pixels; for wider ones; and for depth. Measured on rooms, of classes and of patches."""
 _NO_DISTANCE = 1e-4
 """In bandwidths: a kernel of pixels that are so near each other is 1 to float32's last digit."""
 
@@ -203,9 +203,7 @@ def bilateral_grid(features: Features, *, tolerance: float = GRID_TOLERANCE) -> 
 
     Args:
         features: up to 3, spanning at most 2^18 cells.
-        tolerance: of a message, relative, on the mean over pixels; 0.002 to 0.01. Where the position's bandwidth is 10 pixels
-            or more, it may be up to 1.4 times that if depth comes in steps as wide as its own, or values in patches of one to
-            three bandwidths.
+        tolerance: of a message, relative, on the mean over pixels; 0.002 to 0.01.
 
     Raises:
         InputError: more features or cells, or a tolerance it cannot give.
@@ -233,21 +231,21 @@ def cells_per_sigma(tolerance: float) -> float:
 
 
 def grid_cells(features: Features, tolerance: float = GRID_TOLERANCE) -> list[float]:
-    """Cells to a bandwidth of each feature: `cells_per_sigma`, but for positions whose bandwidth is small, and depth with them.
+    """Cells to a bandwidth of each feature: by `cells_per_sigma`, and by how many pixels a position's bandwidth has.
 
     Pixels on points are blurred less than those between them, unless a cell has one pixel or two (`first_place`): it has where
     that is enough cells, and elsewhere cells are narrower. Depth may come in steps, of which the same is true.
     """
     cells, (H, W) = cells_per_sigma(tolerance), features.size
     sigmas = [(n - 1) / reach if reach > 0 else math.inf for reach, n in zip(features.across_first, (W, H), strict=False)]
-    of_depth = cells * (_OF_DEPTH if min(sigmas) < _WIDE else 1.0)
-    return [*(_cells_of_position(sigma, cells) for sigma in sigmas), *[of_depth] * (features.values_BPF.shape[2] - len(sigmas))]
+    num_others = features.values_BPF.shape[2] - len(sigmas)
+    return [*(_cells_of_position(sigma, cells) for sigma in sigmas), *[_OF_DEPTH * cells] * num_others]
 
 
 def _cells_of_position(sigma: float, cells: float) -> float:
-    """Of a bandwidth in pixels, where wide ones have so many cells."""
+    """Of a bandwidth in pixels."""
     if sigma >= _WIDE or sigma <= 0:
-        return cells
+        return _OF_WIDE * cells
     if sigma < 2 * _OF_TWO_PIXELS * cells:
         return sigma
     return min(sigma / 2, _OF_MORE_PIXELS * cells)
