@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from pipeline.log_lines import Line
 from pipeline.shares import shared_out, shares_of
 from pipeline.spaces import Point
 from pipeline.train import train_stage
-from pipeline.trial import Counted, OneStep, TrialJob, frame_sums, only_step, run_trial
+from pipeline.trial import Counted, OneStep, TrialJob, frame_sums, run_trial
 from pipeline.trial_record import UNSAVED, FrameSums
 from pipeline.workspace import Workspace
 
@@ -86,6 +85,6 @@ def _scoring(config: Config, weights: Path, store: Path, device: torch.device) -
 class FinetuneTrial(OneStep):
     """A trial that trains. Its process waits for the training."""
 
-    def step(self) -> dict[str, Any]:
+    def score(self) -> Line:
         """Train and score."""
-        return only_step(run_finetune(self.job, self.asked["trial"], self.asked["point"]))
+        return run_finetune(self.job, self.asked["trial"], self.asked["point"])

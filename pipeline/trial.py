@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,9 +224,9 @@ def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Conf
     return FrameSums(score_labels(labels, truth, config.evaluation), boundary)
 
 
-def only_step(line: Line) -> dict[str, Any]:
-    """What a trial's one step tells Ray Tune. Its line goes as text: Tune would flatten it."""
-    return {"line": json.dumps(line), "done": True}
+NOTHING: Mapping[str, Any] = {"trial": None}
+"""What a trial is asked for that only keeps its process, until there is a point."""
+_FOR_SECONDS = 0.25
 
 
 class OneStep(tune.Trainable):  # type: ignore[misc]
@@ -241,6 +241,17 @@ class OneStep(tune.Trainable):  # type: ignore[misc]
         """Take the next point in the same process."""
         self.asked = new_config
         return True
+
+    def step(self) -> dict[str, Any]:
+        """Score the point. The line goes to Ray Tune as text, which would flatten it."""
+        if self.asked == NOTHING:
+            time.sleep(_FOR_SECONDS)
+            return {"done": True}
+        return {"line": json.dumps(self.score()), "done": True}
+
+    def score(self) -> Line:
+        """The line of the trial that is asked for."""
+        raise NotImplementedError
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """There is nothing to go on from: a training has checkpoints of its own."""
@@ -261,8 +272,8 @@ class CrfTrial(OneStep):
         except InputError as refused:
             self.refused = str(refused)
 
-    def step(self) -> dict[str, Any]:
+    def score(self) -> Line:
         """Score the point."""
         if self.runner is None:
-            return only_step({"state": UNSAVED, "error": self.refused})
-        return only_step(self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"]))
+            return {"state": UNSAVED, "error": self.refused}
+        return self.runner.run(self.asked["trial"], self.asked["point"], rival=self.asked["rival"])

@@ -10,14 +10,17 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray import tune
 from ray.cluster_utils import Cluster
 
 from jointseg.checkpoint import Checkpoint, save_checkpoint, save_final
@@ -31,12 +34,13 @@ from jointseg.model import build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
+from pipeline.batches import Batches, Watch
 from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line
 from pipeline.samplers import Asker
 from pipeline.spaces import load_space, start_points
-from pipeline.study import run_study
-from pipeline.trial import TrialJob
+from pipeline.study import run_study, run_trials
+from pipeline.trial import OneStep, TrialJob
 from pipeline.trial_record import confusion_file, read_confusions, read_trials
 from pipeline.unaries import UnaryCache, cached_unaries
 from pipeline.workspace import Workspace
@@ -207,6 +211,49 @@ def test_what_ends_the_process_of_every_trial_ends_the_study_and_is_said(
     with pytest.raises(InputError, match=r"unaries/logits\.npy is not there on node .*; --out must lie where all nodes see it"):
         _study(with_overrides(config, {"search.concurrent": 1}), own, tmp_path / "study")
     assert read_trials(tmp_path / "study" / "log.jsonl") == {}
+
+
+class Meeting(OneStep):
+    """A trial that ends when all have begun that its point names, and some time later; its line says which process did it."""
+
+    def setup(self, config: dict[str, Any], job: TrialJob | None = None) -> None:
+        """Nothing but the point."""
+        self.asked = config
+
+    def score(self) -> Line:
+        """Wait."""
+        point = self.asked["point"]
+        begun = Path(point["folder"])
+        (begun / str(self.asked["trial"])).touch()
+        while not all((begun / str(other)).exists() for other in point["meets"]):
+            time.sleep(0.01)
+        time.sleep(point["seconds"])
+        return {**self.asked, "state": "finished", "process": os.getpid()}
+
+
+class ByThrees:
+    """Asks for nine trials: the first three and the last three meet, and the first takes longer than those in between."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin with none; trials meet in this folder."""
+        self.folder = folder
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """By number."""
+        meets = [] if number in (3, 4, 5) else [number // 3 * 3 + place for place in range(3)]
+        return {"meets": meets, "seconds": 2.0 if number == 0 else 0.0, "folder": str(self.folder)}
+
+    def tell(self, number: int, line: Line) -> None:
+        """It learns nothing."""
+
+
+def test_processes_that_find_no_trial_for_a_while_are_kept(four_cpus: Cluster, tmp_path: Path) -> None:
+    """Two wait for the first trial. Tune by itself would keep one of them."""
+    lines: list[Line] = []
+    batches = Batches(ByThrees(tmp_path), size=3, total=9, ended={}, log=lines.append, concurrent=3)  # type: ignore[arg-type]
+    run_trials(batches, tune.with_resources(Meeting, {"CPU": 1}), Watch({"CPU": 1}, batches), folder=tmp_path, at_once=3)
+    assert sorted(line["trial"] for line in lines) == list(range(9))
+    assert len({line["process"] for line in lines}) == 3
 
 
 class Occupied:

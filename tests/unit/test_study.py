@@ -15,10 +15,10 @@ from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline import study
+from pipeline.batches import Batches
 from pipeline.log_lines import append_line
 from pipeline.provenance import own_commit
-from pipeline.study import Batches
-from pipeline.trial import TrialJob
+from pipeline.trial import NOTHING, TrialJob
 from pipeline.trial_record import FrameSums, confusion_file, read_trials, write_confusions
 
 
@@ -218,6 +218,38 @@ def test_no_more_run_at_once_than_are_allowed():
     assert batches.suggest("c")["trial"] == 2
 
 
+def test_a_process_without_a_point_is_kept_by_a_trial_that_does_nothing():
+    """As many as have been there at once, while there are points to come."""
+    log = []
+    batches = batches_of(Counting(), size=1, total=4, log=log)
+    batches.processes = 3
+    assert [batches.suggest(name)["trial"] for name in "abc"] == [0, 1, None]
+    assert batches.suggest("d") is None, "there are three"
+    batches.on_trial_complete("b", done(1))
+    assert batches.suggest("d") == NOTHING
+    for name in "cd":
+        batches.on_trial_complete(name, {"done": True})
+    batches.on_trial_complete("a", done(0))
+    assert [batches.suggest(name)["trial"] for name in "ef"] == [2, 3]
+    assert batches.suggest("g") is None, "no points are to come"
+    assert [line["trial"] for line in log] == [1, 0]
+
+
+def test_a_trial_that_does_nothing_may_be_lost_and_counts_among_those_at_once():
+    batches = batches_of(Counting(), size=1, total=5, concurrent=2)
+    batches.processes = 2
+    assert [batches.suggest(name)["trial"] for name in "ab"] == [0, 1]
+    batches.on_trial_complete("a", done(0))
+    assert batches.suggest("c")["trial"] == 2
+    batches.on_trial_complete("c", done(2))
+    assert batches.suggest("d") == NOTHING
+    batches.on_trial_complete("b", done(1))
+    assert batches.suggest("e")["trial"] == 3
+    assert batches.suggest("f") is None, "two are there"
+    batches.on_trial_complete("d", error=True)
+    assert batches.suggest("f")["trial"] == 4
+
+
 def test_trials_of_before_an_interruption_are_told_again_and_not_run():
     asker = Counting()
     batches = batches_of(asker, total=6, ended={number: line_of(number) for number in (0, 1, 3)})
@@ -285,8 +317,8 @@ def test_a_logged_trial_whose_matrices_are_gone_or_damaged_is_run_again(tmp_path
     class BegunError(Exception):
         pass
 
-    def begin(job, batches, trials, *, verbose):
-        raise BegunError(trials)
+    def begin(job, batches, *, verbose):
+        raise BegunError(batches.total - len(batches.ended))
 
     for number, state in enumerate(("finished", "finished", "failed", "stopped")):
         append_line(tmp_path / "log.jsonl", {**line_of(number), "state": state})
