@@ -159,16 +159,21 @@ def check_checkpoint(folder: Path, *, config: Config, stage: str) -> dict[str, A
     return description
 
 
+_NAMED = 6
+"""Fields of two configs that a refusal names."""
+
+
 def refuse_other_config(there: Config, given: Config, *, place: Path, free: Collection[str] = ()) -> None:
-    """Raise InputError, naming every field that differs, unless the two configs come to the same numbers.
+    """Raise InputError, naming the fields that differ, the first few of many, unless the two configs come to the same numbers.
 
     They may differ in the settings of `config.OPERATIONAL`, such as `training.max_failures`, and in those of `free`.
     """
     may_differ = {*OPERATIONAL, *free}
     different = {path: values for path, values in differences(there, given).items() if path not in may_differ}
     if different:
-        fields = "; ".join(f"{path} is {old!r} there and {new!r} here" for path, (old, new) in different.items())
-        raise InputError(f"{place}: was made with another config: {fields}")
+        fields = [f"{path} is {old!r} there and {new!r} here" for path, (old, new) in different.items()]
+        more = f"; and {len(fields) - _NAMED} more" if len(fields) > _NAMED else ""
+        raise InputError(f"{place}: was made with another config: {'; '.join(fields[:_NAMED])}{more}")
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -210,7 +215,8 @@ def _refuse_altered(path: Path, expected: str | None) -> None:
     except OSError as error:
         raise unreadable(path, error) from None
     if found != expected:
-        raise DamagedCheckpointError(f"{path}: missing or altered since it was written (sha256 {found[:12]})")
+        digests = f"sha256 {found[:12]}, was {(expected or 'nothing')[:12]}"
+        raise DamagedCheckpointError(f"{path}: missing or altered since it was written ({digests})")
 
 
 def save_final(folder: Path, source: Path) -> None:

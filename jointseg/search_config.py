@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from jointseg.settings import Count, Seed, Settings, SettingsError
 
+SamplerName = Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"]
+
 
 class SearchConfig(Settings):
     """The search of CRF settings on the validation subset (paper, 4.1)."""
@@ -23,7 +25,7 @@ class SearchConfig(Settings):
     settings: Path | None = None
     """The crf_settings.json of an earlier run, where its search left it: stage 3 starts from these settings and nothing is
     searched. For a last training, on all frames (`data.train_on_validation`), when everything has been chosen."""
-    sampler: Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"] = "tpe"
+    sampler: SamplerName = "tpe"
     """Who asks for points: `tpe` (multivariate), `cmaes` (one objective), `nsga2` (two), `qmc`
     (Sobol), `random`, or `grid`: `grid_levels` values of every number, in an order drawn by the seed."""
     objective: Literal["miou", "miou,seconds", "miou,boundary_f1"] = "miou"

@@ -80,7 +80,7 @@ def workspace_of(out: Path) -> Workspace:
     """The folder that `--out` names.
 
     Raises:
-        InputError: it is relative in a job, or MLflow could not have its store there.
+        InputError: it is relative in a job, or a file, or MLflow could not have its store there.
     """
     refuse_relative("--out", out)
     place = out.resolve()
@@ -88,6 +88,8 @@ def workspace_of(out: Path) -> Workspace:
     if re.search(r"%[0-9a-fA-F]{2}|\?", str(place)):
         allowed = "a path without ?, without % before two digits: it is part of an address of MLflow's"
         raise InputError(f"--out: {place} is not allowed; allowed: {allowed}")
+    if place.exists() and not place.is_dir():
+        raise InputError(f"--out: {place} is a file; allowed: a folder, or a path where nothing is")
     return Workspace(place)
 
 

@@ -6,6 +6,7 @@ Not here: those that compute it (cli.py), what is printed of a score or a compar
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -131,6 +132,7 @@ def ui(
     store = run_store(place.out)
     if store.elsewhere is not None:
         raise InputError(f"--out: the runs of {place.out} are at {store.elsewhere}; look at them there")
+    _refuse_taken(host, port)
     experiment = Tracker.open(place.out).experiment_id
     typer.echo(
         f"http://{host}:{port}/#/experiments/{experiment}?workflowType=machine_learning  (in a few seconds; Ctrl-C ends it)"
@@ -140,3 +142,16 @@ def ui(
         "--workers", "1",
     ]  # fmt: skip
     os.execv(command[0], command)  # a process between would be ended by SIGTERM alone, and leave MLflow's behind
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raise InputError where no one could listen: MLflow itself would end without a word of it on its exit code."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server does: a port just left is free
+            listener.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port}: cannot be listened on: {error.strerror}; allowed: a free port"
+        ) from None

@@ -10,7 +10,7 @@ from collections import deque
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from jointseg.errors import InputError
-from jointseg.search_config import SearchConfig
+from jointseg.search_config import SamplerName, SearchConfig
 from pipeline.grid import grid
 from pipeline.log_lines import Line
 from pipeline.spaces import Point, Space
@@ -40,6 +40,10 @@ POPULATION = 20
 """Of NSGA-II, a generation. Optuna's own 50 would leave most of a study of this size random."""
 
 
+def _is_for(name: str, objectives: int) -> bool:
+    return {"cmaes": 1, "nsga2": 2}.get(name, objectives) == objectives
+
+
 def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
     """The sampler that `search.sampler` names.
 
@@ -47,9 +51,9 @@ def build_sampler(settings: SearchConfig, space: Space) -> BaseSampler:
         InputError: it does not go with the objective or the space.
     """
     name, seed, objectives = settings.sampler, settings.seed, len(OBJECTIVES[settings.objective])
-    allowed = {"cmaes": 1, "nsga2": 2}.get(name, objectives)
-    if objectives != allowed:
-        raise InputError(f"search.sampler: {name} is for {allowed} objective(s); search.objective is {settings.objective!r}")
+    if not _is_for(name, objectives):
+        fit = ", ".join(other for other in get_args(SamplerName) if _is_for(other, objectives))
+        raise InputError(f"search.sampler: {name} does not go with search.objective={settings.objective}; allowed: {fit}")
     conditional = space.distributions is None
     match name:
         case "cmaes":

@@ -220,6 +220,8 @@ def said(result: dict[str, Any]) -> str:
     )
     ends = {FAILED: "failed", STOPPED: "stopped early"}
     counts = "".join(f"; {result[state]} of {result['trials']} {how}" for state, how in ends.items() if result[state])
+    if "front" in result:
+        counts += f"; {len(result['front'])} on the Pareto front (figures/pareto.png)"
     at = "at the paper's point"
     if result.get("paper_held"):  # older results do not say
         at = f"at the paper's values of what is searched ({', '.join(result['paper_held'])} as in this run)"

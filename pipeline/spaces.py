@@ -74,7 +74,7 @@ class Space:
             return _point(trial.params)
         assert self.function is not None
         with _mistakes_named(self.name):
-            drawn = dict(self.function(trial))
+            drawn = _dict(self.function(trial), self.name)
         refuse_unknown(drawn, self.name)
         return _point({path: _plain(value, f"{self.name}: {path}") for path, value in drawn.items()})
 
@@ -168,7 +168,7 @@ def _refuse_ranges(distributions: Mapping[str, BaseDistribution], drawn: Point, 
 
 def _fixed(name: str, function: Callable[[], Mapping[str, BaseDistribution]]) -> Space:
     with _mistakes_named(name), warnings.catch_warnings(action="ignore"):  # what matters of it is an error below
-        distributions = dict(function())
+        distributions = _dict(function(), name)
     refuse_unknown(distributions, name)
     for path, own in distributions.items():
         if not isinstance(own, BaseDistribution):
@@ -189,6 +189,13 @@ def _mistakes_named(name: str) -> Iterator[None]:
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith(others)]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"{name}{where}: {kind}{one_line(error)}") from None
+
+
+def _dict(given: Any, name: str) -> dict[str, Any]:
+    """What a space's function gives."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{name}: gives {given!r}; allowed: a dict by config path, such as crf/theta_beta")
+    return dict(given)
 
 
 def _holds(own: BaseDistribution, value: Any) -> bool:

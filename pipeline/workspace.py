@@ -197,6 +197,8 @@ class Workspace:
     def require(self, phase: str, *, wanted: str) -> None:
         """Raise InputError unless the phase has finished."""
         if not self.finished(phase):
+            if not self.out.is_dir():
+                raise InputError(f"{self.out}: no such folder; {wanted} needs one in which {phase} has finished")
             finished = ", ".join(self.done()) or "nothing"
             raise InputError(f"{self.out}: {wanted} needs {phase}, which has not finished there; finished: {finished}")
 

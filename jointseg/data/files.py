@@ -18,6 +18,11 @@ def is_folder(path: Path) -> bool:
     return _is(stat.S_ISDIR, path)
 
 
+def no_folder(path: Path) -> str:
+    """What is wrong with a path that is no folder."""
+    return "a file, not a folder" if path.exists() else "no such folder"
+
+
 def is_file_to_read(path: Path) -> bool:
     """Whether there is a file at `path`, or where a link there leads, that may be read.
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from jointseg.data.files import is_file_to_read, is_folder
+from jointseg.data.files import is_file_to_read, is_folder, no_folder
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH, Frame, valid_depth
 from jointseg.data.scenes import read_scene_types
 from jointseg.errors import InputError, one_line
@@ -72,7 +72,7 @@ class NyuFolder:
         """
         for name in FILES:
             if not is_file_to_read(folder / name):
-                problem = f"no {name} in it" if is_folder(folder) else "no such folder"
+                problem = f"no {name} in it" if is_folder(folder) else no_folder(folder)
                 raise InputError(f"{folder}: {problem}; needed: {FRAMES_FILE}, {SPLITS_FILE} and {MAPPING_FILE}")
         path = folder / FRAMES_FILE
         try:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jointseg.data.files import is_file_to_read, is_folder
+from jointseg.data.files import is_file_to_read, is_folder, no_folder
 from jointseg.data.frame import Frame, valid_depth
 from jointseg.data.frame_folder import TEST_FILE, TRAIN_FILE, FrameFolder
 from jointseg.data.nyu import FILES, FRAMES_FILE, NyuFolder
@@ -69,7 +69,7 @@ def open_source(folder: Path) -> Iterator[FrameSource]:
         with NyuFolder.open(folder) as nyu:
             yield nyu
     else:
-        problem = "holds no frames" if is_folder(folder) else "no such folder"
+        problem = "holds no frames" if is_folder(folder) else no_folder(folder)
         raise InputError(f"{folder}: {problem}; needed: {', '.join(FILES)}; or, for pictures, {TRAIN_FILE} and {TEST_FILE}")
 
 

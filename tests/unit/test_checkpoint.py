@@ -135,6 +135,9 @@ def test_a_run_goes_on_under_settings_that_change_no_number(folder):
     assert load_checkpoint(folder, config=other, stage="stage2").config == other
     message = refusal(folder, config=with_overrides(other, {"training.log_every": 7}))
     assert message == f"{folder}: was made with another config: training.log_every is 10 there and 7 here"
+    many = {f"crf.{name}": 0.5 for name in ("theta_alpha", "theta_beta", "theta_gamma", "theta_zeta", "theta_tau")}
+    many |= {f"crf.{name}": 0.25 for name in ("w_appearance", "w_depth", "w_smoothness")}
+    assert refusal(folder, config=with_overrides(other, many)).endswith("; and 2 more")
 
 
 def test_a_training_goes_on_whatever_the_search_asks_for_by_now_and_a_runs_folder_does_not(folder):
@@ -227,7 +230,7 @@ def test_a_checkpoint_without_its_last_file_is_none(folder, tmp_path):
 def test_half_of_a_newer_checkpoint_over_an_older_one_is_refused(folder, tmp_path):
     save_checkpoint(tmp_path / "newer", a_checkpoint(seed=1, step=40))
     (folder / "weights.safetensors").write_bytes((tmp_path / "newer" / "weights.safetensors").read_bytes())
-    assert f"{folder / 'weights.safetensors'}: missing or altered" in refusal(folder)
+    assert f"{folder / 'weights.safetensors'}: missing or altered since it was written (sha256 " in refusal(folder)
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):

@@ -5,6 +5,7 @@ Not here: words that cannot be read (test_cli.py), data (test_cli_data.py).
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,29 @@ def test_an_option_is_taken_whatever_its_value(mistake):
 def test_a_stage_that_is_none_or_has_not_finished_predicts_nothing(mistake, tmp_path):
     allowed = "allowed: 1, 2, 3_sem_crf, 3, one_stage"
     assert mistake("predict", "--out", "x", "--stage", "4", "a.jpg") == f"--stage: '4' is not a stage; {allowed}"
-    said = f"{tmp_path / 'x'}: predict needs stage3, which has not finished there; finished: nothing"
+    said = f"{tmp_path / 'x'}: no such folder; predict needs one in which stage3 has finished"
     assert mistake("predict", "--out", "x", "a.jpg") == said
     assert not (tmp_path / "x").exists()
 
 
 # The folder
+
+
+def test_a_file_is_no_folder_of_a_run(mistake, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for words in (["run"], ["search"], ["evaluate"]):
+        said = f"--out: {tmp_path / 'notes.txt'} is a file; allowed: a folder, or a path where nothing is"
+        assert mistake(*words, "--out", "notes.txt") == said
+
+
+def test_the_ui_is_refused_a_port_where_another_listens(mistake, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = f"--host 127.0.0.1 --port {port}: cannot be listened on: Address already in use; allowed: a free port"
+        assert mistake("ui", "--out", "run", "--port", str(port)) == said
 
 
 @pytest.mark.parametrize("words", CONFIGURABLE, ids=" ".join)
@@ -125,11 +143,6 @@ def test_a_name_that_is_not_text_is_no_setting(mistake, tmp_path, words, name):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_file_is_no_folder(mistake, tmp_path):
-    (tmp_path / "file").touch()
-    assert mistake("search", "--out", "file").startswith(f"{tmp_path / 'file'}: ")
-
-
 def test_another_config_is_refused_by_field(mistake, tmp_path):
     Workspace(tmp_path / "run").adopt_config(demo())
     message = mistake("run", "--out", "run", "--set", "crf.theta_beta=4")
@@ -155,16 +168,16 @@ def test_an_unknown_stage_lists_the_known_ones(mistake, stage):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "--stage", "2"], "stage2 needs stage1"),
-        (["train", "--stage", "3"], "stage3 needs search"),
-        (["train", "--stage", "3_sem_crf"], "stage3_sem_crf needs search"),
-        (["search"], "search needs stage2"),
-        (["evaluate"], "evaluate needs stage1"),
+        (["train", "--stage", "2"], "stage2 needs one in which stage1"),
+        (["train", "--stage", "3"], "stage3 needs one in which search"),
+        (["train", "--stage", "3_sem_crf"], "stage3_sem_crf needs one in which search"),
+        (["search"], "search needs one in which stage2"),
+        (["evaluate"], "evaluate needs one in which stage1"),
     ],
 )
 def test_a_missing_earlier_phase_is_named_and_leaves_no_folder(mistake, tmp_path, words, said):
     message = mistake(*words, "--out", "x")
-    assert message == f"{tmp_path / 'x'}: {said}, which has not finished there; finished: nothing"
+    assert message == f"{tmp_path / 'x'}: no such folder; {said} has finished"
     assert not (tmp_path / "x").exists()
 
 

@@ -242,6 +242,9 @@ def test_damage_is_an_input_error_of_one_line(folder: Path, damage: Damage, mess
 def test_a_missing_folder_and_a_missing_frame_are_input_errors(small_nyu: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         check(tmp_path / "nowhere")
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(InputError, match=r"photo\.jpg: a file, not a folder; needed: "):
+        check(tmp_path / "photo.jpg")
     with NyuFolder.open(small_nyu) as nyu:
         for number in (0, 7):
             with pytest.raises(InputError, match=f"no frame {number}; allowed: 1..6"):

@@ -209,6 +209,7 @@ def test_a_front_holds_those_that_no_other_beats_in_both(tmp_path):
     found = save_result(lines, config, tmp_path, identity=IDENTITY)
     assert found["front"][0] == {"trial": 1, "mean_iou": found["score"], "seconds": 4.0, "point": {}}
     assert found["trial"] == 1
+    assert said(found).endswith(f"; {len(found['front'])} on the Pareto front (figures/pareto.png)")
 
 
 # What others take of it

@@ -179,6 +179,7 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
         ("def switches(settings): return settings['no']\ndef space(trial): return {}", "mine.py:space, line 1: KeyError: 'no'"),
         ("def space(): assert 1 > 2, 'bounds'", "mine.py:space, line 1: AssertionError: bounds"),
         ("def space(trial): raise RuntimeError('mine')", "mine.py:space, line 1: RuntimeError: mine"),
+        ("def space(): return [1]", "mine.py:space: gives [1]; allowed: a dict by config path, such as crf/theta_beta"),
         ("space = dict", "mine.py:space: "),
         ("import math\nspace = math.hypot", "mine.py:space: "),
         (

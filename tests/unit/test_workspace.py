@@ -120,6 +120,9 @@ def test_finished_phases_are_listed_in_the_pipelines_order_with_their_seconds_an
 
 
 def test_a_missing_phase_is_named_with_those_that_have_finished(place):
+    nowhere = f"{place.out}: no such folder; stage2 needs one in which stage1 has finished"
+    assert refusal(place.require, "stage1", wanted="stage2") == nowhere
+    place.out.mkdir()
     assert refusal(place.require, "stage1", wanted="stage2") == (
         f"{place.out}: stage2 needs stage1, which has not finished there; finished: nothing"
     )
