@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -249,9 +250,9 @@ class OneStep(tune.Trainable):  # type: ignore[misc]
             return {"done": True}
         return {"line": json.dumps(self.score()), "done": True}
 
+    @abstractmethod
     def score(self) -> Line:
         """The line of the trial that is asked for."""
-        raise NotImplementedError
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """There is nothing to go on from: a training has checkpoints of its own."""
