@@ -88,7 +88,7 @@ def workspace_of(out: Path) -> Workspace:
     if re.search(r"%[0-9a-fA-F]{2}|\?", str(place)):
         allowed = "a path without ?, without % before two digits: it is part of an address of MLflow's"
         raise InputError(f"--out: {place} is not allowed; allowed: {allowed}")
-    if place.exists() and not place.is_dir():
+    if os.path.isfile(place):  # noqa: PTH113  # pathlib's raises where a folder on the way may not be read
         raise InputError(f"--out: {place} is a file; allowed: a folder, or a path where nothing is")
     return Workspace(place)
 
