@@ -27,6 +27,7 @@ from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from jointseg.whole import replacing_whole
 from pipeline.log_lines import Line
+from pipeline.report_tables import percent
 from pipeline.samplers import DIRECTIONS, OBJECTIVES
 from pipeline.spaces import Point, papers_values
 from pipeline.trial_record import FAILED, FINISHED, STOPPED, confusion_file, digest_of, read_confusions, table_row
@@ -215,8 +216,8 @@ def said(result: dict[str, Any]) -> str:
     """A result in one line."""
     folds, gain = result["folds"], result["gain"]
     best = (
-        f"best mean IoU {result['score']:.4f} (trial {result['trial']} of {result['trials']}; over folds {folds['mean']:.4f} "
-        f"± {folds['standard_error']:.4f}; nested {result['nested']['score']:.4f})"
+        f"best mean IoU {percent(result['score'], 2)} % (trial {result['trial']} of {result['trials']}; over folds "
+        f"{percent(folds['mean'], 2)} ± {percent(folds['standard_error'], 2)}; nested {percent(result['nested']['score'], 2)})"
     )
     ends = {FAILED: "failed", STOPPED: "stopped early"}
     counts = "".join(f"; {result[state]} of {result['trials']} {how}" for state, how in ends.items() if result[state])
@@ -230,11 +231,13 @@ def said(result: dict[str, Any]) -> str:
     noise = ": within noise" if gain["within_noise"] else ""
     unseen = result["nested"].get("gain")  # older results have none
     nested = f", nested {_interval(unseen)}" if unseen else ""
-    return f"{best}; {at} {result['paper_score']:.4f}, a gain of {_interval(gain)}{nested}{noise}{counts}"
+    theirs = percent(result["paper_score"], 2)
+    return f"{best}; {at} {theirs} %, a gain of {_interval(gain)} points{nested}{noise}{counts}"
 
 
 def _interval(gain: dict[str, float]) -> str:
-    return f"{gain['difference']:+z.4f} [{gain['low']:+z.4f}, {gain['high']:+z.4f}]"
+    difference, low, high = (100 * gain[name] for name in ("difference", "low", "high"))
+    return f"{difference:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
 
 
 def load_settings(path: Path, config: Config) -> Config:
@@ -255,4 +258,4 @@ def load_settings(path: Path, config: Config) -> Config:
         raise InputError(f"{path}: {error.strerror}; allowed: the result of a search") from None
     except (ValueError, KeyError, TypeError) as error:
         why = f"no JSON: {error}" if isinstance(error, ValueError) else "it holds no `settings`"
-        raise InputError(f"{path}: not the result of a search ({why})") from None
+        raise InputError(f"{path}: not the result of a search ({why}); jointseg search writes one") from None

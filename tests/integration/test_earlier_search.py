@@ -27,7 +27,7 @@ def test_a_last_training_takes_all_frames_and_the_settings_found_before(
     own = {path: value for path, value in TINY.items() if path not in frozen}
     last = {"data.train_on_validation": True, "search.settings": earlier.crf_settings}
     said = jointseg("run", "--data", str(store.path), "--out", str(place.out), *as_options({**own, **last}))
-    assert "nothing is searched; best mean IoU 0.1200" in " ".join(said.split())
+    assert "nothing is searched; best mean IoU 12.00 %" in " ".join(said.split())
     assert {view.frame for view in read_manifest(place.views)} == set(store.train)
     found = json.loads(earlier.crf_settings.read_text())["settings"]["crf.theta_beta"]
     assert describe_final(place.final(STAGES["stage2"]))[1].crf.theta_beta != found

@@ -69,7 +69,7 @@ def test_the_phase_searches_nothing_says_what_it_takes_and_leaves_it_in_mlflow(e
     search_settings(Pipeline(taking(earlier.crf_settings), later, notes, "top", Terminal(), False))
     assert notes.noted == [("top", {"study": earlier.study().name}), ("top", "earlier_search", "crf_settings.json")]
     said = capsys.readouterr().out.replace("\n", " ")
-    assert "stage 3 starts from it, nothing is searched; best mean IoU 0.1200" in said
+    assert "stage 3 starts from it, nothing is searched; best mean IoU 12.00 %" in said
 
 
 def test_taken_again_after_a_kill_it_is_the_same(earlier, later):

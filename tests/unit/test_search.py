@@ -252,8 +252,8 @@ NO_PAPER = {**RESULT, "paper_score": None, "gain": None, "nested": {**RESULT["ne
 
 
 def test_a_result_in_one_line():
-    best = "best mean IoU 0.5000 (trial 3 of 6; over folds 0.4800 ± 0.0200; nested 0.4500)"
-    gain = "; at the paper's point 0.4000, a gain of +0.1000 [-0.2000, +0.3000], nested +0.0500 [-0.2500, +0.2000]"
+    best = "best mean IoU 50.00 % (trial 3 of 6; over folds 48.00 ± 2.00; nested 45.00)"
+    gain = "; at the paper's point 40.00 %, a gain of +10.00 [-20.00, +30.00] points, nested +5.00 [-25.00, +20.00]"
     assert search.said(RESULT) == f"{best}{gain}: within noise"
     assert search.said({**RESULT, "gain": {**RESULT["gain"], "within_noise": False}}) == f"{best}{gain}"
     assert search.said(NO_PAPER) == f"{best}; at the paper's point: no score"

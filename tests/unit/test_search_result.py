@@ -84,8 +84,8 @@ def test_a_run_that_holds_other_settings_than_the_paper_does_not_call_its_first_
     held = save_result(lines, with_overrides(config_with(), {"crf.num_iterations": 3}), tmp_path, identity=IDENTITY)
     papers = save_result(lines, config_with(), tmp_path, identity=IDENTITY)
     assert (held["paper_held"], papers["paper_held"]) == ({"crf.num_iterations": 3}, {})
-    assert "; at the paper's values of what is searched (crf.num_iterations as in this run) 0.3333, a gain" in said(held)
-    assert "; at the paper's point 0.3333, a gain" in said(papers)
+    assert "; at the paper's values of what is searched (crf.num_iterations as in this run) 33.33 %, a gain" in said(held)
+    assert "; at the paper's point 33.33 %, a gain" in said(papers)
 
 
 def test_the_best_so_far_only_rises_and_passes_over_failures(tmp_path):
