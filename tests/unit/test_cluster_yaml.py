@@ -65,7 +65,7 @@ def test_all_the_machines_are_wanted_all_the_time():
 
 def test_setup_installs_what_the_repository_has():
     ((there, here),) = CLUSTER["file_mounts"].items()
-    (command,) = CLUSTER["setup_commands"]
+    command, _ = CLUSTER["setup_commands"]
     assert command.startswith(f"cd {there} && ")
     assert here == "."
     words = shlex.split(command)
@@ -78,12 +78,23 @@ def test_setup_installs_what_the_repository_has():
 
 
 def test_every_program_that_is_run_lies_in_the_environment_that_setup_makes():
-    (setup,) = CLUSTER["setup_commands"]
+    setup, _ = CLUSTER["setup_commands"]
     made = re.search(r"-m venv (\S+)", setup)
     assert made is not None
     programs = re.findall(r"[~\w/.-]*venv/bin/\w+", TEXT)
     assert {Path(program).name for program in programs} == {"pip", "ray", "jointseg"}
     assert all(program.startswith(f"{made[1]}/bin/") for program in programs)
+
+
+def test_what_ray_down_calls_by_its_bare_name_is_where_a_login_shell_looks():
+    _, link = CLUSTER["setup_commands"]
+    assert shlex.split(link)[-3:] == ["-sf", "~/jointseg-venv/bin/ray", "~/.local/bin/ray"]
+
+
+def test_the_head_starts_the_autoscaler_that_starts_all_workers():
+    """`ray up` asks for the newer one by an `export` before the command."""
+    start = CLUSTER["head_start_ray_commands"][-1].partition("; ")[2]
+    assert start.startswith("RAY_enable_autoscaler_v2=0 ~/jointseg-venv/bin/ray start --head ")
 
 
 def test_results_and_environments_are_not_copied_to_the_machines_and_the_commit_is():
