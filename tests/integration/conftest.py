@@ -1,4 +1,7 @@
-"""Ray's settings for tests that start it, a head node, a small store. Not here: how the command is run (command_line.py)."""
+"""Ray's settings for tests that start it, a head node, a small store, a small run's options.
+
+Not here: how the command is run (command_line.py).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import torch
 
 from pipeline.__main__ import RAY_ENVIRONMENT
 
@@ -30,6 +34,7 @@ from jointseg.data.rooms import write_rooms
 from jointseg.data.store import Store, prepare
 from pipeline.cluster import connected
 from tests.integration.command_line import IMPORTED, PROCESSES, CommandLine, free_port
+from tests.starting_weights import torchvision_vgg16
 
 # A whole pipeline in about a minute: six rooms to train on, a handful of steps a stage, four trials.
 TINY = {
@@ -46,6 +51,7 @@ TINY = {
 }  # fmt: skip
 
 
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -77,6 +83,23 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("rooms")
     write_rooms(folder / "nyu", num_train=4, num_test=1, seed=3)
     return prepare(folder / "nyu", folder / "store")
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Eight and three of NYU's own frames, in its own layout; synthetic rooms where the frames are not at hand. Stage 1 starts
+    from weights with torchvision's names.
+    """
+    folder = tmp_path_factory.mktemp("nyu")
+    torch.save(torchvision_vgg16(TINY["network.width"]), folder / "vgg16.pth")  # type: ignore[arg-type]
+    weights = ["--set", f"network.weights={folder / 'vgg16.pth'}"]
+    if not (SHARED / "nyuv2").is_dir():
+        return as_options(TINY) + weights
+    script = SHARED / "nyuv2" / "build_mat.py"
+    subprocess.run([sys.executable, script, "--out", folder, "--train", "8", "--test", "3"], check=True, capture_output=True)
+    shutil.copy(SHARED / "nyuv2" / "classMapping40.mat", folder)
+    own = {path: value for path, value in TINY.items() if not path.startswith("data.rooms")}
+    return ["--data", str(folder), *as_options(own), *weights]
 
 
 @dataclass(frozen=True)

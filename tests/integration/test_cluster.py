@@ -78,6 +78,7 @@ def a_head(environment: dict[str, str]) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_client_whose_token_is_not_what_the_head_asks_for_is_refused_in_one_line(jointseg, token, tmp_path):
     """The last of them Ray itself lets in, and its workers end without a reason or wait for ever."""
     plain = jointseg.environment | {"RAY_AUTH_MODE": "disabled"}

@@ -1,7 +1,7 @@
 """A stage with three workers and dropout on a real Ray that loses a worker, loses another, finds its newest checkpoint damaged
 and then the disk full. Each is said in a line, and what it goes on to is to the bit what it would have been without.
 
-Not here: drivers that are killed (test_pipeline.py), kills at every step (tests/unit/test_killed_training.py).
+Not here: drivers that are killed (test_killed_pipeline.py), kills at every step (tests/unit/test_killed_training.py).
 """
 
 from __future__ import annotations

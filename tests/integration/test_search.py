@@ -196,6 +196,7 @@ def test_the_trials_of_a_node_that_is_killed_are_run_on_another(
     assert _outcomes(lines) == _outcomes(one_at_a_time)
 
 
+@pytest.mark.slow
 def test_what_ends_the_process_of_every_trial_ends_the_study_and_is_said(
     config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path
 ) -> None:
