@@ -124,8 +124,11 @@ def batches(
     try:
         for batch in loader:
             yield batch.to(place.device)
-    except InputError as error:  # a loader's process puts its traceback before what it says
-        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].rstrip()) from None
+    except InputError as error:
+        if not loader_workers:
+            raise
+        kind = type(error)  # a loader's process puts its traceback before what it says
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].rstrip()) from None
 
 
 def _stack(rows: list[tuple[Sample, Mapping[str, Tensor] | None]]) -> Batch:

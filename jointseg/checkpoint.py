@@ -242,8 +242,15 @@ def describe_final(folder: Path) -> tuple[str, Config]:
     Raises:
         InputError: the stage has not finished, or the description is damaged or of another version.
     """
-    description = _read_description(folder)
+    description = _read_final(folder)
     return description["stage"], _config_in(description, folder)
+
+
+def _read_final(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise InputError(f"{path}: not found; allowed: the final/ of a finished stage, such as runs/demo/stage3/final")
+    return _read_description(folder)
 
 
 def final_digest(folder: Path) -> str:
@@ -252,7 +259,7 @@ def final_digest(folder: Path) -> str:
     Raises:
         InputError: the stage has not finished, or the file is damaged.
     """
-    expected: str = _read_description(folder)["sha256"].get(WEIGHTS)
+    expected: str = _read_final(folder)["sha256"].get(WEIGHTS)
     _refuse_altered(folder / WEIGHTS, expected)
     return expected
 

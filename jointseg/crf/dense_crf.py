@@ -115,7 +115,7 @@ class DenseCRF(nn.Module):
         for kernel in self.kernels:
             put(self.weights[kernel.name], kernel.weight * (identity_CC if crfrnn else torch.ones_like(identity_CC)))
             if kernel.name in self.log_bandwidths:
-                put(self.log_bandwidths[kernel.name], torch.tensor(kernel.bandwidths, device="cpu").log())
+                put(self.log_bandwidths[kernel.name], torch.tensor(kernel.bandwidths, dtype=torch.float64, device="cpu").log())
 
     @uncompiled
     def forward(
@@ -152,6 +152,7 @@ class DenseCRF(nn.Module):
         """
         num_iterations = self.settings.num_iterations if num_iterations is None else num_iterations
         refuse_others("num_iterations", num_iterations, Integral, "a whole number, 0 or more")
+        num_iterations = int(num_iterations)
         if num_iterations < 0:
             raise InputError(f"num_iterations is {num_iterations}; allowed: 0 or more")
         if prepared is not None and not (image is None and depth is None and guides is None and mask is None):
@@ -166,7 +167,7 @@ class DenseCRF(nn.Module):
             prepared.check(self._kernels_now, like=logits, filter=self.filter)
             mask = prepared.mask
         # What lies in padding may be no number, which no factor of 0 would keep from the others.
-        heard = logits if mask is None else logits.masked_fill(~mask[:, None], 0)
+        heard = logits if mask is None else torch.where(mask[:, None], logits, 0.0)
         if self.check_inputs:
             finite_range("logits", heard)
         if prepared is None and num_iterations > 0:
@@ -295,7 +296,7 @@ class DenseCRF(nn.Module):
 
     def _check_parameters(self) -> None:
         if self.compatibility.dtype not in (torch.float32, torch.float64):
-            allowed = "torch.float32, torch.float64 (call crf.float(); the network may stay as it is)"
+            allowed = "torch.float32, torch.float64 (crf.float() does not bring back what was rounded: convert the rest alone)"
             raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: {allowed}")
         if self.compatibility.device.type not in DEVICES:
             raise InputError(f"the CRF is on {self.compatibility.device}; allowed: {', '.join(DEVICES)}")

@@ -48,7 +48,7 @@ def logits_from_labels(labels: Tensor, num_classes: int, *, confidence: float = 
         allowed = f"0..{num_classes - 1}, or ignore_index, {ignore_index}"
         raise InputError(f"labels: {int(wrong.sum())} are out of range, as {int(wide[wrong][0])}; allowed: {allowed}")
     likely, other, any_class = (math.log(p) for p in (confidence, (1 - confidence) / (num_classes - 1), 1 / num_classes))
-    logits = torch.full((labels.shape[0], num_classes, *labels.shape[1:]), other, device=labels.device)
+    logits = torch.full((labels.shape[0], num_classes, *labels.shape[1:]), other, dtype=torch.float32, device=labels.device)
     logits.scatter_(1, wide.masked_fill(~known, 0)[:, None], likely)
     return logits.masked_fill_(~known[:, None], any_class)
 
@@ -64,15 +64,17 @@ def logits_from_probabilities(probabilities: Tensor, *, least: float = 1e-5) -> 
         Their shape and dtype.
 
     Raises:
-        InputError: probabilities that are no floating-point numbers in 0..1, or `least` is not as above.
+        InputError: probabilities that are none or no floating-point numbers in 0..1, or `least` is not as above.
     """
     refuse_others("probabilities", probabilities)
     refuse_others("least", least, Real, "a number between 0 and 1")
     if not probabilities.is_floating_point():
         raise InputError(f"probabilities are {probabilities.dtype}; allowed: of a floating point")
+    if probabilities.numel() == 0:
+        raise InputError(f"probabilities have shape {tuple(probabilities.shape)}; allowed: (B, C, H, W), not empty")
     if not 0 < least < 1:
         raise InputError(f"least is {least}; allowed: between 0 and 1")
     low, high = finite_range("probabilities", probabilities, allowed="0..1")
     if low < 0 or high > 1 + ROUNDING:
         raise InputError(f"probabilities have values in {low:g}..{high:g}; allowed: 0..1 (logits need nothing done)")
-    return probabilities.clamp(min=least).log()
+    return probabilities.clamp(min=max(least, torch.finfo(probabilities.dtype).tiny)).log()

@@ -18,7 +18,7 @@ from jointseg.config import StageConfig
 from jointseg.data.augment import coloured, view_of_visit
 from jointseg.data.store import Store
 from jointseg.data.views import make_views, render_view
-from jointseg.errors import InputError
+from jointseg.errors import DiskError, InputError
 from jointseg.settings import with_overrides
 
 ALONE = Place()
@@ -162,3 +162,16 @@ def test_a_label_that_is_none_is_one_line_whoever_cuts_the_views(rooms, views, s
     labels.flush()
     with pytest.raises(InputError, match=rf"^{store}/labels.npy: frame \d has a label 77; .*$"):
         seen(Store.open(store), views, with_overrides(small, {"training.loader_workers": loader_workers}))
+
+
+class Failing(ViewDataset):
+    """Its disk does."""
+
+    def __getitem__(self, index):
+        raise DiskError("image.npy: cannot be read: Input/output error")
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_what_a_disk_did_stays_that_whoever_cuts_the_views(rooms, views, small, loader_workers):
+    with pytest.raises(DiskError, match=r"^image.npy: cannot be read: Input/output error$"):
+        list(batches(Failing(rooms, views, small), small.stage1, ALONE, first_step=0, loader_workers=loader_workers))

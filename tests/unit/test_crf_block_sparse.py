@@ -138,7 +138,7 @@ def test_values_near_the_largest_float_keep_their_digits(size):
     torch.testing.assert_close(block.apply(values), values, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("C", [1, 3, 64])
+@pytest.mark.parametrize("C", [1, 3, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_first_application_brings_the_row_sums_along_and_they_change_nothing(C):
     """Into the padding, where there is some: 64 channels have none."""
     asked, applied = built(1e-3), BlockSparseFilter(wide(), tile_size=64)

@@ -169,6 +169,13 @@ def test_fewer_than_two_classes_and_negative_iterations_are_refused():
         DenseCRF(3, CrfSettings())(given.pop("logits"), **given, num_iterations=-1)
 
 
+def test_true_is_one_iteration_at_any_size():
+    given = {"image": torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8), "logits": torch.zeros(1, 3, 40, 40)}
+    with torch.no_grad():
+        once, true = (DenseCRF(3)(**given, num_iterations=T) for T in (1, True))
+    assert torch.equal(once, true)
+
+
 @pytest.mark.parametrize("name", ["mask", "position", 3])
 def test_a_guide_has_a_name_of_its_own(name):
     with pytest.raises(InputError, match=f"kernel 'own' compares {name!r}; allowed: a name that is not 'mask' or 'position'"):

@@ -291,3 +291,13 @@ def test_a_filter_takes_values_of_its_own_pixels_alone():
                 InputError, match=r"filter 'permutohedral': values are .*; allowed: \(2, C, 30\) float32 on cpu"
             ):
                 apply(values)
+
+
+def test_learned_bandwidths_begin_where_the_fixed_ones_are_whatever_torchs_default():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        learning = DenseCRF(3, learn_bandwidths=True, dtype=torch.float64)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for kernel in paper_kernels(CrfSettings()):
+        assert learning.bandwidths[kernel.name] == pytest.approx(kernel.bandwidths, rel=1e-14)

@@ -85,3 +85,17 @@ def test_no_label_is_certain(confidence):
 def test_what_are_no_probabilities_is_refused(given, least, message):
     with pytest.raises(InputError, match=message):
         logits_from_probabilities(given, least=least)
+
+
+def test_logits_of_labels_are_float32_whatever_torchs_default():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert logits_from_labels(LABELS, 5).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_no_probabilities_are_refused_and_none_is_too_small_for_its_dtype():
+    with pytest.raises(InputError, match=r"probabilities have shape \(0, 5, 7, 9\); allowed: .*, not empty"):
+        logits_from_probabilities(torch.empty(0, 5, 7, 9))
+    assert logits_from_probabilities(torch.tensor([0.0, 1.0]).half()[None, :, None, None], least=1e-8).isfinite().all()

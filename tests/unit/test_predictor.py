@@ -268,3 +268,10 @@ def test_a_folder_that_cannot_be_written_is_named(final_of, tmp_path):
         with pytest.raises(InputError, match=said):
             predict_files(final, [good], to, screen=Terminal())
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["good.classes.png"]
+
+
+def test_the_folder_of_a_stage_is_not_taken_for_its_final(final_of):
+    final, *_ = final_of("stage3")
+    with pytest.raises(InputError, match=rf"^{final.parent}/checkpoint.json: not found; allowed: the final/ of a ") as caught:
+        Predictor(final.parent)
+    assert type(caught.value) is InputError, "nothing is damaged"

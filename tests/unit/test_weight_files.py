@@ -160,7 +160,7 @@ def test_a_checkpoint_of_ours_that_was_altered_is_refused(own, tmp_path, refusal
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, refusal):
-    assert "holds no whole checkpoint" in refusal(tmp_path)
+    assert f"{tmp_path / 'checkpoint.json'}: not found; allowed: the final/ of a finished stage" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
