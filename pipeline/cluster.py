@@ -233,10 +233,10 @@ def node_resources() -> list[dict[str, float]]:
 
 
 class Patience:
-    """Ends work that no node can run for PATIENCE, where Ray itself would wait for ever."""
+    """Ends work that no node has room for in PATIENCE, where Ray itself would wait for ever."""
 
     def __init__(self, resources: Mapping[str, float]) -> None:
-        """Begin to look whether there is room for these."""
+        """Begin to look whether something of this size runs."""
         self.resources = resources
         self._since = self._looked = time.monotonic()
 
@@ -247,17 +247,19 @@ class Patience:
             runs: whether some of the work runs.
 
         Raises:
-            LostWorkerError: for too long nothing has run, nor had room.
+            LostWorkerError: for too long nothing has run.
         """
         now = time.monotonic()
         if not runs and now - self._looked < 10:
             return
         self._looked = now
-        if runs or has_room(self.resources):
+        if runs:
             self._since = now
         elif now - self._since > PATIENCE:
             wanted = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
-            raise LostWorkerError(f"no node of Ray has had {wanted} for {PATIENCE / 60:.0f} minutes; the same command goes on")
+            raise LostWorkerError(
+                f"no node of Ray has had {wanted} free for {PATIENCE / 60:.0f} minutes; the same command goes on"
+            )
 
 
 def free_resources() -> str:

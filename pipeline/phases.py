@@ -13,13 +13,14 @@ import numpy as np
 
 from jointseg.checkpoint import describe_final
 from jointseg.config import Config
+from jointseg.crf.settings import CrfSettings
 from jointseg.data.nyu import FRAMES_FILE
 from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate, report, search
-from pipeline.cluster import result_of, uses_gpu, workers_said
+from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
 from pipeline.earlier_search import take_settings
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
@@ -61,9 +62,9 @@ class Pipeline:
             return self.config
         return load_settings(self.place.crf_settings, self.config)
 
-    def trained_config(self, stage: Stage) -> Config:
-        """The config a stage is evaluated with: its CRF is the one that it was trained with, whatever was found since."""
-        return self.config.model_copy(update={"crf": describe_final(self.place.final(stage))[1].crf})
+    def trained_crf(self, stage: Stage) -> CrfSettings:
+        """The CRF that a stage was trained with, whatever was found since."""
+        return describe_final(self.place.final(stage))[1].crf
 
 
 def prepare_data(pipeline: Pipeline) -> None:
@@ -165,16 +166,14 @@ def search_settings(pipeline: Pipeline) -> None:
 def evaluate_test(pipeline: Pipeline) -> None:
     """The four rows on the test split, with the floors beside them."""
     config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
-    store = pipeline.store
-    jobs = {
-        stage: evaluate.RowJob(pipeline.trained_config(stage), stage.name, place.store, place.final(stage))
-        for stage in STAGES.values()
-    }
+    store, here = pipeline.store, without_missing_gpus(config, say=screen.say)
+    trained = {stage: here.model_copy(update={"crf": pipeline.trained_crf(stage)}) for stage in STAGES.values()}
+    jobs = {stage: evaluate.RowJob(own, stage.name, place.store, place.final(stage)) for stage, own in trained.items()}
     drawn = store.test[: config.evaluation.num_figures]
     with tracker.run("evaluation", parent=pipeline.parent) as run:
         _log_dataset(pipeline, run, context="testing")
         with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
-            floor_task = evaluate.start_floors(config, place.store)
+            floor_task = evaluate.start_floors(here, place.store)
             found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
             floor = result_of(floor_task)
         rows = {row: total.metrics(config.evaluation) for row, total in found.sums.items()}

@@ -16,7 +16,7 @@ from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import TRAININGS
 from pipeline import search
-from pipeline.cluster import connected, once_nodes_are_there, require_resources, without_missing_gpus, worker_resources
+from pipeline.cluster import connected, once_nodes_are_there, require_resources, worker_resources
 from pipeline.earlier_search import earlier_study, refuse_a_search
 from pipeline.failures import TrackingError
 from pipeline.phases import WORK, Pipeline, log_data
@@ -70,13 +70,11 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         check_source(config.data)
     run_store(place.out)  # refused before anything is made, where MLflow's store cannot be used as it is named
     with connected(verbose=verbose):
-        trains = any(phase in TRAININGS for phase in due)
-        if trains:
+        if any(phase in TRAININGS for phase in due):
             workers = worker_resources(config, gpu=config.training.device == "cuda")
             once_nodes_are_there(partial(require_resources, config), workers, say=screen.say)
         if "search" in due and config.search.settings is None:
             once_nodes_are_there(partial(search.require_room, config), search.trial_resources(config), say=screen.say)
-        here = config if trains else without_missing_gpus(config, say=screen.say)
         with place.locked():
             is_new = not place.config.is_file()
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
@@ -91,7 +89,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
                 tracker.log_params(parent, flatten(config))
                 tracker.tag(parent, {"folder": str(place.out)})
                 _say_where(tracker, parent, screen)
-                _run_due(Pipeline(here, place, tracker, parent, screen, verbose), due)
+                _run_due(Pipeline(config, place, tracker, parent, screen, verbose), due)
 
 
 def run_search_command(config: Config, place: Workspace, *, screen: Terminal, verbose: bool) -> None:

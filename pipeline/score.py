@@ -118,12 +118,12 @@ def score_settings(
     with place.locked(path.parent, key), connected(verbose=verbose):
         if path.is_file():  # another process has scored the same meanwhile
             return _read(path, settings, screen)
-        config = without_missing_gpus(config, say=screen.say)
+        here = without_missing_gpus(config, say=screen.say)
         tracker = Tracker.open(place.out, say=screen.say)
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             tracker.log_dataset(run, context=CONTEXTS[split], **dataset_of(config, place))
             with screen.bar(f"score {split}", len(frames)) as progress:
-                counts = _counted(config, place, jobs, frames, progress=progress)
+                counts = _counted(here, place, jobs, frames, progress=progress)
             scores = _scores(counts.confusion_NCC, config, scenes_of(frames, config.data))
             depth = depth_metrics(counts.depth, pooling=config.evaluation.depth_pooling)
             views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
@@ -131,7 +131,7 @@ def score_settings(
             described = {name: {**own._asdict(), "gain": own.gain._asdict()} for name, own in scores.items()}
             matrices = _write_matrices(counts.confusion_NCC, frames, path.with_suffix(""))
             record = {**asked, "settings": settings, "scores": described, "depth": depth, "confusions": matrices}
-            record |= {"device": "cuda" if uses_gpu(config) else "cpu", "provenance": provenance(config, place.out)}
+            record |= {"device": "cuda" if uses_gpu(here) else "cpu", "provenance": provenance(config, place.out)}
             tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
             tracker.offer_again()

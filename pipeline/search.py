@@ -26,7 +26,14 @@ from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
 from pipeline import search_result, unaries
-from pipeline.cluster import has_room, node_resources, once_nodes_are_there, require_resources, worker_resources
+from pipeline.cluster import (
+    has_room,
+    node_resources,
+    once_nodes_are_there,
+    require_resources,
+    without_missing_gpus,
+    worker_resources,
+)
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.report_search import CRF_ROWS, plainly
@@ -194,7 +201,8 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         else:
             with screen.bar("unaries", len(study.frames)) as progress:
                 start = place.final(STAGES["stage2"])
-                unaries.cached_unaries(config, place.store, start, cache.folder, frames=study.frames, progress=progress)
+                here = without_missing_gpus(config, say=screen.say)
+                unaries.cached_unaries(here, place.store, start, cache.folder, frames=study.frames, progress=progress)
         job = TrialJob(config, place.store, cache, study.folds, study.folder, place.out)
         asker = study.asker()
         lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)

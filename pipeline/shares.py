@@ -15,13 +15,15 @@ import ray
 import torch
 
 from jointseg.config import Config
-from pipeline.cluster import Patience, result_of, uses_gpu
+from pipeline.cluster import Patience, has_room, result_of, uses_gpu
 
 Share = TypeVar("Share")
 Result = TypeVar("Result")
 Work = Callable[[Share], Result]
 
 FRAMES_A_SHARE = 6  # logits at full size: 200 MB
+RESULTS_AHEAD = 2
+"""Of each task, that wait to be taken."""
 
 
 def shares_of(frames: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -50,25 +52,33 @@ def shared_out(
 
     Raises:
         InputError: `load` or the work stopped on a mistake of the user's.
-        LostWorkerError: a process was lost twice, or no node could run any for ten minutes.
+        LostWorkerError: a process was lost twice, or no node could run any for ten minutes: others use them, or they are gone.
     """
     gpu = uses_gpu(config)
     count, each = tasks_at_once(config.evaluation.processes_per_gpu if gpu else 0)
     count = max(1, min(len(shares), count))
     # By itself Ray would place them where this process is, which may have no CPU.
     options = {**each, "max_retries": 1, "scheduling_strategy": "DEFAULT"}
-    task = ray.remote(num_returns="streaming", **options)(_results)
+    # Results that nobody has taken yet would fill the memory and then the disk of the nodes.
+    task = ray.remote(num_returns="streaming", _generator_backpressure_num_objects=RESULTS_AHEAD, **options)(_results)
     dealt = [{place: shares[place] for place in range(first, len(shares), count)} for first in range(count)]
     waiting = [task.remote(load, own, "cuda" if gpu else "cpu") for own in dealt]
-    patience = Patience({"CPU": each["num_cpus"], "GPU": each["num_gpus"]})
+    needed = {"CPU": each["num_cpus"], "GPU": each["num_gpus"]}
+    patience, running = Patience(needed), 0
     while waiting:
         done, waiting = ray.wait(waiting, timeout=10)
         for ready in done:
             following = next(ready, None)
-            if following is not None:
-                yield result_of(following)
-                waiting.append(ready)
-        patience.look(runs=bool(done))
+            if following is None:
+                running -= 1
+                continue
+            found = result_of(following)
+            if found is None:
+                running += 1
+            else:
+                yield found
+            waiting.append(ready)
+        patience.look(runs=bool(done) or (running > 0 and has_room(needed)))
 
 
 def tasks_at_once(per_gpu: int) -> tuple[int, dict[str, float]]:
@@ -85,7 +95,8 @@ def tasks_at_once(per_gpu: int) -> tuple[int, dict[str, float]]:
 
 def _results(
     load: Callable[[torch.device], Work[Any, Any]], shares: Mapping[int, Any], device: str
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, Any] | None]:
+    yield None  # it runs: there was room
     torch.set_num_threads(1)
     work = load(torch.device(device))
     for place, share in shares.items():

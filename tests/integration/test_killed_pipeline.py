@@ -6,6 +6,7 @@ Not here: workers and nodes that are lost (test_lost_workers.py), kills at every
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -57,3 +58,21 @@ def test_a_run_killed_again_and_again_ends_as_one_left_alone(killed: Workspace, 
 
 def test_mlflow_has_each_run_once(killed: Workspace) -> None:
     check_that_mlflow_has_each_run_once(killed)
+
+
+def test_where_the_gpus_are_gone_cpus_search_and_evaluate_and_the_report_has_the_runs_own_config(
+    alone: Workspace, jointseg: CommandLine, tmp_path: Path
+) -> None:
+    place = Workspace(shutil.copytree(alone.out, tmp_path / "run", symlinks=True))
+    config = json.loads(place.config.read_text())
+    config["training"]["device"] = "cuda"
+    place.config.write_text(json.dumps(config))
+    shutil.rmtree(place.search / "unaries")
+    phases = json.loads(place.phases.read_text())
+    place.phases.write_text(json.dumps({name: own for name, own in phases.items() if name not in {"evaluate", "report"}}))
+    for words in (("search", "--space", "crf_weights", "--trials", "1"), ("evaluate",)):
+        said = " ".join(jointseg(*words, "--out", str(place.out)).split())
+        assert "training.device is cuda, and no node of Ray has a GPU: CPUs compute this" in said
+    source = json.loads(place.report.read_text())["provenance"]
+    assert source["config"]["training.device"] == "cuda"
+    assert "training.device=cuda" in source["command"]

@@ -6,6 +6,7 @@ Not here: what is worked on in a run (test_pipeline.py).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from jointseg.data.store import Store
@@ -23,6 +25,7 @@ from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline import shares
 from pipeline.evaluate import RowJob, evaluate_rows
+from pipeline.failures import LostWorkerError
 from pipeline.shares import shared_out, shares_of
 from tests.checkpoints import untrained_final
 
@@ -66,6 +69,46 @@ def refusing(_: torch.device) -> Callable[[int], int]:
 def test_a_mistake_comes_out_as_itself() -> None:
     with pytest.raises(InputError, match="weights: damaged"):
         list(shared_out(refusing, [1, 2], config=CONFIG))
+
+
+def counting(folder: Path, _: torch.device) -> Callable[[int], int]:
+    def work(number: int) -> int:
+        (folder / str(number)).touch()
+        return number
+
+    return work
+
+
+def test_results_that_nobody_takes_are_not_piled_up(tmp_path: Path) -> None:
+    results = shared_out(partial(counting, tmp_path), range(100), config=CONFIG)
+    next(results)
+    time.sleep(3)
+    cpus = os.cpu_count() or 1
+    assert len(list(tmp_path.iterdir())) <= cpus * (shares.RESULTS_AHEAD + 2) < 100
+    assert len(list(results)) == 99
+    assert len(list(tmp_path.iterdir())) == 100
+
+
+@ray.remote
+class Holding:
+    """Somebody else's work."""
+
+    def ready(self) -> None:
+        pass
+
+
+def test_work_that_others_leave_no_room_for_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.PATIENCE", 5)
+    other = Holding.options(num_cpus=ray.cluster_resources()["CPU"]).remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote())
+    try:
+        with pytest.raises(
+            LostWorkerError, match=r"^no node of Ray has had 1 CPU free for 0 minutes; the same command goes on$"
+        ):
+            list(shared_out(partial(squaring, tmp_path), range(3), config=CONFIG))
+    finally:
+        ray.kill(other)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,10 +275,10 @@ def test_shares_come_back_to_their_rows_and_no_task_writes_where_another_does(ro
 
 @pytest.mark.usefixtures("last_share_first")
 def test_a_disk_that_fills_up_before_features_are_kept_is_named_and_leaves_nothing(rooms, views, frozen, tmp_path, monkeypatch):
-    def full(descriptor, offset, length):
+    def full(descriptor, num_bytes):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("jointseg.mapped.fallocate", full)
     write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
     folder = tmp_path / "features"
     options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None}

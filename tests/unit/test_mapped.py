@@ -57,9 +57,9 @@ def test_an_array_that_a_disk_has_no_room_for_is_refused_and_ends_no_process(tmp
 def test_where_no_room_can_be_set_aside_an_array_is_made_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def not_here(descriptor: int, offset: int, length: int) -> None:
+    def not_here(descriptor: int, num_bytes: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "posix_fallocate", not_here)
+    monkeypatch.setattr("jointseg.mapped.fallocate", not_here)
     new_array(tmp_path / "a.npy", np.uint8, (5,))[:] = 3
     assert np.load(tmp_path / "a.npy").tolist() == [3] * 5

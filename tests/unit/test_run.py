@@ -309,7 +309,6 @@ def test_a_new_folder_whose_server_does_not_answer_may_begin_with_other_settings
     place = Workspace(tmp_path / "run")
     monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9")
     monkeypatch.setattr(pipeline.run, "connected", lambda **_: nullcontext())
-    monkeypatch.setattr(pipeline.run, "without_missing_gpus", lambda config, **_: config)  # it asks Ray
     for seed in (0, 1):
         config = with_overrides(demo(), {"data.rooms_seed": seed})
         with pytest.raises(InputError, match=f"^{VARIABLE}: http://127.0.0.1:9 cannot be used: "):

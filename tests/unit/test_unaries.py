@@ -73,14 +73,14 @@ def test_unaries_that_the_disk_has_no_room_for_are_refused_before_any_is_compute
 @pytest.mark.usefixtures("last_share_first")
 def test_a_disk_that_is_full_when_unaries_are_to_be_kept_is_named_and_leaves_nothing(rooms, small, tmp_path, monkeypatch):
     untrained_final("stage2", small, tmp_path / "final")
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("jointseg.mapped.fallocate", full)
     folder = tmp_path / "unaries"
     with pytest.raises(DiskError, match=rf"^{folder}: cannot be written: No space left on device$"):
         cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=rooms.train, progress=lambda _: None)
     assert [path.name for path in tmp_path.iterdir() if "unaries" in path.name] == []
 
 
-def full(descriptor, offset, length):
+def full(descriptor, num_bytes):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
