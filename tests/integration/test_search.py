@@ -322,5 +322,5 @@ def test_a_study_whose_trials_no_node_can_run_any_more_ends_in_one_line(
 ) -> None:
     """Of a cluster, the nodes that could may have gone."""
     monkeypatch.setattr("pipeline.cluster.PATIENCE", 5)
-    with pytest.raises(LostWorkerError, match=r"^no node of Ray has had 99 CPU for 0 minutes; the same command goes on$"):
+    with pytest.raises(LostWorkerError, match=r"^no node of Ray has had 99 CPU free for 0 minutes; the same command goes on$"):
         _study(with_overrides(config, {"search.cpus_per_trial": 99}), made, tmp_path / "study")
