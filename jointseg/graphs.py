@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jointseg.batches import Place
 from jointseg.config import Config
 from jointseg.errors import InputError
+from jointseg.hardware import trains_in_bfloat16
 from jointseg.losses import expected_depth
 from jointseg.model import JointModel, JointOutput
 from jointseg.network.network import JointNetwork
@@ -39,7 +40,8 @@ class GraphedModel(nn.Module):
         self.depth_bin = model.depth_bin
         size = config.network.input_size
         image = torch.zeros(stage.config(config).batch_size, 3, size, size, dtype=torch.uint8, device=device)
-        passes = _Passes(model.network, with_depth=stage.with_depth, in_half=config.training.precision == "bfloat16").train()
+        half = trains_in_bfloat16(config.training, device)
+        passes = _Passes(model.network, with_depth=stage.with_depth, in_half=half).train()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             self.passes = torch.cuda.make_graphed_callables(passes, (image,), allow_unused_input=True)
 

@@ -29,6 +29,7 @@ from jointseg.data.views import View
 from jointseg.errors import InputError, OutOfRangeError
 from jointseg.evaluation import Sums, predict, score
 from jointseg.graphs import GraphedModel, own_gradients
+from jointseg.hardware import trains_in_bfloat16
 from jointseg.labels import NUM_CLASSES
 from jointseg.losses import JointLoss, balancing_weights, joint_loss
 from jointseg.model import JointModel
@@ -143,14 +144,14 @@ def _ranks_apart(model: nn.Module, *, apart: bool) -> AbstractContextManager[Non
 
 def _loss_of(model: nn.Module, batch: Batch, run: Run, weights: Tensor | None) -> JointLoss:
     config, stage = run.config, run.stage
-    half = config.training.precision == "bfloat16"
+    half = trains_in_bfloat16(config.training, batch.image.device)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=half):
         output = model(
             batch.image,
             kernels=stage.kernels,
             with_depth=stage.with_depth,
             num_iterations=config.crf_train_iterations,
-            features=_unpacked(batch.features, config),
+            features=_unpacked(batch.features, config, half=half),
         )
     with_crf = stage.kernels is not Kernels.NONE
     return joint_loss(
@@ -165,11 +166,11 @@ def _loss_of(model: nn.Module, batch: Batch, run: Run, weights: Tensor | None) -
     )
 
 
-def _unpacked(features: Mapping[str, Tensor] | None, config: Config) -> dict[str, Tensor] | None:
+def _unpacked(features: Mapping[str, Tensor] | None, config: Config, *, half: bool) -> dict[str, Tensor] | None:
     """Kept features in the precision and the layout that the network computes in."""
     if features is None:
         return None
-    dtype = torch.bfloat16 if config.training.precision == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if half else torch.float32
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     return {name: kept.to(dtype).contiguous(memory_format=layout) for name, kept in features.items()}
 

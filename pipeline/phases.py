@@ -141,8 +141,9 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
-        if loaded.is_file():
-            tracker.log_artifact(run, loaded)
+        for said in (loaded, place.notes(stage)):
+            if said.is_file():
+                tracker.log_artifact(run, said)
 
 
 def curves_of(row: dict[str, float]) -> dict[str, float]:

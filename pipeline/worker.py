@@ -25,13 +25,14 @@ from jointseg.config import Config
 from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import read_manifest
 from jointseg.data.store import Store
+from jointseg.hardware import has_bfloat16, name_of
 from jointseg.model import JointModel
 from jointseg.resuming import Run, begin, resume
 from jointseg.stages import TRAININGS
 from jointseg.training import Report, train
 from jointseg.whole import write_atomically
 from pipeline.log_lines import append_line
-from pipeline.workspace import LOADED, STAGE_LOG
+from pipeline.workspace import LOADED, NOTES, STAGE_LOG
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class TrainJob:
 
     @property
     def notes(self) -> Path:
-        """One line for people each time that the stage goes on from a checkpoint."""
-        return self.folder / "notes.jsonl"
+        """One line for people each time that the stage goes on from a checkpoint, or trains in another precision than asked."""
+        return self.folder / NOTES
 
 
 def train_worker(loop_config: dict[str, TrainJob]) -> None:
@@ -68,6 +69,8 @@ def train_worker(loop_config: dict[str, TrainJob]) -> None:
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     checkpoints = CheckpointFolder(job.folder)
+    if place.rank == 0:
+        note_precision(job, place.device)
     run = _begin_or_resume(job, checkpoints, place)
     with CheckpointWriter(checkpoints, keep=pace.keep_checkpoints, in_background=pace.async_checkpoints) as writer:
         train(
@@ -92,6 +95,13 @@ def distributed(model: JointModel, *, device: torch.device) -> nn.Module:
     options = {"find_unused_parameters": True} if device.type == "cpu" else {}
     wrapped: nn.Module = ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options)
     return wrapped
+
+
+def note_precision(job: TrainJob, device: torch.device) -> None:
+    """Note where the stage trains in float32, though its config asks for bfloat16."""
+    if job.config.training.precision == "bfloat16" and not has_bfloat16(device):
+        said = f"{job.stage}: trains in float32: {name_of(device)} would take about ten times as long in bfloat16"
+        append_line(job.notes, {"said": said})
 
 
 def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place) -> Run:

@@ -21,7 +21,7 @@ from jointseg.errors import InputError
 from jointseg.stages import Stage
 from jointseg.whole import locked, write_atomically
 
-STAGE_LOG, LOADED = "log.jsonl", "loaded.txt"
+STAGE_LOG, LOADED, NOTES = "log.jsonl", "loaded.txt", "notes.jsonl"
 """Of a stage's folder."""
 SETTINGS, TRIALS = "crf_settings.json", "trials.parquet"
 """Of a study's folder; the first also of the run's, where it is the result that stage 3 starts from."""
@@ -83,6 +83,10 @@ class Workspace:
     def loaded(self, stage: Stage) -> Path:
         """What the stage took from `network.weights`, a text; there only where it began with them."""
         return self.stage(stage) / LOADED
+
+    def notes(self, stage: Stage) -> Path:
+        """What its workers had to say while it trained, a line each; there only if they had something."""
+        return self.stage(stage) / NOTES
 
     @property
     def search(self) -> Path:

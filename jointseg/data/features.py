@@ -20,6 +20,7 @@ from jointseg.config import Config
 from jointseg.data.store import Store
 from jointseg.data.views import View, render_view
 from jointseg.errors import InputError
+from jointseg.hardware import trains_in_bfloat16
 from jointseg.mapped import new_array
 from jointseg.network.network import JointNetwork
 
@@ -132,9 +133,10 @@ def compute(
         InputError: a feature is too large for half precision, or not a number.
     """
     rows: dict[str, list[NDArray[np.float16]]] = {layer: [] for layer in network.frozen_outputs()}
+    half_precision = trains_in_bfloat16(config.training, device)
     for view in views:
         image = render_view(store.frame(view.frame), view, network=config.network, depth=config.data.train_depth).image
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half_precision):
             found = network.frozen_features(image[None].to(device))
         for layer, features in found.items():
             half = features[0].half().cpu()

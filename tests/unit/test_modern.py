@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 import shutil
 import sysconfig
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from jointseg import hardware
 from jointseg.averaging import RunningMean
 from jointseg.batches import Place
 from jointseg.config import StageConfig
@@ -231,13 +233,31 @@ def test_balancing_changes_what_is_learned(rooms, views, small):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
-def test_bfloat16_trains_as_float32_does_up_to_its_precision(rooms, views, small, stage):
+def test_bfloat16_trains_as_float32_does_up_to_its_precision(rooms, views, small, stage, monkeypatch):
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)  # a processor that is not made for it computes it, too
     plain = with_overrides(small, {"network.dropout": 0})
     half = with_overrides(plain, {"training.precision": "bfloat16"})
     (one, losses), (other, halved) = fit(plain, rooms, views, stage=stage), fit(half, rooms, views, stage=stage)
     assert [row["loss/total"] for row in halved] == pytest.approx([row["loss/total"] for row in losses], rel=0.05)
     assert largest_difference(one, other) > 0
     assert {weight.dtype for weight in other.model.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage3"])
+def test_a_processor_that_is_not_made_for_bfloat16_trains_in_float32(rooms, views, small, stage, monkeypatch):
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
+    half = with_overrides(small, {"training.precision": "bfloat16"})
+    (one, losses), (other, same) = fit(small, rooms, views, stage=stage), fit(half, rooms, views, stage=stage)
+    assert largest_difference(one, other) == 0
+    assert [row["loss/total"] for row in same] == [row["loss/total"] for row in losses]
+
+
+def test_a_cpu_is_made_for_bfloat16_where_it_has_the_instructions_that_pytorch_has_fast_code_for():
+    listing = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not listing.is_file():
+        pytest.skip("reads /proc/cpuinfo of an x86-64 processor")
+    flags = next(line for line in listing.read_text().splitlines() if line.startswith("flags")).split()
+    assert hardware.has_bfloat16(torch.device("cpu")) == ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
 
 
 def test_channels_last_changes_rounding_alone_and_goes_on_bit_for_bit(rooms, views, small, tmp_path):

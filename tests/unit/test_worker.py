@@ -15,6 +15,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from jointseg.batches import Place
 from jointseg.errors import InputError
+from jointseg.hardware import cpu_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.training import Report
@@ -152,6 +153,24 @@ def test_room_is_waited_for_and_that_is_said_once(trained, monkeypatch):
 
 
 # A worker
+
+
+def test_a_stage_whose_processor_is_not_made_for_bfloat16_says_that_it_trains_in_float32(small, tmp_path, monkeypatch):
+    asked = with_overrides(small, {"training.precision": "bfloat16"})
+    jobs = {
+        name: worker.TrainJob(config, name, *[tmp_path / name] * 3, (), None, None)
+        for name, config in {"asked": asked, "made_for_it": asked, "not_asked": small}.items()
+    }
+    for name, job in jobs.items():
+        job.folder.mkdir()
+        monkeypatch.setattr(worker, "has_bfloat16", lambda device, there=name == "made_for_it": there)
+        worker.note_precision(job, torch.device("cpu"))
+    said = {name: [line["said"] for line in read_lines(job.notes)] for name, job in jobs.items()}
+    assert said == {
+        "asked": [f"asked: trains in float32: {cpu_model()} would take about ten times as long in bfloat16"],
+        "made_for_it": [],
+        "not_asked": [],
+    }
 
 
 @pytest.mark.parametrize("rank", [0, 1])
