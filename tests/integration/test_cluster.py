@@ -34,6 +34,7 @@ def where_is(module: str) -> str:
     return str(importlib.import_module(module).__file__)
 
 
+@pytest.mark.slow
 def test_workers_take_no_code_from_the_folder_that_the_command_is_run_in(tmp_path, monkeypatch):
     """Its user's own project may have a pipeline/ too."""
     for foreign in ("jointseg", "pipeline", "tune_spaces"):

@@ -105,6 +105,7 @@ def test_mlflow_has_each_run_once(place: Workspace) -> None:
     check_that_mlflow_has_each_run_once(place)
 
 
+@pytest.mark.slow
 def test_another_study_has_a_folder_of_its_own_and_leaves_what_stage_3_began_from(
     place: Workspace, jointseg: CommandLine
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_winner_and_the_four_rows_come_out_again_to_the_last_digit(place: Wo
     assert "to the last digit" in jointseg("reproduce", str(place.out / "report.json"))
 
 
+@pytest.mark.slow
 def test_with_other_instructions_the_winner_comes_out_within_the_tolerance_stated(
     place: Workspace, jointseg: CommandLine
 ) -> None:
@@ -146,6 +148,7 @@ main()
     assert "within 0.001" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_search_in_the_background_ends_on_sigterm_as_on_ctrl_c(place: Workspace, jointseg: CommandLine) -> None:
     """As `timeout` and schedulers end it, which signal all of its group: Ray's own processes are to hear nothing of it."""
     words = ("search", "--out", str(place.out), "--space", "crf_bandwidths", "--trials", "500")

@@ -131,6 +131,7 @@ def test_a_study_begun_again_with_fewer_trials_runs_those_that_are_missing(
     assert sorted(read_trials(log)) == list(range(TRIALS))
 
 
+@pytest.mark.slow
 def test_which_trials_are_stopped_does_not_hang_on_how_many_run_at_once(
     config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ class ByThrees:
         """It learns nothing."""
 
 
+@pytest.mark.slow
 def test_processes_that_find_no_trial_for_a_while_are_kept(four_cpus: Cluster, tmp_path: Path) -> None:
     """Two wait for the first trial. Tune by itself would keep one of them."""
     lines: list[Line] = []
@@ -317,6 +319,7 @@ def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_study_whose_trials_no_node_can_run_any_more_ends_in_one_line(
     config: Config, made: tuple[Workspace, UnaryCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

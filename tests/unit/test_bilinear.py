@@ -78,6 +78,7 @@ def test_it_is_interpolation_and_addition_and_so_are_its_gradients(factor, side,
     check(small, factor, score, draw((1, scores, full, full), grad_layout, seed=2).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("small_layout", "score_layout", "grad_layout", "dtype"), OF_LAYOUTS)
 def test_every_layout_of_several_images(small_layout, score_layout, grad_layout, dtype):
     small, score = draw((2, 5, 4, 4), small_layout, dtype, seed=0), draw((2, 5, 7, 7), score_layout, dtype, seed=1)

@@ -107,6 +107,7 @@ def test_any_number_of_channels(C, tolerance):
     assert error.abs().max() <= (tolerance + ROUNDING[tolerance]) * block.row_sums.max()
 
 
+@pytest.mark.slow
 def test_sixteen_features_and_small_tiles():
     features = features_of(torch.rand(1, 100, 16, generator=torch.Generator().manual_seed(3)) * 2)
     block, values = BlockSparseFilter(features, tolerance=1e-6, tile_size=16), draw(1, 3, 100, seed=9)
@@ -138,7 +139,7 @@ def test_values_near_the_largest_float_keep_their_digits(size):
     torch.testing.assert_close(block.apply(values), values, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("C", [1, 3, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("C", [3, *(pytest.param(C, marks=pytest.mark.slow) for C in (1, 64))])
 def test_the_first_application_brings_the_row_sums_along_and_they_change_nothing(C):
     """Into the padding, where there is some: 64 channels have none."""
     asked, applied = built(1e-3), BlockSparseFilter(wide(), tile_size=64)
@@ -212,7 +213,7 @@ def test_a_nan_is_heard_by_valid_pixels_and_from_valid_pixels_only():
 
 
 @TOLERANCES
-@pytest.mark.parametrize("C", [2, 70])
+@pytest.mark.parametrize("C", [2, pytest.param(70, marks=pytest.mark.slow)])
 def test_the_bandwidth_gradient_is_that_of_the_plain_sum(tolerance, C):
     features = Features(values_BPF=wide().values_BPF[:, :300], size=(6, 50), valid_BP=wide().valid_BP[:, :300])
     y, v = draw(B, C, 300, seed=12), draw(B, C, 300, seed=13)
@@ -281,6 +282,7 @@ def loss_of(values, tolerance):
     return (1 - sums / plain).max().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [1e-3, pytest.param(1e-6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FAINT)
 def test_many_faint_tiles_cost_a_row_no_more_than_the_tolerance(kind, tolerance):

@@ -130,6 +130,7 @@ def test_a_grid_that_no_pixel_takes_part_in_is_zero():
     assert torch.equal(grid, torch.zeros(5, 3, device=DEVICE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [1, 40, 70])
 @pytest.mark.parametrize("F", [1, 2, 3])
 def test_a_grid_is_written_and_read_as_by_its_matrices(both_ways, C, F):

@@ -90,6 +90,7 @@ def test_laws_of_q(form):
         assert crf(logits, **guides, num_iterations=0) is logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "classes"), [((1, 1), 2), ((1, 9), 150), ((9, 1), 3)])
 @pytest.mark.parametrize("bandwidth", [0.01, 3.0, 1e4])
 def test_any_size_class_count_and_bandwidth_gives_finite_logits(size, classes, bandwidth):

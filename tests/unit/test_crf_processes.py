@@ -118,7 +118,8 @@ def run_alone(program: str, *, bytes_a_file: int | None = None, **environment: s
     return subprocess.run([sys.executable, "-c", limit + program], env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("left", [0, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 100])
 def test_half_a_file_is_compiled_anew(tmp_path, left):
     """As a machine that goes down leaves it."""
     assert run_alone(ONE, NUMBA_CACHE_DIR=str(tmp_path)).stdout.split() == ["1", "1"]

@@ -142,6 +142,7 @@ def test_rows_are_cut_into_equal_pieces_and_each_slot_is_one_of_its_row(monkeypa
         assert begun == list(range(G))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "tf32x3"])
 def test_sums_are_the_same_bits_whether_or_not_the_longest_come_first(precision):
     tiles = sort_into_tiles(features_of(torch.rand(1, 300, 2, generator=torch.Generator().manual_seed(3))), 16)

@@ -186,6 +186,7 @@ def test_what_parameters_explain_together_is_said_of_none():
     assert sum(mean for mean, _ in found.values()) < 0.5
 
 
+@pytest.mark.slow
 def test_its_uncertainty_is_that_of_the_trials_and_not_of_the_forests_alone(monkeypatch):
     """Shares of one function, found by eight studies: they differ as much as each says, within a factor of two."""
     monkeypatch.setattr(search_figures, "FORESTS", 4)
