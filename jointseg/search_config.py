@@ -23,8 +23,9 @@ class SearchConfig(Settings):
     start: Path | None = None
     """Settings tried after the paper's: a search's crf_settings.json, or JSON of values by config path."""
     settings: Path | None = None
-    """The crf_settings.json of an earlier run, where its search left it: stage 3 starts from these settings and nothing is
-    searched. For a last training, on all frames (`data.train_on_validation`), when everything has been chosen."""
+    """Stage 3 starts from the settings in this file and nothing is searched. An earlier run's crf_settings.json, where its
+    search left it, for a last training on all frames (`data.train_on_validation`) when everything has been chosen; or
+    `{"settings": {"crf.theta_alpha": 109, ...}}`, of which what is not named keeps this run's value."""
     sampler: SamplerName = "tpe"
     """Who asks for points: `tpe` (multivariate), `cmaes` (one objective), `nsga2` (two), `qmc`
     (Sobol), `random`, or `grid`: `grid_levels` values of every number, in an order drawn by the seed."""

@@ -1,4 +1,4 @@
-"""What the search of an earlier run found, in place of a search: `search.settings`.
+"""CRF settings found before, by an earlier run's search or elsewhere, in place of a search: `search.settings`.
 
 Not here: a search of this run's own (search.py), what a result says (search_result.py).
 """
@@ -37,8 +37,8 @@ def refuse_a_search(config: Config) -> None:
         )
 
 
-def earlier_study(config: Config) -> tuple[dict[str, Any], Path]:
-    """The result that `search.settings` names, and the folder of its study.
+def earlier_study(config: Config) -> tuple[dict[str, Any], Path | None]:
+    """The result that `search.settings` names, and the folder of its study; of a file with settings alone these, and None.
 
     Raises:
         InputError: the file is not the result of a search, is not allowed for `config`, or its study is not beside it.
@@ -47,6 +47,8 @@ def earlier_study(config: Config) -> tuple[dict[str, Any], Path]:
     assert path is not None
     load_settings(path, config)
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not result.keys() & {*OF_A_RESULT} - {"settings"}:
+        return {"settings": result["settings"], "study": None}, None
     missing = [name for name in OF_A_RESULT if name not in result]
     if missing:
         raise InputError(f"search.settings: {path}: not the whole result of a search: it has no {', '.join(missing)}")
@@ -61,15 +63,19 @@ def earlier_study(config: Config) -> tuple[dict[str, Any], Path]:
     return result, found
 
 
-def take_settings(config: Config, place: Workspace, *, screen: Terminal) -> str:
+def take_settings(config: Config, place: Workspace, *, screen: Terminal) -> str | None:
     """Make the earlier result the one that stage 3 starts from, with a copy of its study for the report. Returns its name.
+
+    A file with settings alone has no study, and the report no more than these settings to show.
 
     Raises:
         InputError: as `earlier_study`, or the disk is full.
     """
     result, study = earlier_study(config)
-    with appearing_whole(place.search / study.name, replace=True) as folder:
-        shutil.copytree(study, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    if study is not None:
+        with appearing_whole(place.search / study.name, replace=True) as folder:
+            shutil.copytree(study, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
     write_atomically(place.crf_settings, json.dumps({**result, TAKEN_FROM: str(config.search.settings)}, indent=1))
-    screen.say(f"{config.search.settings}: stage 3 starts from it, nothing is searched; {said(result)}")
-    return study.name
+    what = ", ".join(result["settings"]) if study is None else said(result)
+    screen.say(f"{config.search.settings}: stage 3 starts from it, nothing is searched; {what}")
+    return None if study is None else study.name

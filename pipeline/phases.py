@@ -122,7 +122,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
     ):
         tracker.log_params(run, flatten(config))
         _log_dataset(pipeline, run, context="training")
-        if stage.settings == "stage3":
+        if stage.settings == "stage3" and place.has_study():
             tracker.tag(run, {"study": place.study().name})
         last = tracker.last_step(run, "loss/total")
         loaded = place.loaded(stage)
@@ -158,7 +158,8 @@ def search_settings(pipeline: Pipeline) -> None:
     p = pipeline
     if p.config.search.settings is not None:
         study = take_settings(p.config, p.place, screen=p.screen)
-        p.tracker.tag(p.parent, {"study": study})
+        if study is not None:
+            p.tracker.tag(p.parent, {"study": study})
         p.tracker.log_artifact(p.parent, p.place.crf_settings, "earlier_search")  # this run's record is its report
         return
     search.run_search(p.config, p.place, p.tracker, parent=p.parent, screen=p.screen, verbose=p.verbose)

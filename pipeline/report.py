@@ -202,13 +202,16 @@ def _data(place: Workspace, store: Store) -> dict[str, Any]:
 def _as_searched(config: Config, place: Workspace) -> Config:
     """The config with the search that stage 3 started from, which may have had settings of its own."""
     result = _read(place.crf_settings)
-    searched = {f"search.{name}": value for name, value in result["search"].items()}
+    searched = {f"search.{name}": value for name, value in result.get("search", {}).items()}  # none where nothing was searched
     return with_overrides(config, {**searched, "search.settings": result.get(TAKEN_FROM)})
 
 
 def _search(config: Config, place: Workspace) -> dict[str, Any]:
     result = _read(place.crf_settings)
     held = flatten(config.crf, prefix="crf.")
+    if not place.has_study():
+        given = {"settings": {**held, **result["settings"]}}
+        return {"best": given, "study": None, "searched": [*result["settings"]], TAKEN_FROM: result[TAKEN_FROM]}
     (first,) = pq.read_table(place.trials(), filters=[("trial", "==", 0)]).to_pylist()
     papers = {path: first[path] for path in result["searched"] if first[path] is not None}
     kept = ("trials", "failed", "stopped", "searched", "study", "balanced_by", "folds", "paper_folds", "nested", "gain")
@@ -231,9 +234,6 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     first_alone = {"first": list(predictions), "best": [], "worst": []}  # of evaluations before commit f5d034b
     pictures = _read(place.evaluation / METRICS).get("pictures", first_alone)
     frames = [store.frame(number) for number in pictures["first"]]
-    trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
-    rows = pq.read_table(place.trials()).sort_by("trial").to_pylist()[:trials]
-    scores, stopped = [row["mean_iou"] for row in rows], [row["trial"] for row in rows if row["state"] == STOPPED]
     captions = {}
     with appearing_whole(place.figures, replace=True) as folder:
         if frames:
@@ -270,14 +270,24 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
         matrices = {name.removeprefix("crf."): tensor for name, tensor in weights.items() if name.startswith("crf.")}
         save_png(learned_matrices(matrices, CLASS_NAMES, title="What the CRF has learned"), folder / "crf_weights.png")
         captions["crf_weights.png"] = "The CRF's learned compatibility and weights, class by class (as the paper's Fig 4)."
-        save_png(search_history(scores, stopped=stopped, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
-        captions["search.png"] = "The search: mean IoU on the validation frames, trial by trial."
-        for name, caption in FIGURES.items() if _is_of_the_result(place) else ():
-            drawn = place.study() / "figures" / name
-            if drawn.is_file():
-                shutil.copyfile(drawn, folder / f"search_{name}")
-                captions[f"search_{name}"] = f"The search: {caption[0].lower()}{caption[1:]}"
+        if place.has_study():
+            captions |= _draw_search(place, folder)
     return {f"{place.figures.name}/{name}": caption for name, caption in captions.items()}
+
+
+def _draw_search(place: Workspace, folder: Path) -> dict[str, str]:
+    """Draw the search's trials, and copy what the study has drawn of them; returns captions by name."""
+    trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
+    rows = pq.read_table(place.trials()).sort_by("trial").to_pylist()[:trials]
+    scores, stopped = [row["mean_iou"] for row in rows], [row["trial"] for row in rows if row["state"] == STOPPED]
+    save_png(search_history(scores, stopped=stopped, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
+    captions = {"search.png": "The search: mean IoU on the validation frames, trial by trial."}
+    for name, caption in FIGURES.items() if _is_of_the_result(place) else ():
+        drawn = place.study() / "figures" / name
+        if drawn.is_file():
+            shutil.copyfile(drawn, folder / f"search_{name}")
+            captions[f"search_{name}"] = f"The search: {caption[0].lower()}{caption[1:]}"
+    return captions
 
 
 def _is_of_the_result(place: Workspace) -> bool:

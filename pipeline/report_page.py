@@ -18,7 +18,7 @@ from rich.text import Text
 from jointseg.published import ROW_NAMES
 from pipeline.provenance import hardware_line, versions_line
 from pipeline.report_confusions import confusion_table
-from pipeline.report_search import crf_table, fold_note, fold_table, search_finding, search_note
+from pipeline.report_search import crf_table, fold_note, fold_table, search_finding, search_note, was_searched
 from pipeline.report_tables import (
     Finding,
     Report,
@@ -62,8 +62,7 @@ def markdown(report: Report, *, name: str, figures: Mapping[str, str]) -> str:
         *_section("What the numbers say", _bullets(_marked(report))),
         *_section("CRF settings", _grid(crf_table(report), text_columns=3)),
         search_note(report),
-        _grid(fold_table(report)),
-        fold_note(report),
+        *((_grid(fold_table(report)), fold_note(report)) if was_searched(report) else ()),
         *_section("Pictures", "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in figures.items())),
         *_section("Seconds", f"A phase that was interrupted counts from where it last went on.\n\n{_grid(_seconds(report))}"),
         *_section("Where it comes from", _provenance(report)),

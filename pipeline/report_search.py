@@ -40,10 +40,16 @@ def plainly(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
+def was_searched(report: Report) -> bool:
+    """Whether the settings are a search's; else they were given, and have no score."""
+    return report["search"]["study"] is not None
+
+
 def crf_table(report: Report) -> Table:
-    """The CRF settings that the search found beside the paper's, and what each scores on the subset."""
+    """The CRF settings beside the paper's; where a search found them, with what each scores on the subset."""
     search = report["search"]
-    best, papers, published = search["best"], search["paper"], papers_values()
+    best, published = search["best"], papers_values()
+    papers = search.get("paper", {"settings": published})
     rows = [
         (
             path.removeprefix("crf."),
@@ -55,6 +61,8 @@ def crf_table(report: Report) -> Table:
         )
         for path, (symbol, unit) in CRF_ROWS.items()
     ]
+    if not was_searched(report):
+        return Table("CRF settings", ("setting", "symbol", "unit", "given", "paper"), tuple(rows))
     rows.append(("score", "mean IoU", "%", percent(best["score"], 2), percent(papers["score"], 2)))
     return Table("CRF settings", ("setting", "symbol", "unit", "found", "paper"), tuple(rows))
 
@@ -84,6 +92,8 @@ def fold_table(report: Report) -> Table:
 def search_finding(report: Report) -> Finding:
     """What the search says, computed: its best against the paper's settings, and what choosing adds by chance."""
     search = report["search"]
+    if not was_searched(report):
+        return Finding(f"Nothing was searched: stage 3 began with the CRF settings of `{search[TAKEN_FROM]}`.", against=False)
     best, papers, gain, nested = search["best"]["score"], search["paper"]["score"], search["gain"], search["nested"]
     ends = [
         f"{search[state]} of them {said}"
@@ -135,10 +145,18 @@ def _whose(report: Report) -> str:
 
 
 def search_note(report: Report) -> str:
-    """How the search's score was taken."""
-    search, config, (number, digest) = report["search"], report["provenance"]["config"], _frames(report)
+    """How the search's score was taken, and what a pixel is."""
+    search, config = report["search"], report["provenance"]["config"]
     reference, size = config["crf_reference_size"], config["network.input_size"]
-    held = " “(held)”: not searched." if set(CRF_ROWS) - set(search["searched"]) else ""
+    pixels = (
+        f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
+        f"× {size / reference:.3g}."
+    )
+    unnamed = set(CRF_ROWS) - set(search["searched"])
+    if not was_searched(report):
+        return f"{'“(held)”: not in the file, this run’s own. ' if unnamed else ''}{pixels}"
+    number, digest = _frames(report)
+    held = " “(held)”: not searched." if unnamed else ""
     asked = search["settings"]
     how = "of the CRF alone on stage 2's output"
     if asked["fidelity"] == "finetune":
@@ -146,9 +164,7 @@ def search_note(report: Report) -> str:
     return (
         f"Mean IoU over {number} validation frames{_whose(report)} (digest `{digest[:16]}`) {how}, "
         f"{search['trials']} trials (space `{asked['space']}`, sampler `{asked['sampler']}`, seed "
-        f"{asked['seed']}), {search['failed']} failed.{held} "
-        f"Pixels are those of a {reference} × {reference} input; at this run's {size} × {size} they count "
-        f"× {size / reference:.3g}."
+        f"{asked['seed']}), {search['failed']} failed.{held} {pixels}"
     )
 
 

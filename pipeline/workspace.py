@@ -109,9 +109,19 @@ class Workspace:
         Raises:
             InputError: the result is missing, or is none of a search.
         """
+        name = self._study_name()
+        if name is None:
+            raise InputError(f"{self.crf_settings}: its settings were given, no search found them")
+        return self.search / name
+
+    def has_study(self) -> bool:
+        """Whether that result is a study's, and not settings that were given (`search.settings`). Raises as `study`."""
+        return self._study_name() is not None
+
+    def _study_name(self) -> str | None:
         try:
-            name: str = json.loads(self.crf_settings.read_text(encoding="utf-8"))["study"]
-            return self.search / name
+            name: str | None = json.loads(self.crf_settings.read_text(encoding="utf-8"))["study"]
+            return name
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.crf_settings}: not a search's result ({error!r})") from None
 

@@ -72,6 +72,26 @@ def test_the_phase_searches_nothing_says_what_it_takes_and_leaves_it_in_mlflow(e
     assert "stage 3 starts from it, nothing is searched; best mean IoU 12.00 %" in said
 
 
+GIVEN = {"settings": {"crf.theta_alpha": 109.0, "crf.num_iterations": 7}, "found": "by hand"}
+
+
+def test_settings_alone_are_taken_without_a_study_and_the_rest_is_the_runs_own(later, tmp_path, capsys):
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps(GIVEN))
+    notes, config = Noting(), taking(path, **{"crf.theta_beta": 9.0})
+    for _ in range(2):
+        search_settings(Pipeline(config, later, notes, "top", Terminal(), False))
+    assert notes.noted == [("top", "earlier_search", "crf_settings.json")] * 2
+    crf = load_settings(later.crf_settings, config).crf
+    assert (crf.theta_alpha, crf.num_iterations, crf.theta_beta) == (109.0, 7, 9.0)
+    assert not later.has_study()
+    assert not later.search.exists()
+    with pytest.raises(InputError, match=f"^{later.crf_settings}: its settings were given, no search found them$"):
+        later.study()
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "stage 3 starts from it, nothing is searched; crf.theta_alpha, crf.num_iterations" in said
+
+
 def test_taken_again_after_a_kill_it_is_the_same(earlier, later):
     config = taking(earlier.crf_settings)
     for _ in range(2):

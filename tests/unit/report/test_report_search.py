@@ -14,7 +14,7 @@ from jointseg.settings import flatten, with_overrides
 from pipeline import report
 from pipeline.workspace import Workspace
 from tests.made_up_runs import save_search
-from tests.reports import SCORES, cells, contents, edit_search, page, page_of
+from tests.reports import SCORES, cells, contents, edit_search, on_terminal, page, page_of
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,23 @@ def test_settings_that_the_papers_point_did_not_draw_are_the_runs_own(place: Wor
     pq.write_table(table.append_column("crf.num_iterations", drawn), place.trials())
     report.write(with_overrides(demo(), {"crf.num_iterations": 5}), place, store)
     assert contents(place)["search"]["paper"]["settings"]["crf.num_iterations"] == 5
+
+
+def test_settings_that_were_given_stand_beside_the_papers_without_a_score(place: Workspace, store: Store) -> None:
+    given = {"settings": {"crf.theta_alpha": 109.0}, "study": None, "taken_from": "given.json"}
+    place.crf_settings.write_text(json.dumps(given))
+    report.write(with_overrides(demo(), {"crf.theta_beta": 9.0, "search.settings": "given.json"}), place, store)
+    assert cells(place, "theta_alpha")[-2:] == ["109", "160"]
+    assert cells(place, "theta_beta")[-2:] == ["9 (held)", "3"]
+    text = page(place)
+    assert "Nothing was searched: stage 3 began with the CRF settings of `given.json`." in text
+    assert "“(held)”: not in the file, this run’s own." in text
+    assert "Mean IoU by fold" not in text
+    assert "chosen on the other folds" not in text
+    assert not [path.name for path in place.figures.iterdir() if "search" in path.name]
+    assert "Nothing was searched" in on_terminal(place)
+    assert "Nothing was searched" in report.description(place)
+    assert "--set search.settings=given.json" in contents(place)["provenance"]["command"]
 
 
 def test_the_command_makes_the_search_that_stage_3_began_from(place: Workspace, store: Store) -> None:
