@@ -38,8 +38,8 @@ def trains_in_bfloat16(training: TrainingConfig, device: torch.device) -> bool:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether `device` computes convolutions in bfloat16 about as fast as in float32, or faster.
 
-    An NVIDIA GPU from Ampere on; of CPUs one with AVX-512, or Arm's with bfloat16. On others PyTorch's code for it takes eight
-    to eleven times as long as its float32 (docs/training.md).
+    An NVIDIA GPU from Ampere on; of CPUs one with AVX-512, or Arm's with bfloat16. On other CPUs PyTorch trains twenty times
+    slower in it than in float32 (docs/training.md).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

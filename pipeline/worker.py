@@ -100,7 +100,7 @@ def distributed(model: JointModel, *, device: torch.device) -> nn.Module:
 def note_precision(job: TrainJob, device: torch.device) -> None:
     """Note where the stage trains in float32, though its config asks for bfloat16."""
     if job.config.training.precision == "bfloat16" and not has_bfloat16(device):
-        said = f"{job.stage}: trains in float32: {name_of(device)} would take about ten times as long in bfloat16"
+        said = f"{job.stage}: trains in float32: {name_of(device)} is not made for bfloat16 and many times slower in it"
         append_line(job.notes, {"said": said})
 
 

@@ -1,12 +1,21 @@
-"""The Python blocks of the documentation and of README run, in order. Not here: README's commands."""
+"""The Python blocks of the documentation and of README run, in order; its files of settings and trials are what it says.
+
+Not here: README's commands.
+"""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jointseg import presets
+from jointseg.settings import with_overrides
+from pipeline.earlier_search import earlier_study
+from pipeline.search_result import load_settings
+from pipeline.spaces import load_space, start_points
 from tests.checkpoints import untrained_final
 from tests.own_spaces import space_named
 
@@ -31,6 +40,31 @@ def test_the_spaces_on_the_page_are_spaces(tmp_path):
     assert functions == ["space", "depth_or_none"]
     for function in functions:
         space_named(f"{tmp_path / 'own.py'}:{function}")
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("settings/*.json")), ids=lambda path: path.stem)
+def test_settings_that_are_published_are_taken_by_score_stage_3_and_a_search(path):
+    preset = getattr(presets, path.stem.partition("-")[2])()
+    taking = with_overrides(preset, {"search.settings": str(path)})
+    found, study = earlier_study(taking)
+    assert study is None
+    crf = load_settings(path, preset).crf
+    assert crf != preset.crf
+    assert load_settings(path, taking).crf == crf
+    with_start = with_overrides(preset, {"search.start": str(path), "search.space": "crf"})
+    _, (point, _, inside) = start_points(load_space(with_start), with_start)
+    assert (point, inside) == (found["settings"], True)
+
+
+@pytest.mark.parametrize(
+    ("commit", "ended", "stopped", "best", "score"), [("40e38fd", 234, 98, 231, 0.2987), ("5e198fe", 131, 90, 4, 0.3333)]
+)
+def test_trials_that_are_published_are_those_of_the_table(commit, ended, stopped, best, score):
+    trials = pq.read_table(DOCS / f"studies/modern-{commit}.parquet").to_pylist()
+    assert {trial["commit"][:7] for trial in trials} == {commit}
+    assert (len(trials), sum(trial["state"] == "stopped" for trial in trials)) == (ended, stopped)
+    winner = max((trial for trial in trials if trial["state"] == "finished"), key=lambda trial: trial["mean_iou"])
+    assert (winner["trial"], round(winner["mean_iou"], 4)) == (best, score)
 
 
 def test_the_code_in_the_readme_runs_on_what_its_comments_say(small, rooms, tmp_path, monkeypatch):

@@ -167,7 +167,7 @@ def test_a_stage_whose_processor_is_not_made_for_bfloat16_says_that_it_trains_in
         worker.note_precision(job, torch.device("cpu"))
     said = {name: [line["said"] for line in read_lines(job.notes)] for name, job in jobs.items()}
     assert said == {
-        "asked": [f"asked: trains in float32: {cpu_model()} would take about ten times as long in bfloat16"],
+        "asked": [f"asked: trains in float32: {cpu_model()} is not made for bfloat16 and many times slower in it"],
         "made_for_it": [],
         "not_asked": [],
     }
