@@ -295,7 +295,9 @@ def _read_settings(path: Path) -> Point:
         checked = with_overrides(Config(), settings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"search.start: {path}: {error.strerror}; allowed: JSON of settings by path") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"search.start: {path} does not hold settings ({one_line(error)})") from None
     outside = [name for name in settings if name.replace(".", "/") not in PATHS]
     if outside:

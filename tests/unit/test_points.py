@@ -83,6 +83,12 @@ def test_a_start_that_is_no_point_is_refused(tmp_path, text, said):
     assert said in message
 
 
+def test_a_start_that_is_not_there_is_refused(tmp_path):
+    path = tmp_path / "none.json"
+    said = f"search.start: {path}: No such file or directory; allowed: JSON of settings by path"
+    assert refusal(points, space="crf_weights", start=str(path)) == said
+
+
 # Grids
 
 
