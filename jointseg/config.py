@@ -206,9 +206,9 @@ class TrainingConfig(Settings):
     loader_workers: int = Field(0, ge=0)
     """Processes that cut views for each worker; 0 cuts them in the training process."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's passes in training (autocast); where the device is not made for bfloat16, float32 is used, and that is
-    said. Weights, losses, the CRF and all evaluation stay in float32; in float32 PyTorch's convolutions on GPUs round their
-    factors to TF32 unless `torch.backends.cudnn.allow_tf32` is off."""
+    """Of the network's passes in training (autocast); a worker whose device is not made for bfloat16 trains in float32, and
+    that is said. Weights, losses, the CRF and all evaluation stay in float32; in float32 PyTorch's convolutions on GPUs round
+    their factors to TF32 unless `torch.backends.cudnn.allow_tf32` is off."""
     channels_last: bool = False
     """Lay feature maps out with channels innermost: faster convolutions on CPUs, and on GPUs in half precision."""
     compile: bool = False

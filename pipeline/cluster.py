@@ -28,6 +28,7 @@ import pipeline
 import tune_spaces
 from jointseg.config import Config
 from jointseg.errors import DeviceMemoryError, InputError, first_line, one_line
+from jointseg.hardware import usable_cpus
 from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
 from pipeline.ray_token import refuse_other_token
@@ -67,7 +68,9 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
         modules = [str(Path(package.__file__).parent) for package in (jointseg, pipeline, tune_spaces) if package.__file__]
         runtime_env = {"py_modules": modules}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    own = {} if address else {"include_dashboard": False}  # it takes jobs from whoever reaches its port
+    own: dict[str, Any] = {} if address else {"include_dashboard": False}  # it takes jobs from whoever reaches its port
+    if not address and usable_cpus() < (os.cpu_count() or 1):  # Ray would take those that this process may not run on, too
+        own["num_cpus"] = usable_cpus()
     try:
         with _apart() if not address else nullcontext(), _away_from_here(own=not address):
             ray.init(address=address or "local", log_to_driver=verbose, logging_level=quiet, runtime_env=runtime_env, **own)
@@ -93,6 +96,11 @@ def _no_ray(error: Exception, address: str | None) -> Exception | None:
             return InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {first_line(error)}")
         case RuntimeError() | RayError() if address:  # other versions of Ray or Python, a token that is missing
             return InputError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {one_line(error)}")
+        case OSError() if not address and "AF_UNIX" in str(error):
+            return InputError(
+                f"TMPDIR: {tempfile.gettempdir()!r} is too long for the paths of Ray's sockets; allowed: about 35 characters, "
+                "or RAY_TMPDIR=/tmp beside it, for Ray alone"
+            )
         case _ if not address and "timed out during startup" in str(error):  # after 30 seconds
             return LostWorkerError("Ray did not start in time: this machine is busy; the same command goes on")
     return None

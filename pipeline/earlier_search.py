@@ -12,7 +12,7 @@ from typing import Any
 
 from jointseg.config import Config
 from jointseg.errors import InputError
-from jointseg.settings import SettingsError
+from jointseg.settings import SettingsError, flatten
 from jointseg.whole import appearing_whole, write_atomically
 from pipeline.search_result import load_settings, said
 from pipeline.terminal import Terminal
@@ -45,10 +45,10 @@ def earlier_study(config: Config) -> tuple[dict[str, Any], Path | None]:
     """
     path = config.search.settings
     assert path is not None
-    load_settings(path, config)
+    crf = flatten(load_settings(path, config).crf, prefix="crf.")
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if not result.keys() & {*OF_A_RESULT} - {"settings"}:
-        return {"settings": result["settings"], "study": None}, None
+    if not any(result.get(name) is not None for name in OF_A_RESULT if name != "settings"):
+        return {"settings": {name: crf[name] for name in dict(result["settings"])}, "study": None}, None
     missing = [name for name in OF_A_RESULT if name not in result]
     if missing:
         raise InputError(f"search.settings: {path}: not the whole result of a search: it has no {', '.join(missing)}")

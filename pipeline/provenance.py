@@ -25,7 +25,7 @@ import torch
 
 import jointseg
 from jointseg.config import Config
-from jointseg.hardware import cpu_model
+from jointseg.hardware import cpu_model, usable_cpus, usable_memory
 from jointseg.presets import PRESETS, paper
 from jointseg.settings import differences, flatten
 
@@ -162,8 +162,8 @@ def hardware() -> dict[str, Any]:
         cluster = {"nodes": nodes, "cpus": there.get("CPU", 0), "gpus": there.get("GPU", 0), "accelerators": accelerators}
     return {
         "cpu": cpu_model(),
-        "cpus": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "cpus": usable_cpus(),
+        "memory_gb": round(usable_memory() / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cluster": cluster,
     }

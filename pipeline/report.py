@@ -36,7 +36,7 @@ from jointseg.whole import appearing_whole, write_atomically
 from pipeline import report_html, report_page
 from pipeline.earlier_search import TAKEN_FROM
 from pipeline.evaluate import Evaluated
-from pipeline.log_lines import read_reports
+from pipeline.log_lines import read_lines, read_reports
 from pipeline.provenance import provenance
 from pipeline.report_confusions import confusion_name, named_confusions
 from pipeline.report_search import FIGURES
@@ -175,6 +175,7 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         "checkpoints": {
             stage.name: final_digest(place.final(stage)) for stage in STAGES.values() if place.final(stage).is_dir()
         },
+        "notes": [note["said"] for stage in STAGES.values() for note in read_lines(place.notes(stage))],
         "commits": {phase: row["commit"] for phase, row in done.items() if phase != "report"},
     }
 

@@ -148,10 +148,11 @@ def _provenance(report: Report) -> str:
         "data": f"`{report['data']['digest']}`",
         "config": "`config.json` beside this page",
     }
+    bullets = [*(f"{name}: {text}" for name, text in lines.items()), *report.get("notes", [])]  # which older reports have not
     again = "Again, on that commit:" if found["commit"] else "Again:"
     if str(found["commit"]).endswith("-dirty"):
         again = "Again, though the code had changes that are in no commit:"
-    return f"{_bullets([f'{name}: {text}' for name, text in lines.items()])}\n\n{again}\n\n```\n{found['command']}\n```"
+    return f"{_bullets(bullets)}\n\n{again}\n\n```\n{found['command']}\n```"
 
 
 def _rich(table: Table, *, text_columns: int = 1) -> RenderableType:

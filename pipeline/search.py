@@ -284,9 +284,8 @@ def _hand_over(place: Workspace, study: Study, screen: Terminal) -> bool:
     if all(there[name] == own[name] for name in ("study", "settings")):
         write_atomically(place.crf_settings, found)
         return True
-    screen.say(
-        f"{place.crf_settings} stays: {' and '.join(begun)} began from study {there['study']}; this result is in {study.folder}"
-    )
+    origin = "settings that were given" if there["study"] is None else f"study {there['study']}"
+    screen.say(f"{place.crf_settings} stays: {' and '.join(begun)} began from {origin}; this result is in {study.folder}")
     return False
 
 

@@ -198,14 +198,14 @@ def trial_record(line: Line, config: Config, folder: Path, *, identity: Mapping[
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `save_result` wrote.
+    """What `save_result` wrote, or settings that were given, whose `study` is None.
 
     Raises:
         InputError: the file is damaged.
     """
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("study", "settings", "search", "trials"):
+        for name in ("study", "settings") if result["study"] is None else ("study", "settings", "search", "trials"):
             result[name]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); remove it, and jointseg search writes it again") from None

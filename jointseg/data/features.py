@@ -81,7 +81,10 @@ def description(folder: Path) -> dict[str, Any] | None:
 
 
 def stamp(network: JointNetwork, config: Config, views: Sequence[View], store: Store) -> dict[str, Any]:
-    """What the features depend on: the frozen weights, how pictures are made, the views and the frames."""
+    """What the features depend on: the frozen weights, how pictures are made, the views and the frames.
+
+    Not the processor: one that is not made for bfloat16 computes them in float32.
+    """
     listed = hashlib.sha256(json.dumps([vars(view) for view in views]).encode())
     return {
         "layers": list(network.frozen_outputs()),
@@ -124,7 +127,7 @@ def create(folder: Path, network: JointNetwork, *, size: int, num_views: int) ->
 def compute(
     network: JointNetwork, store: Store, views: Sequence[View], config: Config, *, device: torch.device
 ) -> dict[str, NDArray[np.float16]]:
-    """The features of some views, in the precision that the network is trained in.
+    """The features of some views, in the precision that `device` trains the network in.
 
     Returns:
         by layer, (views, channels, h, w).

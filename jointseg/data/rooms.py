@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from jointseg.data.synthetic.ray_cast import HEIGHT, SHELL, WIDTH, Floats, cast,
 from jointseg.data.synthetic.room_plan import plan_room, room_kind, shell_label
 from jointseg.data.synthetic.sensor import sensed_depth, unlabelled, white_border, widen
 from jointseg.errors import InputError
+from jointseg.hardware import usable_cpus
 from jointseg.labels import CLASS_NAMES
 from jointseg.mapped import set_room_aside
 from jointseg.whole import appearing_whole, check_space
@@ -103,8 +103,8 @@ def _count_instances(labels: NDArray[np.uint16], things: NDArray[np.int32]) -> N
 
 
 def processes_to_render() -> int:
-    """One for each CPU, up to 8: what a machine is asked for where nobody says more."""
-    return min(os.cpu_count() or 1, 8)
+    """One for each CPU that may be used, up to 8: what a machine is asked for where nobody says more."""
+    return min(usable_cpus(), 8)
 
 
 def refuse_too_many(num_train: int, num_test: int) -> None:

@@ -103,6 +103,24 @@ def test_a_ray_of_our_own_that_a_busy_machine_cannot_start_is_one_line(init, mon
         pass
 
 
+def test_a_folder_too_long_for_rays_sockets_is_named_in_one_line(monkeypatch, tmp_path):
+    long = tmp_path / ("l" * 60)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(cluster.tempfile, "tempdir", None)
+    with pytest.raises(InputError, match=rf"^TMPDIR: '{long}' is too long .*RAY_TMPDIR=/tmp"), cluster.connected():
+        pass
+
+
+@pytest.mark.parametrize(("there", "usable", "asked"), [(8, 8, {}), (8, 3, {"num_cpus": 3}), (None, 1, {})])
+def test_a_ray_of_our_own_takes_the_cpus_that_this_process_may_run_on(init, monkeypatch, there, usable, asked):
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: there)
+    monkeypatch.setattr(cluster, "usable_cpus", lambda: usable)
+    with cluster.connected():
+        pass
+    assert {name: value for name, value in init[0].items() if name == "num_cpus"} == asked
+
+
 def test_where_nothing_listens_ray_is_not_asked(init, head, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at '127\.0\.0\.1:9': .*refused"), cluster.connected():

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from jointseg import needs
 from jointseg.crf.filters import block_sparse
 from jointseg.crf.filters.block_sparse import BlockSparseFilter
 from jointseg.crf.filters.features import Features
@@ -264,7 +265,27 @@ def test_without_a_c_compiler_for_triton_it_says_so(monkeypatch):
     with pytest.raises(InputError, match="needs a C compiler for Triton"):
         BlockSparseFilter(Features(values_BPF=torch.zeros(1, 4, 2), size=(2, 2)))
     monkeypatch.setenv("CC", "my-cc")
-    assert block_sparse.missing_for_triton() is None
+    assert "C compiler" not in (block_sparse.missing_for_triton() or "")
+
+
+def test_without_pythons_headers_or_a_folder_for_what_is_compiled_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("CC", "my-cc")
+    monkeypatch.setattr(needs.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert needs.missing_for_triton() == (
+        f"Python's headers for Triton (no {tmp_path / 'Python.h'}; on Debian the package python3-dev)"
+    )
+    (tmp_path / "Python.h").touch()
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, str(tmp_path / "Python.h" / "no_folder"))
+        said = needs.missing_for_triton()
+        assert said is not None
+        assert said.startswith(f"a folder for Triton's code ({tmp_path / 'Python.h' / 'no_folder'}")
+        assert "Not a directory; TRITON_CACHE_DIR names another" in said
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kept"))
+    assert needs.missing_for_triton() is None
 
 
 # One group of pixels at 0, and the others so far that each of their weights is small and all of them together are not: what is

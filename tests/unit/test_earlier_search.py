@@ -92,6 +92,24 @@ def test_settings_alone_are_taken_without_a_study_and_the_rest_is_the_runs_own(l
     assert "stage 3 starts from it, nothing is searched; crf.theta_alpha, crf.num_iterations" in said
 
 
+def test_settings_that_a_run_was_given_are_given_on(later, tmp_path):
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps(GIVEN))
+    take_settings(taking(path), later, screen=Terminal())
+    third = Workspace(tmp_path / "third")
+    take_settings(taking(later.crf_settings), third, screen=Terminal())
+    given, on = (json.loads(place.crf_settings.read_text()) for place in (later, third))
+    assert on == {**given, "taken_from": str(later.crf_settings)}
+
+
+@pytest.mark.parametrize("settings", [{"crf.num_iterations": 7.0}, {"crf.num_iterations": "7"}, [["crf.num_iterations", 7]]])
+def test_settings_alone_are_kept_as_the_config_has_them(later, tmp_path, settings):
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps({"settings": settings}))
+    take_settings(taking(path), later, screen=Terminal())
+    assert '"crf.num_iterations": 7\n' in later.crf_settings.read_text()
+
+
 def test_taken_again_after_a_kill_it_is_the_same(earlier, later):
     config = taking(earlier.crf_settings)
     for _ in range(2):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,25 @@ KERNELS = {
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need the triton package")
 
 
+def compiled_for(capability: int) -> dict[str, list[dict[str, Any]]]:
+    """The kernels of the CRF's filters and of the network as `tests.gpu_code` finds them: a row for each way of calling one."""
+    command = [sys.executable, "-m", "tests.gpu_code", str(capability)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    here = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [pytest.param(100, id="B200"), pytest.param(120, id="RTX 5090")])
+def test_every_kernel_compiles_for_newer_gpus(capability: int) -> None:
+    found = compiled_for(capability)
+    assert {row["kernel"] for row in found["filters"]} == KERNELS
+    assert {row["kernel"] for row in found["network"]} == {"_upsample", "_gradients"}
+
+
 @pytest.mark.parametrize(
     ("capability", "shared", "matrix"),
     [
@@ -29,12 +49,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels
     ],
 )
 def test_every_kernel_compiles_onto_tensor_cores_and_keeps_to_registers(capability: int, shared: int, matrix: str) -> None:
-    command = [sys.executable, "-m", "tests.gpu_code", str(capability)]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    here = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
+    found = compiled_for(capability)
     rows = found["filters"]
     assert {row["kernel"] for row in rows} == KERNELS
     assert [row for row in rows if row["stack"]] == []

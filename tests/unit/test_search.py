@@ -229,6 +229,16 @@ def test_a_finished_study_is_the_one_that_stage_3_starts_from_until_it_has(place
     assert "stays: stage3 began from study crf-tpe-0" in capsys.readouterr().out
 
 
+def test_settings_that_were_given_stay_once_stage_3_has_begun_from_them(place, capsys):
+    study, given = study_of(place), {"settings": {"crf.theta_alpha": 109.0}, "study": None, "taken_from": "given.json"}
+    result = result_of(study)
+    place.crf_settings.write_text(json.dumps(given))
+    place.stage(STAGES["stage3"]).mkdir(parents=True)
+    assert not search.take_over(result, study, place, Terminal())
+    assert json.loads(place.crf_settings.read_text()) == given
+    assert "stays: stage3 began from settings that were given" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_study_that_went_on_to_another_winner_does_not_replace_what_stage_3_began_from(place, capsys):
     study = study_of(place)
     first = result_of(study)

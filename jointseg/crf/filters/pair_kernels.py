@@ -57,8 +57,9 @@ def _shares(
         col = tl.load(columns + e).to(tl.int64)
         weights = tl.exp2(exponents(mine, features, col, F, T, K, SHIFT))
         other = tl.load(scales + col * T + t) * UNSHIFT
-        tl.store(out + e, tl.max(tl.sum(weights, 1) * own, 0))
-        tl.store(out + num_pairs + e, tl.max(tl.sum(weights, 0) * other, 0))
+        one = tl.arange(0, 1)  # in two dimensions: of a maximum in one Triton makes no code for Blackwell
+        tl.store(out + e + one, tl.max((tl.sum(weights, 1) * own)[None, :], 1))
+        tl.store(out + num_pairs + e + one, tl.max((tl.sum(weights, 0) * other)[None, :], 1))
 
 
 @triton.jit(do_not_specialize=["num_tiles", "length"])

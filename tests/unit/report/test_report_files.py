@@ -111,7 +111,7 @@ def test_each_frames_matrix_is_kept_and_the_gains_are_of_them(written: Workspace
 def test_report_json_has_every_promised_key(written: Workspace) -> None:
     found = contents(written)
     promised = {"table2", "table3", "search", "data", "provenance", "seconds", "commits", "floors", "paper"}
-    promised |= {"confusions", "checkpoints", "rules", "gains"}
+    promised |= {"confusions", "checkpoints", "rules", "gains", "notes"}
     assert set(found) == promised
     assert list(found["table3"]) == list(ROW_NAMES)
     assert list(found["table2"]) == ["unary_sem_depth", "sem_crf", "sem_crf_plus"]

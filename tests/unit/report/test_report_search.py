@@ -11,6 +11,7 @@ import pytest
 from jointseg.data.store import Store
 from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
+from jointseg.stages import STAGES
 from pipeline import report
 from pipeline.workspace import Workspace
 from tests.made_up_runs import save_search
@@ -131,6 +132,14 @@ def test_settings_that_were_given_stand_beside_the_papers_without_a_score(place:
     assert "Nothing was searched" in on_terminal(place)
     assert "Nothing was searched" in report.description(place)
     assert "--set search.settings=given.json" in contents(place)["provenance"]["command"]
+
+
+def test_what_the_workers_said_stands_by_where_the_numbers_come_from(place: Workspace, store: Store) -> None:
+    notes = place.notes(STAGES["stage2"])
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    notes.write_text('{"said": "stage2: trains in float32: X is not made for bfloat16"}\n')
+    report.write(demo(), place, store)
+    assert "- stage2: trains in float32: X is not made for bfloat16\n" in page(place).partition("## Where it comes from")[2]
 
 
 def test_the_command_makes_the_search_that_stage_3_began_from(place: Workspace, store: Store) -> None:
