@@ -50,7 +50,8 @@ class SearchConfig(Settings):
     gpus_per_trial: float = Field(0.0, ge=0, le=1)
     """Share of a GPU for each trial of the CRF, on which it then runs; 0: on the CPU."""
     filter_cache: int = Field(1024, ge=0)
-    """MiB of the CRF's filters that each trial process keeps for the next trial."""
+    """MiB of the CRF's filters that each trial process keeps for the next trial, at most; on CPUs those of all processes of a
+    machine together no more than a quarter of its memory."""
     node_folder: Path | None = None
     """A folder on a disk of each node's own, for a copy of the unaries that its trials read (100 frames of 513 x 513: 4.4 GB);
     None: they read the run's folder. For folders shared over a network. The copy stays until it is removed."""

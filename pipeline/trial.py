@@ -27,6 +27,7 @@ from jointseg.cross_validation import is_behind
 from jointseg.data.views import scenes_of
 from jointseg.errors import InputError, OutOfRangeError
 from jointseg.evaluation import labels_at_full_size, score_labels
+from jointseg.hardware import usable_cpus, usable_memory
 from jointseg.metrics import crop
 from jointseg.model import build_crf
 from jointseg.search_config import SearchConfig
@@ -53,6 +54,8 @@ ON_GPU_AT_ONCE = 5
 """Frames that a GPU works on together: one alone leaves it waiting for the next launch much of the time."""
 _SHARE_FOR_UNARIES = 1 / 4
 """Of a trial's part of a GPU's memory."""
+_SHARE_FOR_FILTERS = 1 / 4
+"""Of a machine's memory, for the filters that all its processes keep."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +213,16 @@ def is_timed(settings: SearchConfig) -> bool:
 def kept_bytes(settings: SearchConfig, gpu_memory: int) -> tuple[int, int]:
     """What a process may keep from one trial to the next: bytes of filters, and on a GPU of so many bytes those of unaries.
 
-    Nothing where seconds are an objective: no trial is to gain by those before it in its process.
+    The filters of all processes that this machine has CPUs for get no more than a part of its memory. Nothing is kept where
+    seconds are an objective: no trial is to gain by those before it in its process.
     """
     if is_timed(settings):
         return 0, 0
-    return settings.filter_cache * MIB, int(gpu_memory * settings.gpus_per_trial * _SHARE_FOR_UNARIES)
+    filters = settings.filter_cache * MIB
+    if not settings.gpus_per_trial:
+        processes = max(1, usable_cpus() // settings.cpus_per_trial)
+        filters = min(filters, int(usable_memory() * _SHARE_FOR_FILTERS / processes))
+    return filters, int(gpu_memory * settings.gpus_per_trial * _SHARE_FOR_UNARIES)
 
 
 def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Config) -> FrameSums:
