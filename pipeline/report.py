@@ -175,13 +175,18 @@ def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
         "checkpoints": {
             stage.name: final_digest(place.final(stage)) for stage in STAGES.values() if place.final(stage).is_dir()
         },
-        "notes": [note["said"] for stage in STAGES.values() for note in read_lines(place.notes(stage))],
+        "notes": _notes(place),
         "commits": {phase: row["commit"] for phase, row in done.items() if phase != "report"},
     }
 
 
 def _only(metrics: Mapping[str, float | None], names: tuple[str, ...]) -> dict[str, float | None]:
     return {name: metrics.get(name) for name in names}
+
+
+def _notes(place: Workspace) -> list[str]:
+    """What the stages' workers said while they trained; what they said at each start, once."""
+    return list(dict.fromkeys(note["said"] for stage in STAGES.values() for note in read_lines(place.notes(stage))))
 
 
 def _data(place: Workspace, store: Store) -> dict[str, Any]:

@@ -137,9 +137,10 @@ def test_settings_that_were_given_stand_beside_the_papers_without_a_score(place:
 def test_what_the_workers_said_stands_by_where_the_numbers_come_from(place: Workspace, store: Store) -> None:
     notes = place.notes(STAGES["stage2"])
     notes.parent.mkdir(parents=True, exist_ok=True)
-    notes.write_text('{"said": "stage2: trains in float32: X is not made for bfloat16"}\n')
+    notes.write_text('{"said": "stage2: trains in float32: X is not made for bfloat16"}\n' * 2)  # as a stage that went on
     report.write(demo(), place, store)
-    assert "- stage2: trains in float32: X is not made for bfloat16\n" in page(place).partition("## Where it comes from")[2]
+    said = "- stage2: trains in float32: X is not made for bfloat16\n"
+    assert page(place).partition("## Where it comes from")[2].count(said) == 1
 
 
 def test_the_command_makes_the_search_that_stage_3_began_from(place: Workspace, store: Store) -> None:
