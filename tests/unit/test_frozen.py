@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from jointseg import hardware
 from jointseg.batches import Place, ViewDataset
 from jointseg.checkpoint import save_final
 from jointseg.config import Config, NetworkConfig
 from jointseg.data import features
 from jointseg.data.features import FeatureStore
 from jointseg.data.manifest import write_manifest
-from jointseg.data.views import make_views
 from jointseg.errors import DiskError, InputError
 from jointseg.network.network import build_network
 from jointseg.network.table import LARGE_FOV, VARIANTS, Conv, layers_up_to
@@ -34,11 +32,6 @@ from tests.starting_weights import torchvision_vgg16
 
 ALONE = Place()
 CONVOLUTIONS = [layer.name for layer in LARGE_FOV.layers if isinstance(layer, Conv)]
-
-
-@pytest.fixture(scope="module")
-def views(rooms, small):
-    return make_views(rooms.train, small.data)
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +170,6 @@ def test_the_stamp_changes_with_whatever_the_features_depend_on(rooms, views, fr
     changes.append({"training.precision": "bfloat16"})
     others = [stamp(with_overrides(frozen, change)) for change in changes] + [stamp(frozen, views[1:])]
     assert same not in others
-
-
-def test_kept_features_are_of_float32_where_the_processor_is_not_made_for_bfloat16(rooms, views, frozen, monkeypatch):
-    network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
-
-    def computed(precision, *, made_for_it):
-        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: made_for_it)
-        config = with_overrides(frozen, {"training.precision": precision})
-        return features.compute(network, rooms, views[:1], config, device=torch.device("cpu"))
-
-    whole, instead, half = (
-        computed(precision, made_for_it=there)
-        for precision, there in (("float32", True), ("bfloat16", False), ("bfloat16", True))
-    )
-    assert all(np.array_equal(own, instead[layer]) for layer, own in whole.items())
-    assert not any(np.array_equal(own, half[layer]) for layer, own in whole.items())
 
 
 def test_the_stamp_is_of_these_frames_and_of_what_is_taken_off_the_image(rooms, views, frozen):

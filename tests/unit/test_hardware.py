@@ -1,4 +1,6 @@
-"""Laws of what is known of the machine. Not here: what it is recorded for (test_provenance.py)."""
+"""Laws of what is known of the machine, and of features that go by it. Not here: training (test_modern.py), what is recorded
+(test_provenance.py).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from jointseg import hardware
+from jointseg.batches import Place
+from jointseg.data import features
+from jointseg.resuming import begin
+from jointseg.settings import with_overrides
+from jointseg.stages import STAGES
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,3 +57,20 @@ def test_a_cpu_is_made_for_bfloat16_where_it_has_its_instructions() -> None:
     if flags is None:
         pytest.skip("reads /proc/cpuinfo of an x86-64 processor")
     assert hardware.has_bfloat16(torch.device("cpu")) == ("avx512_bf16" in flags)
+
+
+def test_kept_features_are_of_float32_where_the_processor_is_not_made_for_bfloat16(rooms, views, small, monkeypatch):
+    frozen = with_overrides(small, {"network.frozen_until": "conv4_3", "network.dropout": 0})
+    network = begin(frozen, STAGES["stage1"], place=Place(), start=None).model.network
+
+    def computed(precision, *, made_for_it):
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: made_for_it)
+        config = with_overrides(frozen, {"training.precision": precision})
+        return features.compute(network, rooms, views[:1], config, device=torch.device("cpu"))
+
+    whole, instead, half = (
+        computed(precision, made_for_it=there)
+        for precision, there in (("float32", True), ("bfloat16", False), ("bfloat16", True))
+    )
+    assert all(np.array_equal(own, instead[layer]) for layer, own in whole.items())
+    assert not any(np.array_equal(own, half[layer]) for layer, own in whole.items())

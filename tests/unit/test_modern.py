@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +17,9 @@ from jointseg import hardware
 from jointseg.averaging import RunningMean
 from jointseg.batches import Place
 from jointseg.config import StageConfig
-from jointseg.data.views import make_views
 from jointseg.errors import InputError
 from jointseg.losses import balancing_weights, semantic_loss
 from jointseg.model import build_model
-from jointseg.network.network import build_network
 from jointseg.optimizer import build_optimizer, rates, set_rate
 from jointseg.resuming import begin, resume
 from jointseg.settings import with_overrides
@@ -32,11 +27,6 @@ from jointseg.stages import ONE_STAGE, STAGES
 from jointseg.training import class_weights, train, validate
 
 ALONE = Place()
-
-
-@pytest.fixture(scope="module")
-def views(rooms, small):
-    return make_views(rooms.train, small.data)
 
 
 def fit(config, rooms, views, *, stage="stage1", save_to=None, run=None, validation=(), place=ALONE):
@@ -296,41 +286,3 @@ def test_no_step_waits_for_the_gpu(rooms, views, small, stage):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run.step == 6
-
-
-# Compilation
-
-
-def test_a_network_is_compiled_where_that_is_asked_for(small):
-    for asked in (False, True):
-        run = begin(with_overrides(small, {"training.compile": asked}), STAGES["stage1"], place=ALONE, start=None)
-        assert (run.model.network._compiled_call_impl is not None) == asked
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
-    reason="torch.compile needs g++ and Python's headers on CPUs",
-)
-def test_every_part_of_a_compiled_network_has_the_same_gradient(small):
-    """At a width at which Inductor loses some of them when it compiles the upsampling too; few layers, as it takes long."""
-    changes = {"network.width": 0.0625, "network.dropout": 0, "network.frozen_until": "fc7"}
-    network = build_network(with_overrides(small, changes).network, seed=0)
-    draw = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (2, 3, 33, 33), generator=draw, dtype=torch.uint8)
-    features = network.frozen_features(image)
-
-    def gradients():
-        network.zero_grad()
-        draw.manual_seed(1)
-        parts = [(scores * torch.randn(scores.shape, generator=draw)).sum() for scores in network(image, features=features)]
-        torch.stack(parts).sum().backward()
-        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-
-    eager = gradients()
-    network.compile()
-    compiled = gradients()
-    assert compiled.keys() == eager.keys() >= {f"heads.{branch.name}.segmentation.weight" for branch in network.branches}
-    assert all(gradient.any() for gradient in eager.values())
-    for name, gradient in eager.items():
-        assert float((compiled[name] - gradient).abs().max() / gradient.abs().max()) < 1e-5, name

@@ -16,7 +16,7 @@ from jointseg.presets import demo
 from jointseg.search_config import SearchConfig
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
-from pipeline import cluster, search
+from pipeline import cluster, search, trial
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
@@ -200,6 +200,18 @@ def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said)
     else:
         with pytest.raises(InputError, match=said):
             search.require_room(config)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gigabytes", "cpus_per_trial", "megabytes"), [(2, 24, 1, 1024), (8, 16, 1, 512), (8, 16, 4, 1024), (1, 2, 4, 512)]
+)
+def test_filters_of_all_processes_take_no_more_than_a_quarter_of_the_memory(
+    monkeypatch, cpus, gigabytes, cpus_per_trial, megabytes
+):
+    monkeypatch.setattr(trial, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(trial, "usable_memory", lambda: gigabytes * 2**30)
+    settings = with_overrides(demo(), {"search.cpus_per_trial": cpus_per_trial}).search
+    assert trial.kept_bytes(settings, 0) == (megabytes * 2**20, 0)
 
 
 @pytest.mark.parametrize("content", ["{broken", "[]", "{}", '{"search": {}}'])

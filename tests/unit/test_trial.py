@@ -20,7 +20,7 @@ from jointseg.evaluation import compute_unaries, predict, refined_labels, score_
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import Kernels
-from pipeline import finetune, trial
+from pipeline import finetune
 from pipeline.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, kept_bytes, run_trial
 from pipeline.trial_record import confusion_file, read_confusions
 from pipeline.unaries import ARRAYS, DESCRIPTION, UnariesOnDevice, UnaryCache, row_of, rows_of
@@ -116,17 +116,6 @@ def test_where_seconds_are_an_objective_no_trial_gains_by_those_before_it(job):
     timed, other = (with_search(job, objective=name, gpus_per_trial=0.5).config.search for name in ("miou,seconds", "miou"))
     assert kept_bytes(timed, 2**30) == (0, 0), "unaries are kept on a GPU for the next trial"
     assert kept_bytes(other, 2**30) == (other.filter_cache * 2**20, 2**27)
-
-
-@pytest.mark.parametrize(
-    ("cpus", "gigabytes", "cpus_per_trial", "megabytes"), [(2, 24, 1, 1024), (8, 16, 1, 512), (8, 16, 4, 1024), (1, 2, 4, 512)]
-)
-def test_filters_of_all_processes_take_no_more_than_a_quarter_of_the_memory(  # noqa: PLR0917
-    job, monkeypatch, cpus, gigabytes, cpus_per_trial, megabytes
-):
-    monkeypatch.setattr(trial, "usable_cpus", lambda: cpus)
-    monkeypatch.setattr(trial, "usable_memory", lambda: gigabytes * 2**30)
-    assert kept_bytes(with_search(job, cpus_per_trial=cpus_per_trial).config.search, 0) == (megabytes * 2**20, 0)
 
 
 @pytest.fixture
