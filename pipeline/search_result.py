@@ -255,7 +255,7 @@ def load_settings(path: Path, config: Config) -> Config:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; allowed: the result of a search") from None
+        raise InputError(f"{path}: {error.strerror}; allowed: the result of a search, or JSON with `settings`") from None
     except (ValueError, KeyError, TypeError) as error:
         why = f"no JSON: {error}" if isinstance(error, ValueError) else "it holds no `settings`"
         raise InputError(f"{path}: not the result of a search ({why}); jointseg search writes one") from None
