@@ -60,7 +60,7 @@ class Batches(Searcher):  # type: ignore[misc]
             log: called with each trial that ends now.
             concurrent: trials at once, at most; 0: as many as Tune asks for.
             early_stop: name to each trial the best of those told before it was asked, which it is to keep up with.
-            say: called with a line for people when a trial runs again.
+            say: called with a line for people when a trial runs again, and while no node has room.
         """
         super().__init__(metric=None, mode=None)
         self.asker, self.size, self.total, self.ended, self.log = asker, size, total, dict(ended), log
@@ -181,7 +181,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             resources: that a trial takes.
             batches: are told of the processes.
         """
-        self.patience, self.batches = Patience(resources), batches
+        self.patience, self.batches = Patience(resources, say=batches.say), batches
         self.lost: LostWorkerError | None = None
 
     def on_step_begin(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:  # noqa: ARG002  # Tune's names

@@ -36,6 +36,8 @@ from pipeline.run_store import IN_JOB
 
 PATIENCE = 600.0
 """Seconds that nodes of a cluster are waited for: `ray up` is done when its head is there, and nodes go away and come back."""
+QUIET = 30.0
+"""Seconds of them without a word: processes take some to start."""
 
 
 @contextmanager
@@ -241,11 +243,11 @@ def node_resources() -> list[dict[str, float]]:
 
 
 class Patience:
-    """Ends work that no node has room for in PATIENCE, where Ray itself would wait for ever."""
+    """Ends work that no node has room for in PATIENCE, where Ray itself would wait for ever without a word."""
 
-    def __init__(self, resources: Mapping[str, float]) -> None:
-        """Begin to look whether something of this size runs."""
-        self.resources = resources
+    def __init__(self, resources: Mapping[str, float], *, say: Callable[[str], None]) -> None:
+        """Begin to look whether something of this size runs; `say` is called with a line for people where it has to wait."""
+        self.resources, self._say, self._said = resources, say, False
         self._since = self._looked = time.monotonic()
 
     def look(self, *, runs: bool) -> None:
@@ -261,13 +263,17 @@ class Patience:
         if not runs and now - self._looked < 10:
             return
         self._looked = now
+        wanted = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
         if runs:
-            self._since = now
+            self._since, self._said = now, False
         elif now - self._since > PATIENCE:
-            wanted = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
             raise LostWorkerError(
                 f"no node of Ray has had {wanted} free for {PATIENCE / 60:.0f} minutes; the same command goes on"
             )
+        elif now - self._since >= QUIET and not self._said:
+            minutes, free = f"{PATIENCE / 60:.0f} minutes", free_resources()
+            self._say(f"waiting up to {minutes} for a node with {wanted} free; Ray has free: {free}")
+            self._said = True
 
 
 def free_resources() -> str:

@@ -66,16 +66,29 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_rows(
-    jobs: dict[Stage, RowJob], numbers: tuple[int, ...], *, drawn: tuple[int, ...], progress: Callable[[int], None]
+    jobs: dict[Stage, RowJob],
+    numbers: tuple[int, ...],
+    *,
+    drawn: tuple[int, ...],
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> Evaluated:
     """The sums of every row over the frames `numbers`, each frame's scores, and its predictions for the frames in `drawn`.
 
     Shares of the frames are added in one order, whatever the number of CPUs or GPUs.
+
+    Args:
+        jobs: the rows.
+        numbers: frames of the store.
+        drawn: those whose predictions are kept.
+        progress: told how many frames are done, all rows counted.
+        say: called with a line for people while no node has room.
     """
     shares = [(stage, share) for stage in jobs for share in shares_of(numbers)]
     found: dict[int, Part] = {}
     asked = [(jobs[stage], share) for stage, share in shares]
-    for place, part in shared_out(partial(_Evaluator, drawn), asked, config=next(iter(jobs.values())).config):
+    config = next(iter(jobs.values())).config
+    for place, part in shared_out(partial(_Evaluator, drawn), asked, config=config, say=say):
         found[place] = part
         progress(sum(len(shares[done][1]) for done in found))
     rows = [stage.row for stage in jobs]

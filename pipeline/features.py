@@ -37,11 +37,19 @@ def ready_features(config: Config, place: Workspace, *, store: Path, screen: Ter
     if config.data.cache_features:
         with screen.bar("features", len(read_manifest(place.views))) as progress:
             stage1 = place.final(STAGES["stage1"])
-            cached_features(config, stage1, store=store, views=place.views, folder=place.features, progress=progress)
+            where = {"store": store, "views": place.views, "folder": place.features}
+            cached_features(config, stage1, **where, progress=progress, say=screen.say)
 
 
 def cached_features(
-    config: Config, stage1: Path, *, store: Path, views: Path, folder: Path, progress: Callable[[int], None]
+    config: Config,
+    stage1: Path,
+    *,
+    store: Path,
+    views: Path,
+    folder: Path,
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> features.FeatureStore:
     """The features in `folder`, computed first where they are not those of these weights, views and frames, or damaged.
 
@@ -52,6 +60,7 @@ def cached_features(
         views: the manifest of the views.
         folder: where the features are kept.
         progress: told how many views are done.
+        say: called with a line for people while no node has room.
 
     Raises:
         InputError: the disk has too little room, or half precision cannot hold them.
@@ -68,7 +77,7 @@ def cached_features(
     done = 0
     with appearing_whole(folder, replace=True) as unfinished:
         arrays = features.create(unfinished, network, size=size, num_views=len(listed))
-        for place, found in shared_out(partial(_computing, config, stage1, store, views), shares, config=config):
+        for place, found in shared_out(partial(_computing, config, stage1, store, views), shares, config=config, say=say):
             rows = shares[place]
             for layer, values in found.items():
                 arrays[layer][rows.start : rows.stop] = values

@@ -47,7 +47,8 @@ def _count(job: TrialJob, point: Point, place: Workspace) -> Counted:
     _lend(Workspace(job.out), place, job.store)
     train_stage(config, STAGE, place, validation=(), tell=_ignore, say=_ignore)
     frames = job.cache.frames
-    found = dict(shared_out(partial(_scoring, config, place.final(STAGE), job.store), shares_of(frames), config=config))
+    scoring = partial(_scoring, config, place.final(STAGE), job.store)
+    found = dict(shared_out(scoring, shares_of(frames), config=config, say=_ignore))
     return Counted(list(range(len(frames))), [sums for part in sorted(found) for sums in found[part]])
 
 

@@ -176,14 +176,15 @@ def evaluate_test(pipeline: Pipeline) -> None:
         _log_dataset(pipeline, run, context="testing")
         with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
             floor_task = evaluate.start_floors(here, place.store)
-            found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress)
+            found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress, say=screen.say)
             floor = result_of(floor_task)
         rows = {row: total.metrics(config.evaluation) for row, total in found.sums.items()}
         best, worst = evaluate.extremes(found.frames[report.WITH_CRF], most=len(drawn))
         if best:
             job = {stage: own for stage, own in jobs.items() if stage.row == report.WITH_CRF}
-            with screen.bar("pictures", len(best) + len(worst)) as progress:
-                seen = evaluate.evaluate_rows(job, (*best, *worst), drawn=(*best, *worst), progress=progress)
+            both = (*best, *worst)
+            with screen.bar("pictures", len(both)) as progress:
+                seen = evaluate.evaluate_rows(job, both, drawn=both, progress=progress, say=screen.say)
             found.predictions[report.WITH_CRF].update(seen.predictions[report.WITH_CRF])
         pictures = {"first": list(drawn), "best": best, "worst": worst}
         rules = metrics_by_rule(found.sums, found.others, config)

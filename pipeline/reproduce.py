@@ -97,7 +97,7 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Termina
         line = run_finetune(job, number, point)
     else:
         with screen.bar("unaries", len(frames)) as progress:
-            unaries.cached_unaries(config, store, start, cache.folder, frames=frames, progress=progress)
+            unaries.cached_unaries(config, store, start, cache.folder, frames=frames, progress=progress, say=screen.say)
         line = TrialRunner(job).run(number, point)
     if line["error"] is not None:
         raise InputError(f"{evidence.name}: the trial fails here: {line['error']}")
@@ -151,7 +151,7 @@ def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Ter
     jobs = {stage: evaluate.RowJob(own(stage.settings), stage.name, store, place.final(stage)) for stage in STAGES.values()}
     numbers = Store.open(store).test
     with screen.bar("evaluate", len(jobs) * len(numbers)) as progress:
-        sums = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress).sums
+        sums = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress, say=screen.say).sums
     then = {row: {**metrics, **record["table2"].get(row, {})} for row, metrics in record["table3"].items()}
     now = {row: total.metrics(config.evaluation) for row, total in sums.items()}
     return compare_rows(then, now, tolerance=tolerance)

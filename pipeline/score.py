@@ -123,7 +123,7 @@ def score_settings(
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             tracker.log_dataset(run, context=CONTEXTS[split], **dataset_of(config, place))
             with screen.bar(f"score {split}", len(frames)) as progress:
-                counts = _counted(here, place, jobs, frames, progress=progress)
+                counts = _counted(here, place, jobs, frames, progress=progress, say=screen.say)
             scores = _scores(counts.confusion_NCC, config, scenes_of(frames, config.data))
             depth = depth_metrics(counts.depth, pooling=config.evaluation.depth_pooling)
             views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
@@ -242,13 +242,19 @@ def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> T
 
 
 def _counted(
-    config: Config, place: Workspace, jobs: Jobs, frames: tuple[int, ...], *, progress: Callable[[int], None]
+    config: Config,
+    place: Workspace,
+    jobs: Jobs,
+    frames: tuple[int, ...],
+    *,
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> Counts:
     """Of each of `jobs`, the confusion matrix of each frame; of each frame, stage 2's depth."""
     shares = shares_of(frames)
     found: dict[int, Counts] = {}
     count = partial(_counting, config, place.store, place.final(STAGES["stage2"]), jobs)
-    for part, counted in shared_out(count, shares, config=config):
+    for part, counted in shared_out(count, shares, config=config, say=say):
         found[part] = counted
         progress(sum(len(shares[done]) for done in found))
     parts = [found[part] for part in range(len(shares))]

@@ -202,7 +202,9 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
             with screen.bar("unaries", len(study.frames)) as progress:
                 start = place.final(STAGES["stage2"])
                 here = without_missing_gpus(config, say=screen.say)
-                unaries.cached_unaries(here, place.store, start, cache.folder, frames=study.frames, progress=progress)
+                unaries.cached_unaries(
+                    here, place.store, start, cache.folder, frames=study.frames, progress=progress, say=screen.say
+                )
         job = TrialJob(config, place.store, cache, study.folds, study.folder, place.out)
         asker = study.asker()
         lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)

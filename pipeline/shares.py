@@ -1,7 +1,7 @@
 """Work on many frames, shared out over Ray: tasks that load what they need once and yield share after share.
 
-There is one a CPU, or a few a GPU: a task that takes part of a GPU gets a process of its own from Ray, whose start takes longer
-than a few frames.
+On CPUs a task has a few shares, so that nodes which come later, or are faster, take more of them. A task that takes part of a
+GPU gets a process of its own from Ray, whose start takes longer than many frames: there are a few a GPU, with all shares.
 
 Not here: what is done with a share.
 """
@@ -9,6 +9,7 @@ Not here: what is done with a share.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import ray
@@ -22,6 +23,8 @@ Result = TypeVar("Result")
 Work = Callable[[Share], Result]
 
 FRAMES_A_SHARE = 6  # logits at full size: 200 MB
+SHARES_A_TASK = 4
+"""On CPUs, at most. It loads a network for them, which takes about as long as a frame."""
 RESULTS_AHEAD = 2
 """Of each task, that wait to be taken."""
 
@@ -36,6 +39,7 @@ def shared_out(
     shares: Sequence[Share],
     *,
     config: Config,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[int, Result]]:
     """Have every share worked on, by all CPUs (GPUs, where `config` uses them, `evaluation.processes_per_gpu` each) there are;
     needs Ray.
@@ -46,6 +50,7 @@ def shared_out(
         load: called once in each task, with its device; what it returns is called with a share.
         shares: what to work on.
         config: says whether GPUs are used.
+        say: called with a line for people while no node has room.
 
     Yields:
         The place of a share and its result, as they come.
@@ -56,15 +61,14 @@ def shared_out(
     """
     gpu = uses_gpu(config)
     count, each = tasks_at_once(config.evaluation.processes_per_gpu if gpu else 0)
-    count = max(1, min(len(shares), count))
+    dealt = dealt_out(shares, count if gpu else max(count, -(-len(shares) // SHARES_A_TASK)))
     # By itself Ray would place them where this process is, which may have no CPU.
     options = {**each, "max_retries": 1, "scheduling_strategy": "DEFAULT"}
     # Results that nobody has taken yet would fill the memory and then the disk of the nodes.
     task = ray.remote(num_returns="streaming", _generator_backpressure_num_objects=RESULTS_AHEAD, **options)(_results)
-    dealt = [{place: shares[place] for place in range(first, len(shares), count)} for first in range(count)]
     waiting = [task.remote(load, own, "cuda" if gpu else "cpu") for own in dealt]
     needed = {"CPU": each["num_cpus"], "GPU": each["num_gpus"]}
-    patience, running = Patience(needed), 0
+    patience, running = Patience(needed, say=say), 0
     while waiting:
         done, waiting = ray.wait(waiting, timeout=10)
         for ready in done:
@@ -79,6 +83,13 @@ def shared_out(
                 yield found
             waiting.append(ready)
         patience.look(runs=bool(done) or (running > 0 and has_room(needed)))
+
+
+def dealt_out(shares: Sequence[Share], count: int) -> list[dict[int, Share]]:
+    """The shares of each task by their places: neighbours, which are mostly of one network, as many for each but for one."""
+    count = min(len(shares), count)
+    bounds = [len(shares) * task // max(1, count) for task in range(count + 1)]
+    return [{place: shares[place] for place in range(*own)} for own in pairwise(bounds)]
 
 
 def tasks_at_once(per_gpu: int) -> tuple[int, dict[str, float]]:

@@ -110,9 +110,25 @@ class UnariesOnDevice:
 
 
 def cached_unaries(
-    config: Config, store: Path, start: Path, folder: Path, *, frames: tuple[int, ...], progress: Callable[[int], None]
+    config: Config,
+    store: Path,
+    start: Path,
+    folder: Path,
+    *,
+    frames: tuple[int, ...],
+    progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> UnaryCache:
     """The unaries in `folder`, computed first where there are none.
+
+    Args:
+        config: the whole config.
+        store: the prepared frames.
+        start: the `final/` of stage 2.
+        folder: where the unaries are kept.
+        frames: the subset.
+        progress: told how many frames are done.
+        say: called with a line for people while no node has room.
 
     Raises:
         InputError: those there are of another checkpoint or of other frames, or their files were altered; or the disk has too
@@ -129,7 +145,7 @@ def cached_unaries(
     first_row = dict(enumerate(accumulate(map(len, shares), initial=0)))
     arrays: dict[str, np.memmap[Any, Any]] = {}
     with appearing_whole(folder, replace=True) as unfinished:
-        for place, found in shared_out(partial(_computing, config, store, start), shares, config=config):
+        for place, found in shared_out(partial(_computing, config, store, start), shares, config=config, say=say):
             for row, unaries in enumerate(found, start=first_row[place]):
                 for name, values in rows_of(unaries).items():
                     if name not in arrays:

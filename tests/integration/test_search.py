@@ -79,7 +79,7 @@ def made(four_cpus: Cluster, config: Config, tmp_path_factory: pytest.TempPathFa
     save_checkpoint(place.out / "last", Checkpoint("stage2", 1, config, weights, {}, []))
     save_final(final, place.out / "last")
     frames, folder = store.train[:2], place.search / "unaries"
-    return place, cached_unaries(config, store.path, final, folder, frames=frames, progress=lambda _: None)
+    return place, cached_unaries(config, store.path, final, folder, frames=frames, progress=lambda _: None, say=print)
 
 
 def _study(config: Config, made: tuple[Workspace, UnaryCache], folder: Path) -> list[Line]:

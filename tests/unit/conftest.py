@@ -119,7 +119,7 @@ def mistake(jointseg):
 def last_share_first(monkeypatch):
     """Work that is shared out is done in this process, a frame a share, and the last share comes first; no Ray is needed."""
 
-    def shared_out(load, shares, *, config):
+    def shared_out(load, shares, *, config, say):
         work = load(torch.device("cpu"))
         for place in reversed(range(len(shares))):
             yield place, work(shares[place])

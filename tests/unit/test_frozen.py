@@ -194,7 +194,8 @@ def test_features_are_computed_again_for_other_weights_and_where_they_are_damage
         done.clear()
         config = with_overrides(small, {"network.frozen_until": "pool1", "seed": seed})
         no_final = tmp_path / "stage1" / "final"
-        cached_features(config, no_final, store=rooms.path, views=tmp_path / "views", folder=folder, progress=done.append)
+        options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "say": print}
+        cached_features(config, no_final, progress=done.append, **options)
         return done[-1] if done else 0
 
     assert [computed(seed) for seed in (3, 3, 4)] == [len(views), 0, len(views)]
@@ -216,7 +217,7 @@ def test_once_stage_1_has_ended_features_are_those_of_its_trunk_whatever_became_
     def computed():
         done.clear()
         options = {"store": rooms.path, "views": tmp_path / "views", "folder": tmp_path / "features"}
-        cached_features(config, final, **options, progress=done.append)
+        cached_features(config, final, **options, progress=done.append, say=print)
         return bool(done)
 
     assert [computed(), computed()] == [True, False]
@@ -248,7 +249,7 @@ def test_shares_come_back_to_their_rows_and_no_task_writes_where_another_does(ro
     def written():
         return {path.name: path.read_bytes() for path in tmp_path.rglob("*.npy")}
 
-    def shared_out(load, shares, *, config):
+    def shared_out(load, shares, *, config, say):
         work = load(torch.device("cpu"))
         for place in reversed(range(len(shares))):
             before = written()
@@ -258,7 +259,7 @@ def test_shares_come_back_to_their_rows_and_no_task_writes_where_another_does(ro
 
     monkeypatch.setattr("pipeline.features.shared_out", shared_out)
     monkeypatch.setattr("pipeline.features.VIEWS_A_SHARE", 5)
-    options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None}
+    options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None, "say": print}
     kept = cached_features(frozen, tmp_path / "final", **options)
     network = begin(frozen, STAGES["stage1"], place=ALONE, start=None).model.network
     expected = features.compute(network, rooms, views, frozen, device=ALONE.device)
@@ -275,7 +276,7 @@ def test_a_disk_that_fills_up_before_features_are_kept_is_named_and_leaves_nothi
     monkeypatch.setattr("jointseg.mapped.fallocate", full)
     write_manifest(views, tmp_path / "views", seeds={}, store_digest=rooms.digest)
     folder = tmp_path / "features"
-    options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None}
+    options = {"store": rooms.path, "views": tmp_path / "views", "folder": folder, "progress": lambda _: None, "say": print}
     with pytest.raises(DiskError, match=rf"^{folder}: cannot be written: No space left on device$"):
         cached_features(frozen, tmp_path / "final", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["views"]

@@ -55,7 +55,7 @@ def test_an_evaluation_counts_them_on_the_way(rooms, small, tmp_path):
 
     def found(config):
         job = RowJob(config, stage.name, rooms.path, tmp_path / "final")
-        return evaluate_rows({stage: job}, rooms.test, drawn=(), progress=lambda _: None)
+        return evaluate_rows({stage: job}, rooms.test, drawn=(), progress=lambda _: None, say=print)
 
     whole = found(small)
     by_rule = metrics_by_rule(whole.sums, whole.others, small)

@@ -27,10 +27,19 @@ def test_a_task_a_cpu_or_a_few_a_gpu(monkeypatch, there, per_gpu, count, gpu):
     assert shares.tasks_at_once(per_gpu) == (count, {"num_cpus": 1, "num_gpus": gpu})
 
 
+@pytest.mark.parametrize(
+    ("num", "count", "sizes"), [(7, 3, [2, 2, 3]), (2, 4, [1, 1]), (17, 5, [3, 3, 4, 3, 4]), (0, 4, []), (4, 1, [4])]
+)
+def test_tasks_have_neighbouring_shares_and_as_many_but_for_one(num, count, sizes):
+    dealt = shares.dealt_out(range(10, 10 + num), count)
+    assert [len(own) for own in dealt] == sizes
+    assert [pair for own in dealt for pair in own.items()] == list(enumerate(range(10, 10 + num)))
+
+
 @pytest.mark.parametrize(("begin", "ends"), [(2, 3600), (0, 600)], ids=["lost its nodes", "has no room"])
-def test_a_cluster_is_not_waited_for_for_ever(monkeypatch, begin, ends):
+def test_a_cluster_is_waited_for_aloud_and_not_for_ever(monkeypatch, begin, ends):
     """As Ray does. Tasks that have begun may take their time while there are nodes for them."""
-    now, there, begun = [0.0], [[{"Alive": True, "Resources": {"CPU": 2.0}}]], []
+    said, now, there, begun = [], [0.0], [[{"Alive": True, "Resources": {"CPU": 2.0}}]], []
 
     def wait(tasks, *, timeout):
         if len(begun) < begin:
@@ -45,9 +54,12 @@ def test_a_cluster_is_not_waited_for_for_ever(monkeypatch, begin, ends):
     monkeypatch.setattr(shares.ray, "wait", wait)
     monkeypatch.setattr(shares.ray, "nodes", lambda: there[0])
     monkeypatch.setattr(shares.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(shares.ray, "available_resources", dict)
     monkeypatch.setattr(shares, "result_of", lambda _: None)
     task = SimpleNamespace(remote=lambda *_: iter(["it has begun"]))
     monkeypatch.setattr(shares.ray, "remote", lambda **_: lambda _: task)
+    config = with_overrides(demo(), {"training.device": "cpu"})
     with pytest.raises(LostWorkerError, match=r"^no node of Ray has had 1 CPU free for 10 minutes; the same command goes on$"):
-        list(shares.shared_out(lambda _: None, [1, 2], config=with_overrides(demo(), {"training.device": "cpu"})))
+        list(shares.shared_out(lambda _: None, [1, 2], config=config, say=said.append))
     assert ends <= now[0] <= ends + 100
+    assert said == ["waiting up to 10 minutes for a node with 1 CPU free; Ray has free: 0 CPU, 0 GPU"]

@@ -37,14 +37,14 @@ def kept(tmp_path, small):
 
 def unaries_of(folder, config):
     final = folder.parent / "final"
-    return cached_unaries(config, folder.parent, final, folder, frames=(1, 2), progress=lambda _: None)
+    return cached_unaries(config, folder.parent, final, folder, frames=(1, 2), progress=lambda _: None, say=print)
 
 
 @pytest.mark.usefixtures("last_share_first")
 def test_a_frames_unaries_are_in_its_own_row_in_whatever_order_shares_come(rooms, small, tmp_path):
     model, done = untrained_final("stage2", small, tmp_path / "final"), []
     folder, frames = tmp_path / "unaries", rooms.train
-    cache = cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append)
+    cache = cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append, say=print)
     for row, number in enumerate(frames):
         expected = compute_unaries(model, rooms.frame(number), small, device=torch.device("cpu"))
         for own, other in zip(row_of(cache.arrays(), row), expected, strict=True):
@@ -59,7 +59,7 @@ def test_unaries_that_the_disk_has_no_room_for_are_refused_before_any_is_compute
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
 
     def computed():
-        cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append)
+        cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=frames, progress=done.append, say=print)
 
     with pytest.raises(InputError, match=r"unaries: needs 0\.\d\d GB of disk and 0\.00 GB are free at "):
         computed()
@@ -76,7 +76,7 @@ def test_a_disk_that_is_full_when_unaries_are_to_be_kept_is_named_and_leaves_not
     monkeypatch.setattr("jointseg.mapped.fallocate", full)
     folder = tmp_path / "unaries"
     with pytest.raises(DiskError, match=rf"^{folder}: cannot be written: No space left on device$"):
-        cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=rooms.train, progress=lambda _: None)
+        cached_unaries(small, rooms.path, tmp_path / "final", folder, frames=rooms.train, progress=lambda _: None, say=print)
     assert [path.name for path in tmp_path.iterdir() if "unaries" in path.name] == []
 
 
