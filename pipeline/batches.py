@@ -181,7 +181,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             resources: that a trial takes.
             batches: are told of the processes.
         """
-        self.patience, self.batches = Patience(resources, say=batches.say), batches
+        self.patience, self.batches = Patience(resources), batches
         self.lost: LostWorkerError | None = None
 
     def on_step_begin(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:  # noqa: ARG002  # Tune's names
@@ -189,7 +189,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         running = sum(trial.status == Trial.RUNNING for trial in trials)
         self.batches.processes = max(self.batches.processes, running)
         try:
-            self.patience.look(runs=running > 0)
+            self.patience.look(runs=running > 0, say=self.batches.say)
         except LostWorkerError as lost:
             self.lost = lost  # Tune makes an error of its own of it
             raise

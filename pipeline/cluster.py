@@ -245,16 +245,17 @@ def node_resources() -> list[dict[str, float]]:
 class Patience:
     """Ends work that no node has room for in PATIENCE, where Ray itself would wait for ever without a word."""
 
-    def __init__(self, resources: Mapping[str, float], *, say: Callable[[str], None]) -> None:
-        """Begin to look whether something of this size runs; `say` is called with a line for people where it has to wait."""
-        self.resources, self._say, self._said = resources, say, False
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        """Begin to look whether something of this size runs."""
+        self.resources, self._said = resources, False
         self._since = self._looked = time.monotonic()
 
-    def look(self, *, runs: bool) -> None:
+    def look(self, *, runs: bool, say: Callable[[str], None]) -> None:
         """Look again, every ten seconds at most.
 
         Args:
             runs: whether some of the work runs.
+            say: called with a line for people, once, when nothing has run for QUIET.
 
         Raises:
             LostWorkerError: for too long nothing has run.
@@ -272,7 +273,7 @@ class Patience:
             )
         elif now - self._since >= QUIET and not self._said:
             minutes, free = f"{PATIENCE / 60:.0f} minutes", free_resources()
-            self._say(f"waiting up to {minutes} for a node with {wanted} free; Ray has free: {free}")
+            say(f"waiting up to {minutes} for a node with {wanted} free; Ray has free: {free}")
             self._said = True
 
 

@@ -68,7 +68,7 @@ def shared_out(
     task = ray.remote(num_returns="streaming", _generator_backpressure_num_objects=RESULTS_AHEAD, **options)(_results)
     waiting = [task.remote(load, own, "cuda" if gpu else "cpu") for own in dealt]
     needed = {"CPU": each["num_cpus"], "GPU": each["num_gpus"]}
-    patience, running = Patience(needed, say=say), 0
+    patience, running = Patience(needed), 0
     while waiting:
         done, waiting = ray.wait(waiting, timeout=10)
         for ready in done:
@@ -82,7 +82,7 @@ def shared_out(
             else:
                 yield found
             waiting.append(ready)
-        patience.look(runs=bool(done) or (running > 0 and has_room(needed)))
+        patience.look(runs=bool(done) or (running > 0 and has_room(needed)), say=say)
 
 
 def dealt_out(shares: Sequence[Share], count: int) -> list[dict[int, Share]]:

@@ -123,7 +123,7 @@ def scored(place, small, tmp_path, monkeypatch):
     def run(split="validation", config=small):
         counted, tracker = [], Noting()
 
-        def counts(config, place, jobs, frames, *, progress):
+        def counts(config, place, jobs, frames, *, progress, say):
             counted.append((jobs, frames))
             depth = DepthSums.from_depth(np.full((1, 2, 2), 3.0), np.full((1, 2, 2), 2.0))
             return Counts({name: matrices(*[shares.get(name, 0.8)] * len(frames)) for name in jobs}, depth)
