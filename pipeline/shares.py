@@ -1,7 +1,7 @@
 """Work on many frames, shared out over Ray: tasks that load what they need once and yield share after share.
 
 On CPUs a task has a few shares, so that nodes which come later, or are faster, take more of them. A task that takes part of a
-GPU gets a process of its own from Ray, whose start takes longer than many frames: there are a few a GPU, with all shares.
+GPU gets a process of its own from Ray, whose start takes longer than many frames: there are a few a GPU, for all shares.
 
 Not here: what is done with a share.
 """
@@ -25,6 +25,8 @@ Work = Callable[[Share], Result]
 FRAMES_A_SHARE = 6  # logits at full size: 200 MB
 SHARES_A_TASK = 4
 """On CPUs, at most. It loads a network for them, which takes about as long as a frame."""
+TASKS_A_CPU = 3
+"""At least, where there are as many shares: those of one row of a table take longer than those of another."""
 RESULTS_AHEAD = 2
 """Of each task, that wait to be taken."""
 
@@ -61,7 +63,7 @@ def shared_out(
     """
     gpu = uses_gpu(config)
     count, each = tasks_at_once(config.evaluation.processes_per_gpu if gpu else 0)
-    dealt = dealt_out(shares, count if gpu else max(count, -(-len(shares) // SHARES_A_TASK)))
+    dealt = dealt_out(shares, count) if gpu else neighbours(shares, cpus=count)
     # By itself Ray would place them where this process is, which may have no CPU.
     options = {**each, "max_retries": 1, "scheduling_strategy": "DEFAULT"}
     # Results that nobody has taken yet would fill the memory and then the disk of the nodes.
@@ -86,8 +88,13 @@ def shared_out(
 
 
 def dealt_out(shares: Sequence[Share], count: int) -> list[dict[int, Share]]:
-    """The shares of each task by their places: neighbours, which are mostly of one network, as many for each but for one."""
-    count = min(len(shares), count)
+    """The shares of each of `count` tasks by their places: every task has some of each row of a table."""
+    return [{place: shares[place] for place in range(first, len(shares), count)} for first in range(min(len(shares), count))]
+
+
+def neighbours(shares: Sequence[Share], *, cpus: int) -> list[dict[int, Share]]:
+    """The shares of each task on CPUs by their places: a few that follow each other, so that most tasks load one network."""
+    count = min(len(shares), max(TASKS_A_CPU * cpus, -(-len(shares) // SHARES_A_TASK)))
     bounds = [len(shares) * task // max(1, count) for task in range(count + 1)]
     return [{place: shares[place] for place in range(*own)} for own in pairwise(bounds)]
 

@@ -28,12 +28,26 @@ def test_a_task_a_cpu_or_a_few_a_gpu(monkeypatch, there, per_gpu, count, gpu):
 
 
 @pytest.mark.parametrize(
-    ("num", "count", "sizes"), [(7, 3, [2, 2, 3]), (2, 4, [1, 1]), (17, 5, [3, 3, 4, 3, 4]), (0, 4, []), (4, 1, [4])]
+    ("num", "cpus", "sizes"),
+    [
+        (7, 1, [2, 2, 3]),
+        (2, 4, [1, 1]),
+        (17, 1, [3, 3, 4, 3, 4]),
+        (0, 4, []),
+        (400, 2, [4] * 100),
+        (400, 90, [1] * 140 + [2] * 130),
+    ],
 )
-def test_tasks_have_neighbouring_shares_and_as_many_but_for_one(num, count, sizes):
-    dealt = shares.dealt_out(range(10, 10 + num), count)
-    assert [len(own) for own in dealt] == sizes
+def test_tasks_on_cpus_have_a_few_shares_that_follow_each_other(num, cpus, sizes):
+    dealt = shares.neighbours(range(10, 10 + num), cpus=cpus)
+    assert sorted(len(own) for own in dealt) == sorted(sizes)
     assert [pair for own in dealt for pair in own.items()] == list(enumerate(range(10, 10 + num)))
+
+
+def test_tasks_on_gpus_have_shares_of_every_row():
+    assert shares.dealt_out("abcdefg", 3) == [{0: "a", 3: "d", 6: "g"}, {1: "b", 4: "e"}, {2: "c", 5: "f"}]
+    assert shares.dealt_out("ab", 3) == [{0: "a"}, {1: "b"}]
+    assert shares.dealt_out("", 3) == []
 
 
 @pytest.mark.parametrize(("begin", "ends"), [(2, 3600), (0, 600)], ids=["lost its nodes", "has no room"])
