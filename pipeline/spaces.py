@@ -124,7 +124,8 @@ def load_space(config: Config) -> Space:
         as_json = {path: distribution_to_json(own) for path, own in distributions.items()}
         described = json.dumps(as_json, sort_keys=True).encode()
         if takes_trial:
-            described += Path(inspect.getfile(function if inspect.isroutine(function) else module)).read_bytes()
+            has_file = inspect.isfunction(function) or inspect.ismethod(function)  # a partial has none
+            described += Path(inspect.getfile(function if has_file else module)).read_bytes()
         _allowed(drawn, name)
         _refuse_ranges(distributions, drawn, name)
     return replace(space, digest=hashlib.sha256(described).hexdigest())
