@@ -38,6 +38,10 @@ PATIENCE = 600.0
 """Seconds that nodes of a cluster are waited for: `ray up` is done when its head is there, and nodes go away and come back."""
 QUIET = 30.0
 """Seconds of them without a word: processes take some to start."""
+OWN_RAY = {
+    "include_dashboard": False,  # it takes jobs from whoever reaches its port
+    "_system_config": {"health_check_failure_threshold": 100},  # by 5 it gives itself up where other work keeps it waiting
+}
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
         modules = [str(Path(package.__file__).parent) for package in (jointseg, pipeline, tune_spaces) if package.__file__]
         runtime_env = {"py_modules": modules}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    own: dict[str, Any] = {} if address else {"include_dashboard": False}  # it takes jobs from whoever reaches its port
+    own: dict[str, Any] = {} if address else dict(OWN_RAY)
     if not address and usable_cpus() < (os.cpu_count() or 1):  # Ray would take those that this process may not run on, too
         own["num_cpus"] = usable_cpus()
     try:
