@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jointseg.errors import DiskError, InputError
@@ -174,21 +174,14 @@ def check_space(path: Path, *, needed: int) -> None:
         InputError: it has not, and the message holds both sizes; or a folder on the way may not be searched.
     """
     try:
-        existing = next(parent for parent in path.resolve().parents if _is_there(parent))  # where a link leads
-        free = shutil.disk_usage(existing).free
+        for existing in path.resolve().parents:  # where a link leads
+            with suppress(FileNotFoundError, NotADirectoryError):
+                free = shutil.disk_usage(existing).free
+                break
     except OSError as error:
         raise InputError(f"{path}: cannot be made: {error.strerror}") from None
     if free < needed:
         raise InputError(f"{path}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free at {existing}")
-
-
-def _is_there(path: Path) -> bool:
-    """`Path.exists` raises where one may not look, and from Python 3.14 on says False."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def sync(path: Path) -> None:

@@ -43,8 +43,8 @@ def shared_out(
     config: Config,
     say: Callable[[str], None],
 ) -> Iterator[tuple[int, Result]]:
-    """Have every share worked on, by all CPUs (GPUs, where `config` uses them, `evaluation.processes_per_gpu` each) there are;
-    needs Ray.
+    """Have every share worked on, by all CPUs, those that join meanwhile too; where `config` uses GPUs, by those that are there
+    now, `evaluation.processes_per_gpu` each. Needs Ray.
 
     A process that is lost is started again once.
 
