@@ -39,12 +39,12 @@ from jointseg.hardware import cpu_model
 from jointseg.model import build_crf, build_model
 from jointseg.presets import demo
 from jointseg.settings import parse_override, with_overrides
-from pipeline.samplers import Asker
-from pipeline.spaces import load_space, start_points
-from pipeline.study import run_study
-from pipeline.trial import TrialJob, TrialRunner
-from pipeline.trial_record import FINISHED, LOG, confusion_file, read_confusions, read_trials
-from pipeline.unaries import ARRAYS, UnaryCache, row_of, rows_of
+from pipeline.search.samplers import Asker
+from pipeline.search.spaces import load_space, start_points
+from pipeline.search.study import run_study
+from pipeline.search.trial import TrialJob, TrialRunner
+from pipeline.search.trial_record import FINISHED, LOG, confusion_file, read_confusions, read_trials
+from pipeline.search.unaries import ARRAYS, UnaryCache, row_of, rows_of
 from pipeline.workspace import SETTINGS
 
 Row = dict[str, Any]

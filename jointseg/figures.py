@@ -1,7 +1,7 @@
 """The paper's figures 2 and 3, as matplotlib figures. Needs matplotlib.
 
-Not here: a search's (search_figures.py), which frames are drawn and where the files go (pipeline/report.py), the colours of
-classes (labels.py).
+Not here: a search's (search_figures.py), which frames are drawn and where the files go (pipeline/report/report.py), the
+colours of classes (labels.py).
 """
 
 # H x W a frame; sizes on the sheet are inches, (0, 0) its lower left corner

@@ -1,6 +1,6 @@
 """The four rows of the paper on the test split: each a finished stage's weights, its frames shared out over Ray.
 
-Not here: predictions and sums (jointseg/evaluation.py), metrics (jointseg/metrics.py), tables (report.py).
+Not here: predictions and sums (jointseg/evaluation.py), metrics (jointseg/metrics.py), tables (report/report.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jointseg.evaluation import Prediction, Sums, predict, score
 from jointseg.labels import NUM_CLASSES
 from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
-from pipeline.other_rules import sums_by_rule
+from pipeline.report.other_rules import sums_by_rule
 from pipeline.shares import shared_out, shares_of
 
 FrameScores: TypeAlias = dict[str, float]

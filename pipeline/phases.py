@@ -1,6 +1,6 @@
 """What each phase of the pipeline does: its work, what it logs, what it says.
 
-Not here: their order and what they need (run.py), how it is done (train.py, search.py, evaluate.py, report.py).
+Not here: their order and what they need (run.py), how it is done (train.py, search/search.py, evaluate.py, report/report.py).
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate, report, search
+from pipeline import evaluate
+from pipeline.cli.terminal import Terminal
 from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
-from pipeline.earlier_search import take_settings
 from pipeline.features import ready_features
-from pipeline.other_rules import metrics_by_rule
-from pipeline.row_gains import row_gains
-from pipeline.run_store import few_retries
-from pipeline.search_result import load_settings
+from pipeline.report import report
+from pipeline.report.other_rules import metrics_by_rule
+from pipeline.report.row_gains import row_gains
+from pipeline.search import search
+from pipeline.search.earlier import take_settings
+from pipeline.search.result import load_settings
 from pipeline.sources import bring_in, dataset_of, list_frames
-from pipeline.terminal import Terminal
-from pipeline.tracking import Tracker
+from pipeline.tracking.run_store import few_retries
+from pipeline.tracking.tracking import Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import Workspace
 

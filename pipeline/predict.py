@@ -20,7 +20,7 @@ from jointseg.figures import prediction_sheet, save_png
 from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.whole import replacing_whole
-from pipeline.terminal import Terminal
+from pipeline.cli.terminal import Terminal
 
 KINDS = ("sheet", "classes", "depth")
 

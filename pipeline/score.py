@@ -1,6 +1,6 @@
 """CRF settings scored as they are, without training: the CRF alone on stage 2's output, over a split's frames.
 
-Not here: the search that finds settings (search.py), the rows of the tables, which stage 3 has trained (evaluate.py).
+Not here: the search that finds settings (search/search.py), the rows of the tables, which stage 3 has trained (evaluate.py).
 """
 
 # N frames, C classes
@@ -33,16 +33,16 @@ from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
+from pipeline.cli.terminal import Terminal
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
-from pipeline.report_tables import NONE, percent, plain
-from pipeline.search_result import load_settings, over
+from pipeline.report.tables import NONE, percent, plain
+from pipeline.search.result import load_settings, over
+from pipeline.search.spaces import papers_values
+from pipeline.search.trial_record import FrameSums, write_confusions
 from pipeline.shares import shared_out, shares_of
 from pipeline.sources import dataset_of
-from pipeline.spaces import papers_values
-from pipeline.terminal import Terminal
-from pipeline.tracking import SCORE, Tracker
-from pipeline.trial_record import FrameSums, write_confusions
+from pipeline.tracking.tracking import SCORE, Tracker
 from pipeline.workspace import Workspace
 
 NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"

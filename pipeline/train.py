@@ -19,7 +19,7 @@ from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, uses_gpu, worker_resources, workers_said
 from pipeline.failures import LostWorkerError, NoRoomError, explained
 from pipeline.log_lines import Line, following, read_lines, read_reports
-from pipeline.run_store import shown
+from pipeline.tracking.run_store import shown
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
 

@@ -1,6 +1,6 @@
 """The command as a user runs it, in processes forked from one that has imported it: the imports take as long as the rest.
 
-Not here: its own way in (python -m pipeline: tests/unit/test_cli_endings.py; jointseg: test_pipeline.py's job).
+Not here: its own way in (python -m pipeline: tests/unit/cli/test_cli_endings.py; jointseg: test_pipeline.py's job).
 """
 
 from __future__ import annotations

@@ -34,15 +34,15 @@ from jointseg.model import build_model
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.batches import Batches, Watch
 from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line
-from pipeline.samplers import Asker
-from pipeline.spaces import load_space, start_points
-from pipeline.study import run_study, run_trials
-from pipeline.trial import OneStep, TrialJob
-from pipeline.trial_record import confusion_file, read_confusions, read_trials
-from pipeline.unaries import UnaryCache, cached_unaries
+from pipeline.search.batches import Batches, Watch
+from pipeline.search.samplers import Asker
+from pipeline.search.spaces import load_space, start_points
+from pipeline.search.study import run_study, run_trials
+from pipeline.search.trial import OneStep, TrialJob
+from pipeline.search.trial_record import confusion_file, read_confusions, read_trials
+from pipeline.search.unaries import UnaryCache, cached_unaries
 from pipeline.workspace import Workspace
 
 TRIALS = 7

@@ -23,7 +23,7 @@ from jointseg.data.views import make_views
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.training import train
-from pipeline.cli import run_command_line
+from pipeline.cli.cli import run_command_line
 from tests.trainings import ALONE, InterruptedRunError
 
 
