@@ -174,7 +174,7 @@ class StageConfig(Settings):
     momentum: float = Field(0.99, ge=0, lt=1)
     """Momentum of `sgd`; the first beta of `adamw`."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Weight decay, of `sgd` in the same unit as the rate; biases have none."""
+    """Weight decay, of `sgd` in the same unit as the rate; biases and the CRF's weights have none."""
     bias_lr_multiplier: float = Field(2.0, gt=0)
     """Rate of biases over that of weights (DeepLab)."""
     head_lr_multiplier: float = Field(10.0, gt=0)

@@ -89,6 +89,12 @@ class SegmentationSums:
         """(C,), share of a class's true pixels labelled rightly; NaN for a class that is not in the truth."""
         return _divide(np.diag(self.confusion), self.confusion.sum(1))
 
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean of the IoU over true pixels, each with its class's (FCN's fourth metric); NaN without a pixel."""
+        pixels = self.confusion.sum(1)
+        return float(_divide(np.nansum(pixels * self.class_iou), pixels.sum()))
+
     def mean_iou(self, *, absent: Absent = "ignore") -> float:
         """Mean over classes of the IoU; NaN without a pixel."""
         return self._mean(self.class_iou, absent)
@@ -143,7 +149,7 @@ class DepthSums:
 
 
 def segmentation_metrics(sums: SegmentationSums, *, absent: Absent = "ignore") -> dict[str, float]:
-    """Table 3, as shares of 1, NaN without a pixel.
+    """Table 3, and the frequency-weighted IoU, which it lacks, as shares of 1; NaN without a pixel.
 
     Args:
         sums: of the whole test set.
@@ -154,6 +160,7 @@ def segmentation_metrics(sums: SegmentationSums, *, absent: Absent = "ignore") -
         "mean_iou": sums.mean_iou(absent=absent),
         "mean_accuracy": sums.mean_accuracy(absent=absent),
         "pixel_accuracy": sums.pixel_accuracy,
+        "frequency_weighted_iou": sums.frequency_weighted_iou,
     }
 
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from jointseg.checkpoint import load_final
 from jointseg.config import Config
-from jointseg.data.frame import Frame, valid_depth
+from jointseg.data.frame import FRAME_SIZE, valid_depth
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, Sums, predict, score
 from jointseg.labels import NUM_CLASSES
 from jointseg.model import trained_model
 from jointseg.stages import STAGES, Stage
-from pipeline.report.other_rules import sums_by_rule
+from pipeline.other_rules import sums_by_rule
 from pipeline.shares import shared_out, shares_of
 
 FrameScores: TypeAlias = dict[str, float]
@@ -163,27 +163,30 @@ def start_floors(config: Config, store: Path) -> ray.ObjectRef:
 
 
 def floors(config: Config, store_path: Path) -> dict[str, float]:
-    """What no model may fall below, on the test split: the most common training class everywhere, and one depth.
+    """What no model may fall below, on the test split: the most common training class everywhere, and each pixel's mean depth.
 
-    The class and the depth (the mean over the training frames) are the train split's; the test split only scores them. Where
-    the train split has no depth of the kind that is scored, there is no floor of it: `depth` is NaN, its metrics are left out.
+    Both are the train split's, and the same for every picture; the test split only scores them. A pixel that no training frame
+    has a depth at gets the mean over all pixels. Where the train split has no depth of the kind that is scored, there is no
+    floor of it: `mean_depth` (m, over the map) is NaN, and depth's metrics are left out.
     """
     store, evaluation = Store.open(store_path), config.evaluation
     counts = np.zeros(NUM_CLASSES, np.int64)
-    depth_sum, depth_count = 0.0, 0
+    sums_HW, counts_HW = np.zeros(FRAME_SIZE), np.zeros(FRAME_SIZE, np.int64)
     for number in store.train:
         frame = store.frame(number)
         counts += np.bincount(frame.labels.ravel(), minlength=256)[: len(counts)]
         truth = frame.filled_depth if evaluation.depth_truth == "filled" else frame.raw_depth
         valid = valid_depth(truth)
-        depth_sum += float(truth[valid].sum(dtype=np.float64))
-        depth_count += int(valid.sum())
-    label, depth = int(counts.argmax()), depth_sum / depth_count if depth_count else math.nan
-
-    def scored(frame: Frame) -> Sums:
-        size = frame.labels.shape
-        depths = np.full(size, depth, np.float32) if depth_count else None
-        return score(frame, Prediction(np.full(size, label, np.uint8), depths), evaluation)
-
-    total = reduce(Sums.plus, (scored(store.frame(number)) for number in store.test))
-    return {**total.metrics(evaluation), "class": float(label), "depth": depth}
+        sums_HW += np.where(valid, truth, 0)
+        counts_HW += valid
+    label, depths = int(counts.argmax()), None
+    if counts_HW.any():
+        everywhere = sums_HW.sum() / counts_HW.sum()
+        depths = np.where(counts_HW > 0, sums_HW / np.maximum(counts_HW, 1), everywhere).astype(np.float32)
+    guess = Prediction(np.full(FRAME_SIZE, label, np.uint8), depths)
+    total = reduce(Sums.plus, (score(store.frame(number), guess, evaluation) for number in store.test))
+    return {
+        **total.metrics(evaluation),
+        "class": float(label),
+        "mean_depth": math.nan if depths is None else float(depths.mean(dtype=np.float64)),
+    }

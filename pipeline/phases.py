@@ -23,9 +23,9 @@ from pipeline import evaluate
 from pipeline.cli.terminal import Terminal
 from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
 from pipeline.features import ready_features
+from pipeline.other_rules import metrics_by_rule
 from pipeline.report import report
-from pipeline.report.other_rules import metrics_by_rule
-from pipeline.report.row_gains import row_gains
+from pipeline.row_gains import row_gains
 from pipeline.search import search
 from pipeline.search.earlier import take_settings
 from pipeline.search.result import load_settings

@@ -226,8 +226,10 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
 def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> Table:
     """What `score_settings` found under a config, in percent and points, for a terminal."""
     chosen_by = "searches choose by these frames: what settings are worth on others, --split test says"
+    evaluation = config.evaluation
+    part = "whole frame" if evaluation.crop == "none" else f"{evaluation.crop} crop"
     table = Table(
-        title=f"{split} split, {config.evaluation.views_said}",
+        title=f"{split} split, {part}, {evaluation.views_said}, absent classes: {evaluation.absent_classes}",
         caption=chosen_by if split == "validation" and scores.keys() - SHORT.keys() else None,
     )
     table.add_column("settings", overflow="fold")  # the end of a file's path tells it from another

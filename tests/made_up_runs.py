@@ -18,7 +18,7 @@ from jointseg.labels import CLASS_NAMES, VOID
 from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.presets import demo
 from jointseg.settings import flatten
-from pipeline.report.other_rules import sums_by_rule
+from pipeline.other_rules import sums_by_rule
 from pipeline.workspace import Workspace
 
 RECORD = {

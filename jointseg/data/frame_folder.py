@@ -48,7 +48,7 @@ class FrameFolder:
 
         Raises:
             InputError: a list is missing, empty, not text, or names what is no file's name, a frame twice or one of the other
-                list; or a frame has not all its pictures; or a folder may not be read.
+                list; or a frame has not all its pictures; or a folder may not be read; or the sensor's depth is in `depth_raw`.
         """
         self.path = folder
         train, test = _read_names(folder / TRAIN_FILE), _read_names(folder / TEST_FILE)
@@ -64,6 +64,8 @@ class FrameFolder:
         """Whether these are NYU's own frames, going by which numbers are trained on."""
         self.scene_types = None
         raw = RAW_DEPTH if is_folder(folder / RAW_DEPTH) else DEPTH
+        if raw == DEPTH and is_folder(folder / "depth_raw"):  # ESANet's name for it
+            raise InputError(f"{folder}: has a folder depth_raw; the sensor's depth belongs in {RAW_DEPTH}: rename it")
         kinds = {RGB: _RGB_KINDS, LABELS: (".png",), DEPTH: (".png",), raw: (".png",)}
         found = {part: _find(folder / part, self.names, endings) for part, endings in kinds.items()}
         self._rgb, self._labels, self._depth, self._raw = (found[part] for part in (RGB, LABELS, DEPTH, raw))

@@ -79,7 +79,6 @@ def _data_table(folder: Path, report: FolderReport) -> Table:
     table.add_row("kind", kind)
     table.add_row("classes", f"{len(report.classes_present)} of 40; most common: {', '.join(CLASS_NAMES[c] for c in common)}")
     table.add_row("void", f"{report.void_share:.1%} of pixels")
-    table.add_row(
-        "depth", f"{report.min_depth:.2f} .. {report.max_depth:.2f} m filled in; {report.hole_share:.1%} of raw missing"
-    )
+    holes = f"{report.hole_share:.1%} of raw missing" if report.hole_share else "none of raw missing, as no sensor has it"
+    table.add_row("depth", f"{report.min_depth:.2f} .. {report.max_depth:.2f} m filled in; {holes}")
     return table

@@ -26,6 +26,7 @@ from pipeline.report.tables import (
     data_line,
     depth_table,
     findings,
+    frames_line,
     protocol,
     rules_table,
     segmentation_table,
@@ -74,6 +75,7 @@ def description(report: Report) -> str:
     """The two tables, what the numbers say and the CRF settings, in Markdown that stands alone."""
     sections = [
         data_line(report),
+        frames_line(report),
         *filter(None, [views_line(report)]),
         *_section("Table 3: semantic segmentation, %", _grid(segmentation_table(report, rivals=False))),
         *_section("Table 2: depth", _grid(depth_table(report, rivals=False))),
@@ -93,7 +95,7 @@ def terminal(report: Report, *, out: str, page: str = "report.html", mlflow: str
         page: the file there with the whole report.
         mlflow: where MLflow's runs are, if no command of ours shows them.
     """
-    said = [data_line(report).replace("`", ""), views_line(report)]
+    said = [data_line(report).replace("`", ""), frames_line(report), views_line(report)]
     parts: list[RenderableType] = [Text(line, style="dim") for line in filter(None, said)]
     parts += [_rich(segmentation_table(report)), _rich(depth_table(report)), _rich(crf_table(report), text_columns=3)]
     for finding in _all_findings(report):

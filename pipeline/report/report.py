@@ -71,7 +71,7 @@ def save_evaluation(
         rows: metrics of each row.
         rules: metrics of each row by each other rule.
         gains: what `row_gains` found of the same frames.
-        floors: metrics of the floors, with the `class` and the `depth` that they give every pixel.
+        floors: metrics of the floors, with the `class` that every pixel gets and the `mean_depth` of the depth map.
         pictures: numbers of the frames to draw: the `first` of the split, and the `best` and `worst` of the row with the CRF.
     """
     with appearing_whole(place.evaluation, replace=True) as folder:

@@ -22,6 +22,8 @@ CRF_SYMBOLS = {
 }
 CRF_ROWS = {**CRF_SYMBOLS, "crf.num_iterations": ("", "iterations"), "crf.pairwise": ("", "form")}
 """The settings that tables show: what a search may look for."""
+OURS = {"crf.num_iterations", "crf.pairwise"}
+"""Those that the paper does not print: beside its values stand our defaults."""
 
 FIGURES = {
     "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
@@ -40,6 +42,11 @@ def plainly(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
+def of_the_paper(path: str) -> str:
+    """A setting's value at the paper's point, as tables show it."""
+    return plainly(papers_values()[path]) + (" (ours)" if path in OURS else "")
+
+
 def was_searched(report: Report) -> bool:
     """Whether the settings are a search's; else they were given, and have no score."""
     return report["search"]["study"] is not None
@@ -56,7 +63,7 @@ def crf_table(report: Report) -> Table:
             symbol,
             unit,
             plainly(best["settings"][path]) + ("" if path in search["searched"] else " (held)"),
-            plainly(published[path])
+            of_the_paper(path)
             + ("" if papers["settings"][path] == published[path] else f" (held at {plainly(papers['settings'][path])})"),
         )
         for path, (symbol, unit) in CRF_ROWS.items()

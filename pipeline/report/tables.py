@@ -23,7 +23,7 @@ from jointseg.published import (
     TABLE3_METRICS,
     TABLE3_RIVALS,
 )
-from pipeline.report.row_gains import COMPARED
+from pipeline.row_gains import COMPARED
 
 Report: TypeAlias = Mapping[str, Any]
 Number: TypeAlias = float | None
@@ -78,9 +78,11 @@ def floor_class(report: Report) -> str:
 
 
 def floor_depth(report: Report) -> str | None:
-    """The depth that the depth floor gives every pixel; None where the train split has none to take the mean of."""
-    depth = report["floors"]["depth"]
-    return None if depth is None else f"{plain(depth, 2)} m"
+    """What the depth floor gives every picture; None where the train split has no depth to take the mean of."""
+    floors = report["floors"]
+    if "depth" in floors:  # of earlier versions: one depth everywhere
+        return None if floors["depth"] is None else f"constant {plain(floors['depth'], 2)} m"
+    return None if floors["mean_depth"] is None else "each pixel's mean depth"
 
 
 def segmentation_table(report: Report, *, rivals: bool = False) -> Table:
@@ -108,7 +110,7 @@ def depth_table(report: Report, *, rivals: bool = False) -> Table:
             columns.append(("paper", published.get(key, {})))
     if rivals and report["paper"]:
         columns += TABLE2_RIVALS.items()
-    columns.append((f"floor: constant {floor_depth(report) or 'depth'}", report["floors"]))
+    columns.append((f"floor: {floor_depth(report) or NONE}", report["floors"]))
     rows = tuple(
         (f"{METRIC_NAMES[name]} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *(plain(of.get(name)) for _, of in columns))
         for name in TABLE2_METRICS
@@ -161,6 +163,12 @@ POOLING_RULE = {"pixels": "pooled over all pixels of all frames", "images": "tak
 TRUTH = {"filled": "the depth with its holes filled in", "raw": "the sensor's valid depth alone"}
 
 
+def frames_line(report: Report) -> str:
+    """What is scored: which frames, and which part of them."""
+    part = _scored_part(report["provenance"]["config"]["evaluation.crop"])
+    return f"Both tables: {report['data']['num_test']} test frames at {FRAME_WIDTH} × {FRAME_HEIGHT}, {part}."
+
+
 def views_line(report: Report) -> str:
     """What the network sees of a picture, where that is more than the picture; else nothing."""
     config = report["provenance"]["config"]
@@ -179,15 +187,15 @@ def protocol(report: Report) -> list[str]:
     config, num_test = report["provenance"]["config"], report["data"]["num_test"]
     absent, pooling = ABSENT_RULE[config["evaluation.absent_classes"]], POOLING_RULE[config["evaluation.depth_pooling"]]
     depth = floor_depth(report)
-    at = f", at {depth}, its mean depth" if depth else "; there is none for depth, of which the train split has none"
-    floors = f"every pixel “{floor_class(report)}”, the train split's commonest class{at}"
+    at = f"{depth}, over its frames" if depth else "none for depth, of which the train split has none"
+    floors = f"every pixel “{floor_class(report)}”, the train split's commonest class; {at}"
     lines = [
-        f"Both tables: {num_test} test frames at {FRAME_WIDTH} × {FRAME_HEIGHT}, {_scored_part(config['evaluation.crop'])}.",
+        frames_line(report),
         *filter(None, [views_line(report)]),
         f"Table 3: one confusion matrix over all frames, unlabelled pixels left out; {absent}.",
         f"Table 2: against {TRUTH[config['evaluation.depth_truth']]}; {pooling}. "
         f"{ROW_NAMES['unary_sem']} has no depth: stage 1 trains none.",
-        f"Floors: {floors}. A model below them is broken.",
+        f"Floors, which look at no picture: {floors}.",
         *([_intervals(config["data.validation_by"])] if report.get("gains") else []),
     ]
     if not report["paper"]:
@@ -251,7 +259,7 @@ def _interval(gain: Mapping[str, Number]) -> str:
 
 def _floor_findings(report: Report) -> list[Finding]:
     """What is no better than its floor; of mean IoU and RMSE also where nothing is."""
-    floors = {"table3": f"all “{floor_class(report)}”", "table2": f"constant {floor_depth(report)}"}
+    floors = {"table3": f"all “{floor_class(report)}”", "table2": floor_depth(report) or NONE}
     asked = [("table3", name) for name in TABLE3_METRICS] + [("table2", name) for name in TABLE2_METRICS]
     found = [(name, _floor_finding(report, table, name, floor=floors[table])) for table, name in asked]
     return [finding for name, finding in found if finding is not None and (finding.against or name in {"mean_iou", "rmse"})]

@@ -36,12 +36,12 @@ from pipeline.cluster import (
 )
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
-from pipeline.report.search import CRF_ROWS, plainly
+from pipeline.report.search import CRF_ROWS, of_the_paper, plainly
 from pipeline.search import unaries
 from pipeline.search.figures import draw_study
 from pipeline.search.result import WHOLE_SCENES, best_so_far, read_result, said, save_result, scores, trial_record
 from pipeline.search.samplers import Asker, build_sampler
-from pipeline.search.spaces import Space, load_space, papers_values, start_points
+from pipeline.search.spaces import Space, load_space, start_points
 from pipeline.search.study import run_study
 from pipeline.search.tracked_trials import log_trial, told_trials
 from pipeline.search.trial import TrialJob
@@ -269,8 +269,8 @@ def _named(name: str, gain: dict[str, float] | None) -> dict[str, float]:
 
 def _described(name: str, result: dict[str, Any]) -> str:
     """A study's result in Markdown."""
-    found, papers = result["settings"], papers_values()
-    rows = [f"| {path} | {plainly(found[path])} | {plainly(papers[path])} |" for path in CRF_ROWS]
+    found = result["settings"]
+    rows = [f"| {path} | {plainly(found[path])} | {of_the_paper(path)} |" for path in CRF_ROWS]
     return "\n".join([f"Study `{name}`. {said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 

@@ -125,7 +125,7 @@ def last_share_first(monkeypatch):
             yield place, work(shares[place])
 
     monkeypatch.setattr("pipeline.shares.FRAMES_A_SHARE", 1)
-    for module in ("evaluate", "features", "finetune", "score", "unaries"):
+    for module in ("evaluate", "features", "score", "search.finetune", "search.unaries"):
         monkeypatch.setattr(f"pipeline.{module}.shared_out", shared_out)
 
 

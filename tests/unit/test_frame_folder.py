@@ -197,6 +197,10 @@ def _text(name: str, text: bytes) -> Callable[[Path], object]:
             lambda folder: (folder / "raw_depth" / "hall.png").unlink(),
             "ROOMS/raw_depth: no picture of frame hall; needed: hall.png",
         ),
+        (
+            lambda folder: (folder / "raw_depth").rename(folder / "depth_raw"),
+            "ROOMS: has a folder depth_raw; the sensor's depth belongs in raw_depth: rename it",
+        ),
         (lambda folder: shutil.rmtree(folder / "depth"), "ROOMS: no folder depth in it; needed: rgb, labels40 and depth"),
         (
             _text("test.txt", b"../hall_1"),

@@ -42,6 +42,7 @@ def test_the_vector_of_table_3(absent, mean_iou, mean_accuracy):
     assert segmentation_metrics(sums, absent=absent)["mean_iou"] == pytest.approx(mean_iou, abs=1e-7)
     assert segmentation_metrics(sums, absent=absent)["mean_accuracy"] == pytest.approx(mean_accuracy, abs=1e-7)
     assert sums.pixel_accuracy == pytest.approx(0.7272727, abs=1e-7)
+    assert segmentation_metrics(sums, absent=absent)["frequency_weighted_iou"] == pytest.approx(0.6272727, abs=1e-7)
     assert sums.mean_accuracy() == pytest.approx(0.7222222, abs=1e-7)
     assert np.isnan(sums.class_iou).tolist() == [False, False, False, False, True]
 

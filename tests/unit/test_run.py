@@ -25,7 +25,7 @@ from jointseg.stages import STAGES, TRAININGS
 from pipeline.cli.terminal import Terminal
 from pipeline.failures import TrackingError
 from pipeline.phases import Pipeline, curves_of, evaluate_test, prepare_data, train
-from pipeline.report.row_gains import COMPARED
+from pipeline.row_gains import COMPARED
 from pipeline.run import _run_due, run_phases, run_search_command
 from pipeline.tracking.run_store import RETRIES, VARIABLE
 from pipeline.tracking.tracking import Tracker

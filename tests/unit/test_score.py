@@ -251,10 +251,13 @@ def test_frames_without_a_label_have_dashes_for_scores():
 def test_a_score_is_shown_in_percent_and_its_gain_in_points():
     scores = {"a.json": Score(0.25, 0.5, Interval(0.0123, -0.01, 0.03))}
     table = score_table(scores, demo(), split="test")
-    assert table.title == "test split, one view"
+    assert table.title == "test split, whole frame, one view, absent classes: ignore"
     mirrored = with_overrides(demo(), {"evaluation.mirror": True})
     of_validation = score_table(scores, demo(), split="validation")
     assert table.caption is None
     assert of_validation.caption == "searches choose by these frames: what settings are worth on others, --split test says"
-    assert score_table(scores, mirrored, split="test").title == "test split, 2 views (input × 1, each mirrored too)"
+    assert ", 2 views (input × 1, each mirrored too), " in str(score_table(scores, mirrored, split="test").title)
+    cropped = with_overrides(demo(), {"evaluation.crop": "eigen", "evaluation.absent_classes": "zero"})
+    title = score_table(scores, cropped, split="test").title
+    assert title == "test split, eigen crop, one view, absent classes: zero"
     assert [list(column.cells) for column in table.columns] == [["a.json"], ["25.00"], ["50.00"], ["+1.23 [-1.00, +3.00]"]]

@@ -18,9 +18,9 @@ from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.evaluate import Evaluated, extremes
+from pipeline.other_rules import metrics_by_rule
 from pipeline.report import report
-from pipeline.report.other_rules import metrics_by_rule
-from pipeline.report.row_gains import row_gains
+from pipeline.row_gains import row_gains
 from pipeline.workspace import Workspace
 from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total, totals_by_rule
 from tests.reports import SCORES, WRONG
@@ -41,7 +41,7 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
         place.finish(phase, seconds=seconds, commit=f"{phase}'s")
     predictions = {row: guesses(store, wrong, depth=row != "unary_sem") for row, wrong in WRONG.items()}
     sums = {row: total(store, drawn) for row, drawn in predictions.items()}
-    floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "depth": 2.534}
+    floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "mean_depth": 2.534}
     rows = {row: metrics(one) for row, one in sums.items()}
     frames = {
         row: [{"frame": number, **metrics(total(store, {number: own}))} for number, own in drawn.items()]

@@ -28,7 +28,7 @@ from pipeline.evaluate import Evaluated, extremes
 from pipeline.report import html as report_html
 from pipeline.report import report
 from pipeline.report.page import markdown
-from pipeline.report.row_gains import row_gains
+from pipeline.row_gains import row_gains
 from pipeline.search.trial_record import read_confusions
 from pipeline.tracking.run_store import VARIABLE, run_store
 from pipeline.workspace import Workspace
@@ -174,7 +174,7 @@ def test_figures_of_a_study_are_shown_where_they_are_of_the_result_that_stage_3_
 def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: Store) -> None:
     rows = {row: dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan) for row in ROW_NAMES}
     predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
-    floors = {**rows["sem_crf"], "class": 0.0, "depth": math.nan}
+    floors = {**rows["sem_crf"], "class": 0.0, "mean_depth": math.nan}
     nothing = {"first": (), "best": (), "worst": ()}
     report.save_evaluation(
         place, Evaluated({}, {}, {}, predictions, {}), rows=rows, rules={}, gains={}, floors=floors, pictures=nothing

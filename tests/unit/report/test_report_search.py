@@ -107,6 +107,12 @@ def test_settings_that_were_not_searched_are_the_runs_own_beside_the_papers(plac
     assert cells(place, "theta_beta")[-1] == "3"
 
 
+def test_what_the_paper_does_not_print_is_not_said_to_be_its(place: Workspace, store: Store) -> None:
+    report.write(with_overrides(demo(), {"crf.num_iterations": 5}), place, store)
+    assert cells(place, "num_iterations")[-1] == "10 (ours) (held at 5)"
+    assert cells(place, "pairwise")[-1] == "crfrnn (ours)"
+
+
 def test_settings_that_the_papers_point_did_not_draw_are_the_runs_own(place: Workspace, store: Store) -> None:
     """Of a space that draws some settings under others only."""
     edit_search(place, {"searched": [*json.loads(place.crf_settings.read_text())["searched"], "crf.num_iterations"]})

@@ -10,7 +10,7 @@ from jointseg.evaluation_config import EvaluationConfig
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.evaluate import RowJob, evaluate_rows
-from pipeline.report.other_rules import metrics_by_rule, other_rules, sums_by_rule
+from pipeline.other_rules import metrics_by_rule, other_rules, sums_by_rule
 from tests.checkpoints import untrained_final
 
 
