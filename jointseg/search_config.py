@@ -25,7 +25,7 @@ class SearchConfig(Settings):
     settings: Path | None = None
     """Stage 3 starts from the settings in this file and nothing is searched. An earlier run's crf_settings.json, where its
     search left it, for a last training on all frames (`data.train_on_validation`) when everything has been chosen; or
-    `{"settings": {"crf.theta_alpha": 109, ...}}`, of which what is not named keeps this run's value."""
+    `{"crf.theta_alpha": 109, ...}`, of which what is not named keeps this run's value."""
     sampler: SamplerName = "tpe"
     """Who asks for points: `tpe` (multivariate), `cmaes` (one objective), `nsga2` (two), `qmc`
     (Sobol), `random`, or `grid`: `grid_levels` values of every number, in an order drawn by the seed."""

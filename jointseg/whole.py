@@ -127,17 +127,19 @@ def _alone(folder: Path) -> Iterator[None]:
     """Refuse to begin while another process makes the same folder."""
     path, busy = folder.resolve(), "another process is making it"
     path = path.with_name(f".{path.name}.lock")
-    with locked(path, of=folder, busy=busy) as lock:
-        try:
-            ours = os.path.samestat(os.fstat(lock), path.stat())  # not one that its last holder has removed
-        except FileNotFoundError:
-            ours = False
-        if not ours:
-            raise InputError(f"{folder}: {busy}")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with locked(path, of=folder, busy=busy) as lock:
+            try:
+                ours = os.path.samestat(os.fstat(lock), path.stat())
+            except FileNotFoundError:
+                ours = False
+            if not ours:  # its last holder has removed it since it was opened
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
             driver runs elsewhere.
         LostWorkerError: one of our own did not start.
     """
-    address = None if here else os.environ.get("RAY_ADDRESS")
+    address = None if here else given_address()
     if here:
         os.environ.pop(IN_JOB, None)  # what the job's Ray is to load is not at hand in ours
     if address and address.startswith("ray://"):
@@ -93,6 +93,12 @@ def connected(*, verbose: bool = False, here: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def given_address() -> str | None:
+    """`RAY_ADDRESS`, where it names a Ray that is there already; Ray's own word for a new one is `local`."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 def _no_ray(error: Exception, address: str | None) -> Exception | None:
@@ -199,7 +205,7 @@ def once_nodes_are_there(
                 check()
                 return
             except InputError as refused:
-                if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
+                if given_address() is None or time.monotonic() >= deadline:
                     raise
                 if asked is None:
                     say(f"waiting up to {PATIENCE / 60:.0f} minutes for nodes: {refused}")

@@ -32,6 +32,7 @@ OF_A_TRIAL = {
     "settings": dict, "score": int | float, "fold_scores": list, "boundary_f1": int | float | None, "trial": int, "data": str,
     "frames": list, "checkpoint": str, "config": dict, "by_frame": list,
 }  # fmt: skip
+OF_A_FRAME = {"frame", "fold", "mean_iou", "pixel_accuracy", "confusion"}
 OF_A_RUN = dict.fromkeys(("table2", "table3", "search", "data", "provenance"), dict)
 
 
@@ -117,7 +118,7 @@ def _run_above(path: Path) -> Workspace | None:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a record: {one_line(error)}") from None
 
 
@@ -129,7 +130,7 @@ def _checked(what: str, record: Any) -> dict[str, Any]:
     if missing:
         raise InputError(f"{what}: not a whole record: it has no {', '.join(missing)}")
     wrong = [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
-    if wrong or not all(isinstance(own, dict) for own in record.get("by_frame", ())):
+    if wrong or not all(isinstance(own, dict) and own.keys() >= OF_A_FRAME for own in record.get("by_frame", ())):
         raise InputError(f"{what}: not a record: {', '.join(wrong) or 'by_frame'} holds something else than one does")
     if "by_frame" in record and [own.get("frame") for own in record["by_frame"]] != record["frames"]:
         raise InputError(f"{what}: not a whole record: by_frame has not each of frames once, in their order")
@@ -137,10 +138,11 @@ def _checked(what: str, record: Any) -> dict[str, Any]:
 
 
 def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
-    """The prepared store with the record's digest: in `data` (a store, or frames, prepared now), or in the run's folder.
+    """The prepared store with the record's digest: `data` (a store, or frames, prepared in `scratch` now), the run's own, or
+    that which the run was given.
 
     Raises:
-        InputError: neither has it, or `data` is no folder.
+        InputError: none has it, or `data` is no folder.
     """
     wanted = evidence.record["data"]["digest"] if evidence.is_run else evidence.record["data"]
     if data is not None and not is_folder(data):
@@ -152,7 +154,7 @@ def find_store(evidence: Evidence, data: Path | None, scratch: Path) -> Path:
             continue
         store = Store.open(folder) if is_store(folder) else prepare(folder, scratch / f"store-{len(looked)}")
         if store.digest == wanted:
-            return store.path
+            return store.path.resolve()  # Ray works in a folder of its own
         looked.append(f"{folder} ({store.digest[:12]})")
     raise InputError(
         f"{evidence.name}: its data has digest {wanted[:12]}; looked in {', '.join(looked) or 'no folder'}; "

@@ -10,13 +10,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jointseg.data.files import is_file_to_read
+from jointseg.errors import InputError
 from jointseg.whole import disk_errors_named
 
 Line = dict[str, Any]
@@ -36,25 +37,41 @@ def append_line(path: Path, line: Line) -> None:
         file.write(json.dumps(line).encode() + b"\n")
 
 
+class GrowingLog:
+    """A log that is read again and again while it grows: each of its lines once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read, self._lines = path, 0, list[Line]()
+
+    def lines(self) -> list[Line]:
+        """All there are by now; none where there is no such file. Half a line, of a process that was killed, is left out.
+
+        Raises:
+            InputError: it may not be read.
+        """
+        if not is_file_to_read(self._path):
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for text in file:
+                try:
+                    self._lines.append(json.loads(text))
+                except ValueError:
+                    if not text.endswith(b"\n"):  # it is being written, or was when its writer ended
+                        break
+                self._read += len(text)
+        return self._lines
+
+
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a log; none where there is no such file. Half a line, of a process that was killed, is left out.
-
-    Raises:
-        InputError: it may not be read.
-    """
-    lines = []
-    for text in path.read_text().splitlines() if is_file_to_read(path) else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of a log, as `GrowingLog.lines`."""
+    return GrowingLog(path).lines()
 
 
-def read_reports(path: Path) -> list[Line]:
-    """The reports of a stage in step order. A stage that was resumed repeats some steps: the first stands."""
+def in_step_order(reports: Iterable[Line]) -> list[Line]:
+    """The reports of a stage. A stage that was resumed repeats some steps: the first stands."""
     rows: dict[float, Line] = {}
-    for row in read_lines(path):
+    for row in reports:
         rows.setdefault(row["step"], row)
     return [rows[step] for step in sorted(rows)]
 
@@ -70,8 +87,9 @@ def following(
 ) -> Iterator[None]:
     """Call `tell` with each new line that `read` gives, from a thread, until the block ends and the last is told.
 
-    Where telling goes wrong, the same line is told again at the next look: a server may come back. After the block there are
-    looks for as long as `patience`, and then what goes wrong is raised; after one that ended badly one look, and no error.
+    Where a line cannot be told (an InputError, an OSError) it is told again at the next look: a server may come back. After the
+    block there are looks for as long as `patience`, and then what goes wrong is raised; after one that ended badly one look,
+    and no error. Any other error is a mistake of ours: it ends the telling, and is raised after the block.
 
     Args:
         read: gives all lines there are.
@@ -94,6 +112,8 @@ def following(
                 now = time.monotonic()
                 if since == math.inf and trouble is not None:
                     trouble(error)
+                if not isinstance(error, InputError | OSError):
+                    raise
                 since = min(since, now)
                 if last_look and (not well.is_set() or now - since >= patience):
                     raise

@@ -28,7 +28,7 @@ from pipeline.report import report
 from pipeline.row_gains import row_gains
 from pipeline.search import search
 from pipeline.search.earlier import take_settings
-from pipeline.search.result import load_settings
+from pipeline.search.settings_file import load_settings
 from pipeline.sources import bring_in, dataset_of, list_frames
 from pipeline.tracking.run_store import few_retries
 from pipeline.tracking.tracking import Tracker
@@ -138,7 +138,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
             step = int(row["step"])
             progress(step, note=f"loss {row['loss/total']:.4g}")
             if step > last:
-                with few_retries():  # it is told again
+                with few_retries(), tracker.troubles_named():  # it is told again
                     tracker.log_metrics(run, curves_of(row), step=step)
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)

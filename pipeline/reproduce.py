@@ -107,8 +107,9 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Termina
 
 def _for_here(config: Config, screen: Terminal) -> Config:
     """The config without the GPUs that it asks for, where this machine has none."""
-    asked = {"search.gpus_per_trial": 0, "training.device": "auto"} if not torch.cuda.is_available() else {}
-    changed = with_overrides(config, asked)
+    wanted = {"search.gpus_per_trial": 0} if config.search.gpus_per_trial else {}
+    wanted |= {"training.device": "auto"} if config.training.device == "cuda" else {}
+    changed = config if torch.cuda.is_available() else with_overrides(config, wanted)
     if changed != config:
         screen.say("it came from a GPU and this machine has none: CPUs compute it, with filters of their own; see --tolerance")
     return changed

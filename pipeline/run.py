@@ -81,8 +81,9 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             try:
                 tracker = Tracker.open(place.out, say=screen.say)
             except InputError:
-                if is_new:
+                if is_new:  # it is left as it was
                     place.config.unlink()
+                    place.tracking.unlink(missing_ok=True)
                 raise
             tracker.end_abandoned(is_scored=place.is_scored)
             with tracker.run(place.out.name, key=TOP) as parent:

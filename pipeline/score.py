@@ -37,7 +37,8 @@ from pipeline.cli.terminal import Terminal
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.provenance import provenance
 from pipeline.report.tables import NONE, percent, plain
-from pipeline.search.result import load_settings, over
+from pipeline.search.result import over
+from pipeline.search.settings_file import load_settings
 from pipeline.search.spaces import papers_values
 from pipeline.search.trial_record import FrameSums, write_confusions
 from pipeline.shares import shared_out, shares_of

@@ -18,7 +18,7 @@ from jointseg.config import Config
 from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, uses_gpu, worker_resources, workers_said
 from pipeline.failures import LostWorkerError, NoRoomError, explained
-from pipeline.log_lines import Line, following, read_lines, read_reports
+from pipeline.log_lines import GrowingLog, Line, following, in_step_order, read_lines
 from pipeline.tracking.run_store import shown
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
@@ -64,9 +64,10 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start, features)
     checkpoints, earlier_notes = CheckpointFolder(folder), len(read_lines(job.notes))
+    notes, reports = GrowingLog(job.notes), GrowingLog(job.log)
     with (
-        following(lambda: read_lines(job.notes)[earlier_notes:], lambda note: say(note["said"])),
-        following(lambda: read_reports(job.log), tell, trouble=not_logged),
+        following(lambda: notes.lines()[earlier_notes:], lambda note: say(note["said"])),
+        following(lambda: in_step_order(reports.lines()), tell, trouble=not_logged),
         _interrupts_as_ever(),
     ):
         _fit(job, place, checkpoints, say)

@@ -13,11 +13,12 @@ class Terminal:
     """Progress bars and lines on a terminal; lines alone where output is not one."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, emoji=False, soft_wrap=True)  # :abc: in a path is no picture
+        # :abc: and [abc] in a path are its letters.
+        self.console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:

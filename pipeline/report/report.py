@@ -34,7 +34,7 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, write_atomically
 from pipeline.evaluate import Evaluated
-from pipeline.log_lines import read_lines, read_reports
+from pipeline.log_lines import in_step_order, read_lines
 from pipeline.provenance import provenance
 from pipeline.report import html, page
 from pipeline.report.confusions import confusion_name, named_confusions
@@ -268,7 +268,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
                 f"{ROW_NAMES[WITH_CRF]} on the test frames whose pixels it labels best ({said['best']} % rightly) and worst "
                 f"({said['worst']} %), the worst last."
             )
-        reports = {name: read_reports(place.log(stage)) for name, stage in STAGES.items()}
+        reports = {name: in_step_order(read_lines(place.log(stage))) for name, stage in STAGES.items()}
         if any(reports.values()):
             save_png(training_curves(reports, title="Training, stage after stage"), folder / "training.png")
             captions["training.png"] = "Losses and validation scores of the stages; both stages 3 begin where stage 2 ended."

@@ -15,7 +15,8 @@ from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.whole import appearing_whole, write_atomically
 from pipeline.cli.terminal import Terminal
-from pipeline.search.result import load_settings, said
+from pipeline.search.result import said
+from pipeline.search.settings_file import load_settings, settings_in
 from pipeline.workspace import SETTINGS, TRIALS, Workspace
 
 OF_A_RESULT = (
@@ -41,14 +42,14 @@ def earlier_study(config: Config) -> tuple[dict[str, Any], Path | None]:
     """The result that `search.settings` names, and the folder of its study; of a file with settings alone these, and None.
 
     Raises:
-        InputError: the file is not the result of a search, is not allowed for `config`, or its study is not beside it.
+        InputError: the file holds no settings, or some that are not allowed, or its study is not beside it.
     """
     path = config.search.settings
     assert path is not None
     crf = flatten(load_settings(path, config).crf, prefix="crf.")
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if not any(result.get(name) is not None for name in OF_A_RESULT if name != "settings"):
-        return {"settings": {name: crf[name] for name in dict(result["settings"])}, "study": None}, None
+        return {"settings": {name: crf[name] for name in settings_in(path)}, "study": None}, None
     missing = [name for name in OF_A_RESULT if name not in result]
     if missing:
         raise InputError(f"search.settings: {path}: not the whole result of a search: it has no {', '.join(missing)}")

@@ -238,24 +238,3 @@ def said(result: dict[str, Any]) -> str:
 def _interval(gain: dict[str, float]) -> str:
     difference, low, high = (100 * gain[name] for name in ("difference", "low", "high"))
     return f"{difference:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
-
-
-def load_settings(path: Path, config: Config) -> Config:
-    """`config` with the CRF settings that the search found.
-
-    Raises:
-        InputError: the file is not a search's result.
-    """
-    try:
-        settings = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-        others = [name for name in settings if not name.startswith("crf.")]
-        if others or not settings:
-            raise InputError(f"{others[0]} is not a setting of the CRF" if others else "its `settings` are none")
-        return with_overrides(config, settings)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; allowed: the result of a search, or JSON with `settings`") from None
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"no JSON: {error}" if isinstance(error, ValueError) else "it holds no `settings`"
-        raise InputError(f"{path}: not the result of a search ({why}); jointseg search writes one") from None

@@ -243,7 +243,7 @@ def _run_trials(
             record = None
             if line["state"] == FINISHED:
                 record = trial_record(line, study.config, study.folder, identity=study.identity)
-            with few_retries():  # it is told again
+            with few_retries(), tracker.troubles_named():  # it is told again
                 log_trial(tracker, run, line, record=record)
 
         return run_study(job, asker, tell=tell, say=screen.say, verbose=verbose)

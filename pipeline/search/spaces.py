@@ -38,11 +38,11 @@ from jointseg.crf.settings import CrfSettings
 from jointseg.data.files import is_file_to_read
 from jointseg.errors import InputError, one_line
 from jointseg.settings import flatten, with_overrides
+from pipeline.search.settings_file import PATHS, load_settings, settings_in
 
 Point = dict[str, Any]
 """Settings by config path."""
 
-PATHS = tuple(f"crf/{setting}" for setting in CrfSettings.model_fields)
 DrawFunction = Callable[[optuna.trial.BaseTrial], Mapping[str, Any]]
 
 
@@ -276,7 +276,8 @@ def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, An
     if config.search.start is None:
         return points
     path = config.search.start
-    given = _read_settings(path)
+    crf = flatten(load_settings(path, Config()).crf, prefix="crf.")
+    given = {name: crf[name] for name in settings_in(path)}
     held = flatten(config.crf, prefix="crf.")
     point, params, inside = space.at({**papers_values(), **given})
     for name, value in given.items():
@@ -285,25 +286,6 @@ def start_points(space: Space, config: Config) -> list[tuple[Point, dict[str, An
                 f"{path}: {name} is {value} there, and {held[name]} in this run; the space {space.name} does not search it"
             )
     return [*points, (point, params, inside)]
-
-
-def _read_settings(path: Path) -> Point:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("not an object of paths and values")
-        settings = dict(content.get("settings", content))
-        checked = with_overrides(Config(), settings)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"search.start: {path}: {error.strerror}; allowed: JSON of settings by path") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"search.start: {path} does not hold settings ({one_line(error)})") from None
-    outside = [name for name in settings if name.replace(".", "/") not in PATHS]
-    if outside:
-        raise InputError(f"{path}: {outside[0]} is not a setting of the CRF; allowed: {', '.join(PATHS)}")
-    return {path: value for path, value in flatten(checked.crf, prefix="crf.").items() if path in settings}
 
 
 def _point(drawn: Mapping[str, Any]) -> Point:

@@ -28,20 +28,26 @@ STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
 """Of a folder that has a store of its own."""
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in what `ray job submit` runs."""
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")
 
 
 @contextmanager
-def few_retries() -> Iterator[None]:
-    """MLflow's client asks a server that does not answer for four minutes; in the block for seconds."""
-    given = RETRIES in os.environ
-    os.environ.setdefault(RETRIES, "2")
+def few_retries(*, seconds: int | None = 10) -> Iterator[None]:
+    """MLflow's client asks a server that does not answer for minutes; in the block three times.
+
+    Args:
+        seconds: how long an answer is waited for each time; None: as long as outside, for files, which a server may pass on
+            before it answers.
+    """
+    asked = {RETRIES: "2", **({TIMEOUT: str(seconds)} if seconds is not None else {})}
+    asked = {name: value for name, value in asked.items() if name not in os.environ}
+    os.environ.update(asked)
     try:
         yield
     finally:
-        if not given:
-            os.environ.pop(RETRIES, None)  # a thread that follows a log may have been here meanwhile
+        for name in asked:
+            os.environ.pop(name, None)  # a thread that follows a log may have been here meanwhile
 
 
 @dataclass(frozen=True)

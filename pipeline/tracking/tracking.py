@@ -99,15 +99,14 @@ class Tracker:
             client = MlflowClient(tracking_uri=store.uri)
             with few_retries():
                 experiment = client.get_experiment_by_name(store.experiment)
+            if experiment is not None and experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
+                at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
+                again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
             store.remember()
-            if experiment is None:
-                experiment = _create_experiment(client, store)
+            experiment = experiment or _create_experiment(client, store)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise TrackingError(f"{store} cannot be used: {shown(error)}") from None
-        if experiment.lifecycle_stage == entities.LifecycleStage.DELETED:
-            at = f"{VARIABLE}={shlex.quote(without_password(store.uri))}"
-            again = f"{at} mlflow experiments restore --experiment-id {experiment.experiment_id}"
-            raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
         files = Unsent(out / UNSENT, partial(_upload, client), say)
         return cls(client, store.uri, experiment.experiment_id, store.folder, files)
 
@@ -170,7 +169,9 @@ class Tracker:
             running = f"attributes.status = 'RUNNING'{self._of_folder}"
             for run in self.client.search_runs([self.experiment_id], running, max_results=1000):
                 key = run.data.tags.get(KEY_TAG, "")
-                if not (key.startswith(SCORE) and is_scored(key.removeprefix(SCORE))):
+                if key.startswith(SCORE) and is_scored(key.removeprefix(SCORE)):
+                    continue
+                if self.client.get_run(run.info.run_id).info.status == "RUNNING":  # a score may have ended since
                     self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def close(self, key: str) -> None:

@@ -77,7 +77,7 @@ class Unsent:
     def _refusal(self, file: Line) -> str | None:
         """Send a file; why it was not taken, None where it was. Stores of files fail in ways of their own."""
         try:
-            with few_retries():
+            with few_retries(seconds=None):
                 self.upload(file)
         except Exception as error:
             return shown(error)

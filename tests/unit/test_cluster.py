@@ -310,6 +310,20 @@ def test_nodes_that_do_not_come_are_refused_in_the_end_and_on_a_ray_of_our_own_a
     assert asked_for == ([WANTED, ("no longer", WANTED)] if address else [])
 
 
+def test_rays_own_word_for_a_new_one_is_no_address(init, monkeypatch, asked_for):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with cluster.connected():
+        pass
+    assert (init[0]["address"], init[0]["include_dashboard"]) == ("local", False)
+
+    def check():
+        raise InputError("room for 0")
+
+    with pytest.raises(InputError, match="room for 0"):
+        cluster.once_nodes_are_there(check, WANTED, say=lambda _: None)
+    assert asked_for == []
+
+
 # How frames are shared out
 
 

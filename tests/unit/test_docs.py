@@ -14,7 +14,7 @@ import torch
 from jointseg import presets
 from jointseg.settings import with_overrides
 from pipeline.search.earlier import earlier_study
-from pipeline.search.result import load_settings
+from pipeline.search.settings_file import load_settings
 from pipeline.search.spaces import load_space, start_points
 from tests.checkpoints import untrained_final
 from tests.own_spaces import space_named

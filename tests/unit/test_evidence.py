@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_a_record_knows_the_folder_of_its_run_from_where_it_lies(tmp_path):
     assert not found.is_run
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"by_frame"', '{"table3": {}}'])
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"by_frame"', '{"table3": {}}', "[" * 100_000])
 def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "some.json"
     if text is not None:
@@ -101,8 +102,13 @@ def test_data_are_found_by_their_digest(rooms, tmp_path):
     gone, place = tmp_path / "gone", Workspace(tmp_path / "run")
     place.out.mkdir()
     place.store.symlink_to(rooms.path)
-    assert find_store(evidence_of(record, place), None, tmp_path) == place.store
+    assert find_store(evidence_of(record, place), None, tmp_path) == rooms.path
     assert refusal(find_store, evidence_of(record, place), gone, tmp_path) == f"--data: {gone} is not a folder"
+
+
+def test_data_may_be_given_from_where_one_is(rooms, tmp_path, monkeypatch):
+    monkeypatch.chdir(rooms.path.parent)
+    assert find_store(evidence_of({**RECORD, "data": rooms.digest}), Path(rooms.path.name), tmp_path) == rooms.path
 
 
 def test_data_are_looked_for_in_the_runs_folder_and_where_they_came_from(rooms, tmp_path):
@@ -114,7 +120,7 @@ def test_data_are_looked_for_in_the_runs_folder_and_where_they_came_from(rooms, 
     place.store.symlink_to(rooms.path)
     run = {"table3": {}, "provenance": {"config": config}, "data": {"digest": rooms.digest}}
     for record in (trial, run):
-        assert find_store(evidence_of(record, place), None, tmp_path / "none") == place.store
+        assert find_store(evidence_of(record, place), None, tmp_path / "none") == rooms.path
 
 
 def test_the_checkpoint_is_found_by_its_digest(tmp_path):
@@ -186,6 +192,7 @@ def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, m
     [
         ({"by_frame": 5}, "by_frame"),
         ({"by_frame": [5, 6]}, "by_frame"),
+        ({"by_frame": [{"frame": 1}, {"frame": 2}]}, "by_frame"),
         ({"frames": 5, "config": "small"}, "frames, config"),
         ({"score": "high"}, "score"),
     ],

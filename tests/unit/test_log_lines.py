@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
 
-from pipeline.log_lines import append_line, following, read_lines, read_reports
+from jointseg.errors import InputError
+from pipeline.log_lines import GrowingLog, append_line, following, in_step_order, read_lines
 
 LINES = [{"step": float(step), "loss/total": 1 / (step + 1), "note": "θ\n"} for step in range(5)]
 
@@ -77,14 +79,46 @@ def test_what_is_written_before_the_work_fails_is_told(log):
     assert told == LINES
 
 
+def test_a_log_that_grows_has_each_line_once_and_half_a_line_when_it_is_whole(log):
+    grows = GrowingLog(log)
+    assert grows.lines() == []
+    write(log, LINES[:2])
+    assert grows.lines() == LINES[:2]
+    whole = json.dumps(LINES[2]).encode() + b"\n"
+    for part in (whole[:5], whole[5:]):
+        with log.open("ab") as file:
+            file.write(part)
+        assert grows.lines() == LINES[: 2 if part == whole[:5] else 3]
+    with log.open("ab") as file:
+        file.write(b'{"step": ')  # its writer is killed
+    append_line(log, LINES[3])
+    assert grows.lines() == LINES[:4] == read_lines(log)
+
+
+def test_a_mistake_in_telling_ends_it_and_comes_out_after_the_work(log):
+    tried, troubles = [], []
+
+    def tell(line):
+        tried.append(line)
+        raise KeyError("the telling's own")
+
+    write(log, LINES)
+    with (
+        pytest.raises(KeyError, match="the telling's own"),
+        following(lambda: read_lines(log), tell, every=0.001, trouble=troubles.append),
+    ):
+        pass
+    assert (tried, len(troubles)) == (LINES[:1], 1)
+
+
 def test_what_goes_wrong_in_telling_comes_out(log):
     def tell(line):
-        raise KeyError("the telling's own")
+        raise InputError("the telling's own")
 
     write(log, LINES)
     troubles = []
     with (
-        pytest.raises(KeyError, match="the telling's own"),
+        pytest.raises(InputError, match="the telling's own"),
         following(lambda: read_lines(log), tell, every=0.001, patience=0.05, trouble=troubles.append),
     ):
         pass
@@ -137,4 +171,4 @@ def test_a_line_whose_telling_went_wrong_is_told_at_a_later_look(log):
 
 def test_the_log_of_a_stage_that_was_resumed_has_each_step_once_as_it_was_first_and_in_order(log):
     write(log, [{"step": step, "loss/total": value} for step, value in ((2, 0.5), (4, 0.25), (2, 0.6), (4, 0.3), (6, 0.125))])
-    assert [(row["step"], row["loss/total"]) for row in read_reports(log)] == [(2, 0.5), (4, 0.25), (6, 0.125)]
+    assert [(row["step"], row["loss/total"]) for row in in_step_order(read_lines(log))] == [(2, 0.5), (4, 0.25), (6, 0.125)]

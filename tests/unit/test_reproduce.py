@@ -172,4 +172,6 @@ def test_what_a_gpu_scored_is_computed_where_there_is_none(again, rooms, small, 
     assert not equal, "the scores were made up"
     assert "it came from a GPU and this machine has none" in said
     assert "differs: mean IoU" in said
-    assert "from a GPU" not in again({**record, "config": flatten(small)}, place)[1]
+    for device in ("auto", "cpu"):
+        config = flatten(with_overrides(small, {"training.device": device}))
+        assert "from a GPU" not in again({**record, "config": config}, place)[1]

@@ -314,3 +314,16 @@ def test_a_new_folder_whose_server_does_not_answer_may_begin_with_other_settings
         with pytest.raises(InputError, match=f"^{VARIABLE}: http://127.0.0.1:9 cannot be used: "):
             run_phases(config, place, ("data",), screen=Terminal(), verbose=False)
     assert place.load_config() is None
+
+
+def test_a_new_folder_whose_experiment_cannot_be_made_is_left_as_it_was(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise TrackingError("no")
+
+    place = Workspace(tmp_path / "run")
+    monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path}/elsewhere.db")
+    monkeypatch.setattr(pipeline.run, "connected", lambda **_: nullcontext())
+    monkeypatch.setattr("pipeline.tracking.tracking._create_experiment", refuse)
+    with pytest.raises(TrackingError):
+        run_phases(demo(), place, ("data",), screen=Terminal(), verbose=False)
+    assert [path.name for path in place.out.iterdir()] == [".lock"]

@@ -248,6 +248,11 @@ def test_frames_without_a_label_have_dashes_for_scores():
     assert cells == [[PAPER, NO_CRF], *[["–", "–"]] * 3]
 
 
+def test_a_name_with_brackets_is_shown_as_it_is(capsys):
+    Terminal().console.print(score_table({"[old]/a[/].json": Score(0.25, 0.5, Interval(0.0, 0.0, 0.0))}, demo(), split="test"))
+    assert "[old]/a[/].json" in capsys.readouterr().out
+
+
 def test_a_score_is_shown_in_percent_and_its_gain_in_points():
     scores = {"a.json": Score(0.25, 0.5, Interval(0.0123, -0.01, 0.03))}
     table = score_table(scores, demo(), split="test")

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import resource
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from jointseg import whole
 from jointseg.errors import DiskError, InputError
 from jointseg.whole import appearing_whole, check_space, write_atomically
 
@@ -146,6 +148,24 @@ def test_a_folder_is_made_by_one_at_a_time(tmp_path):
         assert refusal(folder) == f"{folder}: another process is making it"
         write(tmp_path / "another", "two")
     assert (folder / "file").read_text() == "one"
+
+
+def test_a_lock_that_its_last_holder_has_removed_is_taken_anew(tmp_path, monkeypatch):
+    """As where that one ends between another's opening of the file and its locking it."""
+    taken, locked = [], whole.locked
+
+    @contextmanager
+    def removed_at_first(path, **named):
+        with locked(path, **named) as lock:
+            if not taken:
+                path.unlink()
+            taken.append(path)
+            yield lock
+
+    monkeypatch.setattr(whole, "locked", removed_at_first)
+    write(tmp_path / "folder", "one")
+    assert len(taken) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_link_is_followed_and_kept(tmp_path):

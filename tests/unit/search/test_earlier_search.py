@@ -12,7 +12,7 @@ from jointseg.settings import with_overrides
 from pipeline.cli.terminal import Terminal
 from pipeline.phases import Pipeline, search_settings
 from pipeline.search.earlier import earlier_study, take_settings
-from pipeline.search.result import load_settings
+from pipeline.search.settings_file import load_settings
 from pipeline.workspace import Workspace
 from tests.made_up_runs import save_search
 
@@ -102,10 +102,10 @@ def test_settings_that_a_run_was_given_are_given_on(later, tmp_path):
     assert on == {**given, "taken_from": str(later.crf_settings)}
 
 
-@pytest.mark.parametrize("settings", [{"crf.num_iterations": 7.0}, {"crf.num_iterations": "7"}, [["crf.num_iterations", 7]]])
+@pytest.mark.parametrize("settings", [{"crf.num_iterations": 7.0}, {"crf.num_iterations": "7"}, None])
 def test_settings_alone_are_kept_as_the_config_has_them(later, tmp_path, settings):
     path = tmp_path / "given.json"
-    path.write_text(json.dumps({"settings": settings}))
+    path.write_text(json.dumps({"settings": settings} if settings else {"crf.num_iterations": 7}))
     take_settings(taking(path), later, screen=Terminal())
     assert '"crf.num_iterations": 7\n' in later.crf_settings.read_text()
 
@@ -124,9 +124,9 @@ def edit(path, change):
 
 
 WRONG = {
-    "not the result of a search (no JSON": lambda place: place.crf_settings.write_text("{broken"),
-    "it holds no `settings`": lambda place: place.crf_settings.write_text("{}"),
-    "No such file or directory; allowed: the result of a search": lambda place: place.crf_settings.unlink(),
+    "crf_settings.json: no JSON: ": lambda place: place.crf_settings.write_text("{broken"),
+    "holds no settings; allowed: a search's crf_settings.json": lambda place: place.crf_settings.write_text("{}"),
+    "No such file or directory; allowed: a search's crf_settings.json": lambda place: place.crf_settings.unlink(),
     "not the whole result of a search: it has no study, gain": lambda place: edit(
         place.crf_settings, lambda found: [found.pop(name) for name in ("study", "gain")]
     ),

@@ -14,7 +14,8 @@ from jointseg.errors import DiskError, InputError
 from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import differences, flatten, with_overrides
-from pipeline.search.result import best_so_far, load_settings, pareto_front, said, save_result, trial_record
+from pipeline.search.result import best_so_far, pareto_front, said, save_result, trial_record
+from pipeline.search.settings_file import load_settings
 from pipeline.search.trial_record import FrameSums, confusion_file, scores_of, write_confusions
 
 FRAMES, FOLDS = (11, 12, 13, 14), (0, 1, 0, 1)

@@ -7,10 +7,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.data import get_source
 from mlflow.exceptions import MlflowException
 
@@ -18,7 +20,7 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
-from pipeline.tracking.run_store import RETRIES, RunStore
+from pipeline.tracking.run_store import RETRIES, TIMEOUT, RunStore, few_retries
 from pipeline.tracking.tracking import PARENT_TAG, Tracker, _create_experiment
 from tests.mlflow_runs import all_runs, history, status
 
@@ -194,13 +196,30 @@ def test_an_experiment_that_was_deleted_is_one_line(out, tracker):
     assert command == f"MLFLOW_TRACKING_URI={tracker.uri} mlflow experiments restore --experiment-id {tracker.experiment_id}"
 
 
+def test_a_new_folder_whose_experiment_was_deleted_keeps_nothing(out, tracker, monkeypatch):
+    tracker.client.delete_experiment(tracker.client.create_experiment("shared"))
+    new = out.parent / "new"
+    monkeypatch.setattr("pipeline.tracking.tracking.run_store", lambda _: RunStore(new, tracker.uri, "shared", folder="d1"))
+    with pytest.raises(InputError, match="experiment 'shared' was deleted"):
+        Tracker.open(new)
+    assert not new.exists()
+
+
 @pytest.mark.parametrize("given", [None, "7"])
-def test_opening_a_store_leaves_how_often_the_client_asks_as_it_was(out, monkeypatch, given):
-    monkeypatch.delenv(RETRIES, raising=False)
-    if given is not None:
-        monkeypatch.setenv(RETRIES, given)
+def test_opening_a_store_leaves_how_often_and_how_long_the_client_asks_as_it_was(out, monkeypatch, given):
+    for name in (RETRIES, TIMEOUT):
+        monkeypatch.delenv(name, raising=False)
+        if given is not None:
+            monkeypatch.setenv(name, given)
     Tracker.open(out)
-    assert os.environ.get(RETRIES) == given
+    assert [os.environ.get(name) for name in (RETRIES, TIMEOUT)] == [given, given]
+
+
+def test_a_server_that_accepts_and_says_nothing_is_waited_for_for_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as silent, few_retries(seconds=1):
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(MlflowException, match="timed out"):
+            client.get_run("0" * 32)
 
 
 # Parameters, metrics, inputs, artifacts

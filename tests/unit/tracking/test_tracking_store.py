@@ -173,3 +173,16 @@ def test_runs_that_a_kill_left_running_are_ended_but_not_scores_that_go_on_elsew
     with place.locked(place.scores, "test-1"):
         tracker.end_abandoned(is_scored=place.is_scored)
     assert [status(tracker, ids[key]) for key in ids] == ["KILLED", "KILLED", "RUNNING", "KILLED", "FINISHED"]
+
+
+def test_a_score_that_ends_while_others_are_looked_at_stays_finished(tracker):
+    with tracker.run("score/test-1") as run:
+        pass
+    tracker.client.update_run(run, status="RUNNING")
+
+    def ends_now(_):
+        tracker.client.set_terminated(run, status="FINISHED")
+        return False
+
+    tracker.end_abandoned(is_scored=ends_now)
+    assert status(tracker, run) == "FINISHED"
