@@ -181,9 +181,9 @@ def measure(part: str, config: Config, store: Store, args: argparse.Namespace) -
         case "loader":
             return loader(config, store, args)
         case "ray":
-            from pipeline.__main__ import RAY_ENVIRONMENT  # noqa: PLC0415
+            from pipeline.__main__ import ENVIRONMENT  # noqa: PLC0415
 
-            os.environ.update(RAY_ENVIRONMENT)
+            os.environ.update(ENVIRONMENT)
             from pipeline.cluster import connected  # noqa: PLC0415
 
             with connected():

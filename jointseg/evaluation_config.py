@@ -30,7 +30,7 @@ class EvaluationConfig(Settings):
     depth_truth: Literal["filled", "raw"] = "filled"
     """Depth scored against: filled in, or the sensor's valid pixels alone."""
     num_figures: int = Field(6, ge=0)
-    """Test frames drawn as in the paper's Fig 2."""
+    """Test frames drawn as in the paper's Fig 2: the first, and as many of the best and worst together."""
     processes_per_gpu: int = Field(2, ge=1, le=64)
     """Processes that share a GPU where work goes frame by frame: evaluation, unaries, features. One alone leaves the GPU idle
     while it scores. Each takes a CPU, and at 513 x 513 some 3 GB of the GPU's memory; more where `scales` go beyond 1."""

@@ -44,8 +44,10 @@ class TrainingDivergedError(OutOfRangeError):
 
 @dataclass(frozen=True)
 class Report:
-    """What the loop says every `log_every` steps. `save` writes the checkpoint that is due with it, if one is: before the
-    report returns or, with `training.async_checkpoints`, whenever and in whichever thread one likes.
+    """What the loop says every `log_every` steps, and where it validates or a checkpoint is due.
+
+    `save` writes that checkpoint, if one is due: before the report returns or, with `training.async_checkpoints`, whenever and
+    in whichever thread one likes.
     """
 
     step: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-RAY_ENVIRONMENT = {
+ENVIRONMENT = {
     # Half the start-up of a worker group, measured: poll the new workers ten times a second, without metrics agents.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -30,7 +30,7 @@ RAY_ENVIRONMENT = {
 
 def main() -> None:
     """Run the command line; a plain message where the `pipeline` extra is not installed."""
-    for name, value in RAY_ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         from pipeline.cli.cli import run_command_line

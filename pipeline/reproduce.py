@@ -107,7 +107,7 @@ def _trial_again(evidence: Evidence, store: Path, scratch: Path, screen: Termina
 
 def _for_here(config: Config, screen: Terminal) -> Config:
     """The config without the GPUs that it asks for, where this machine has none."""
-    wanted = {"search.gpus_per_trial": 0} if config.search.gpus_per_trial else {}
+    wanted: dict[str, Any] = {"search.gpus_per_trial": 0} if config.search.gpus_per_trial else {}
     wanted |= {"training.device": "auto"} if config.training.device == "cuda" else {}
     changed = config if torch.cuda.is_available() else with_overrides(config, wanted)
     if changed != config:

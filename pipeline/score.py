@@ -35,8 +35,8 @@ from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
 from pipeline.cli.terminal import Terminal
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
+from pipeline.notation import fixed, percent, points
 from pipeline.provenance import provenance
-from pipeline.report.tables import NONE, percent, plain
 from pipeline.search.result import over
 from pipeline.search.settings_file import load_settings
 from pipeline.search.spaces import papers_values
@@ -168,7 +168,7 @@ def _asked(config: Config, place: Workspace, split: str) -> dict[str, Any]:
 
 
 def _said(depth: Mapping[str, float]) -> str:
-    return f"depth of stage 2: δ < 1.25 {plain(depth['delta1'])}, RMSE {plain(depth['rmse'])} m"
+    return f"depth of stage 2: δ < 1.25 {fixed(depth['delta1'])}, RMSE {fixed(depth['rmse'])} m"
 
 
 def _read(path: Path, settings: Mapping[str, Any], screen: Terminal) -> dict[str, Score]:
@@ -237,10 +237,7 @@ def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> T
     for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
         table.add_column(heading)
     for name, own in scores.items():
-        gain = NONE
-        if not math.isnan(own.gain.difference):
-            gain = f"{100 * own.gain.difference:+z.2f} [{100 * own.gain.low:+z.2f}, {100 * own.gain.high:+z.2f}]"
-        table.add_row(name, percent(own.mean_iou, 2), percent(own.pixel_accuracy, 2), gain)
+        table.add_row(name, percent(own.mean_iou, 2), percent(own.pixel_accuracy, 2), points(*own.gain))
     return table
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 
 from jointseg.published import ROW_NAMES
-from pipeline.report.tables import NONE, Report, Table
+from pipeline.notation import NONE
+from pipeline.report.tables import Report, Table
 from pipeline.workspace import Workspace
 
 NAMED_PAIRS = (("pillow", "sofa"), ("books", "bookshelf"), ("sink", "counter"))

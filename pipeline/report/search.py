@@ -5,25 +5,11 @@ Not here: the search's pictures (search/figures.py), the page (page.py).
 
 from __future__ import annotations
 
-from pipeline.report.tables import Finding, Report, Table, percent
+from pipeline.notation import CRF_ROWS, percent, setting, setting_of_the_paper
+from pipeline.report.tables import Finding, Report, Table
 from pipeline.search.earlier import TAKEN_FROM
 from pipeline.search.result import WHOLE_SCENES
 from pipeline.search.spaces import papers_values
-
-CRF_SYMBOLS = {
-    "crf.w_appearance": ("w⁽¹⁾", "weight"),
-    "crf.w_depth": ("w⁽²⁾", "weight"),
-    "crf.w_smoothness": ("w⁽³⁾", "weight"),
-    "crf.theta_alpha": ("θα", "px"),
-    "crf.theta_beta": ("θβ", "RGB levels"),
-    "crf.theta_gamma": ("θγ", "px"),
-    "crf.theta_zeta": ("θζ", "m"),
-    "crf.theta_tau": ("θτ", "px"),
-}
-CRF_ROWS = {**CRF_SYMBOLS, "crf.num_iterations": ("", "iterations"), "crf.pairwise": ("", "form")}
-"""The settings that tables show: what a search may look for."""
-OURS = {"crf.num_iterations", "crf.pairwise"}
-"""Those that the paper does not print: beside its values stand our defaults."""
 
 FIGURES = {
     "slices.png": "Mean IoU against each parameter; dashed: the paper's value.",
@@ -35,16 +21,6 @@ FIGURES = {
     "frames.png": "The frames that gained and that lost most under the settings found, beside the paper's.",
 }
 """What each picture in a study's folder shows."""
-
-
-def plainly(value: float | str) -> str:
-    """A setting as tables show it."""
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def of_the_paper(path: str) -> str:
-    """A setting's value at the paper's point, as tables show it."""
-    return plainly(papers_values()[path]) + (" (ours)" if path in OURS else "")
 
 
 def was_searched(report: Report) -> bool:
@@ -62,9 +38,9 @@ def crf_table(report: Report) -> Table:
             path.removeprefix("crf."),
             symbol,
             unit,
-            plainly(best["settings"][path]) + ("" if path in search["searched"] else " (held)"),
-            of_the_paper(path)
-            + ("" if papers["settings"][path] == published[path] else f" (held at {plainly(papers['settings'][path])})"),
+            setting(best["settings"][path]) + ("" if path in search["searched"] else " (held)"),
+            setting_of_the_paper(path)
+            + ("" if papers["settings"][path] == published[path] else f" (held at {setting(papers['settings'][path])})"),
         )
         for path, (symbol, unit) in CRF_ROWS.items()
     ]

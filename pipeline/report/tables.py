@@ -5,11 +5,11 @@ Not here: how report.json comes about (report.py), how a page or a terminal show
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from jointseg.cross_validation import Interval
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH
 from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import CLASS_NAMES
@@ -23,11 +23,10 @@ from jointseg.published import (
     TABLE3_METRICS,
     TABLE3_RIVALS,
 )
+from pipeline.notation import NONE, Number, fixed, percent, points
 from pipeline.row_gains import COMPARED
 
 Report: TypeAlias = Mapping[str, Any]
-Number: TypeAlias = float | None
-NONE = "–"
 
 METRIC_NAMES = {
     "mean_iou": "mean IoU",
@@ -62,16 +61,6 @@ class Finding:
     against: bool = False
 
 
-def percent(share: Number, decimals: int = 1) -> str:
-    """A share of 1 in percent without the sign, as the paper prints it; what rounds to 0 has no minus."""
-    return NONE if share is None or math.isnan(share) else f"{100 * share:z.{decimals}f}"
-
-
-def plain(value: Number, decimals: int = 3) -> str:
-    """A number as the paper prints depth errors."""
-    return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
-
-
 def floor_class(report: Report) -> str:
     """Name of the class that the segmentation floor gives every pixel."""
     return CLASS_NAMES[int(report["floors"]["class"])]
@@ -81,7 +70,7 @@ def floor_depth(report: Report) -> str | None:
     """What the depth floor gives every picture; None where the train split has no depth to take the mean of."""
     floors = report["floors"]
     if "depth" in floors:  # of earlier versions: one depth everywhere
-        return None if floors["depth"] is None else f"constant {plain(floors['depth'], 2)} m"
+        return None if floors["depth"] is None else f"constant {fixed(floors['depth'], 2)} m"
     return None if floors["mean_depth"] is None else "each pixel's mean depth"
 
 
@@ -112,7 +101,7 @@ def depth_table(report: Report, *, rivals: bool = False) -> Table:
         columns += TABLE2_RIVALS.items()
     columns.append((f"floor: {floor_depth(report) or NONE}", report["floors"]))
     rows = tuple(
-        (f"{METRIC_NAMES[name]} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *(plain(of.get(name)) for _, of in columns))
+        (f"{METRIC_NAMES[name]} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *(fixed(of.get(name)) for _, of in columns))
         for name in TABLE2_METRICS
     )
     return Table(
@@ -126,7 +115,7 @@ def rules_table(report: Report) -> Table:
     depth = {"delta1": METRIC_NAMES["delta1"], "rmse": METRIC_NAMES["rmse"]}
 
     def line(title: str, own: Mapping[str, Mapping[str, Number]], depths: Mapping[str, Number]) -> tuple[str, ...]:
-        return (title, *(percent(own[row]["mean_iou"]) for row in rows), *(plain(depths.get(name)) for name in depth))
+        return (title, *(percent(own[row]["mean_iou"]) for row in rows), *(fixed(depths.get(name)) for name in depth))
 
     lines = [line("as above", report["table3"], report["table2"].get(last, {}))]
     lines += [line(f"`{rule}`", own, own.get(last, {})) for rule, own in report["rules"].items()]
@@ -149,7 +138,7 @@ def data_line(report: Report) -> str:
         f"{kind}: {data['num_train']} train and {data['num_test']} test frames of {FRAME_WIDTH} × {FRAME_HEIGHT}; "
         f"{data['validation']['frames']} of the train frames for validation and the search, {held}; "
         f"{present} of {len(CLASS_NAMES)} classes; {percent(data['void_share'])} % of pixels unlabelled; "
-        f"depth {plain(data['min_depth'], 2)} to {plain(data['max_depth'], 2)} m, "
+        f"depth {fixed(data['min_depth'], 2)} to {fixed(data['max_depth'], 2)} m, "
         f"raw depth missing at {percent(data['hole_share'])} % of pixels; digest `{data['digest'][:16]}`."
     )
 
@@ -250,11 +239,9 @@ def _comparison(report: Report, row: str, other: str) -> Finding:
 
 
 def _interval(gain: Mapping[str, Number]) -> str:
-    """A gain and its interval in points, to follow the two numbers that it is between; nothing where there is none."""
-    difference, low, high = (gain.get(name) for name in ("difference", "low", "high"))
-    if difference is None or low is None or high is None:
-        return ""
-    return f": {100 * difference:+z.2f} [{100 * low:+z.2f}, {100 * high:+z.2f}]"
+    """A gain and its interval, to follow the two numbers that it is between; nothing where there is none."""
+    said = points(*(gain.get(name) for name in Interval._fields))
+    return "" if said == NONE else f": {said}"
 
 
 def _floor_findings(report: Report) -> list[Finding]:
@@ -273,7 +260,7 @@ def _floor_finding(report: Report, table: str, metric: str, *, floor: str) -> Fi
     name, in_metres, _ = METRIC_NAMES[metric].partition(", m")
 
     def show(value: Number) -> str:
-        return f"{percent(value)} %" if table == "table3" else f"{plain(value)}{' m' if in_metres else ''}"
+        return f"{percent(value)} %" if table == "table3" else f"{fixed(value)}{' m' if in_metres else ''}"
 
     sign = 1 if metric in HIGHER_IS_BETTER else -1
     broken = [f"{ROW_NAMES[row]} ({show(value)})" for row, value in values.items() if sign * value <= sign * bound]

@@ -77,7 +77,8 @@ def _shares(study: optuna.Study, trials: Sequence[FrozenTrial], *, seed: int) ->
     of_them = optuna.create_study(directions=study.directions)
     of_them.add_trials(trials)
     target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
-    # Not `get_param_importances`, which scales them to add up to 1: what parameters explain together would be each one's.
+    # Not `get_param_importances`, which scales them to add up to 1, unless an experimental argument says not to: what
+    # parameters explain together would be each one's.
     return FanovaImportanceEvaluator(seed=seed).evaluate(of_them, target=target)
 
 

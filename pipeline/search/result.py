@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jointseg.config import Config
-from jointseg.cross_validation import fold_sums, nested, over_folds, paired_bootstrap
+from jointseg.cross_validation import Interval, fold_sums, nested, over_folds, paired_bootstrap
 from jointseg.data.views import scenes_of
 from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from jointseg.whole import replacing_whole
 from pipeline.log_lines import Line
-from pipeline.report.tables import percent
+from pipeline.notation import percent, points
 from pipeline.search.samplers import DIRECTIONS, OBJECTIVES
 from pipeline.search.spaces import Point, papers_values
 from pipeline.search.trial_record import FAILED, FINISHED, STOPPED, confusion_file, digest_of, read_confusions, table_row
@@ -230,11 +230,10 @@ def said(result: dict[str, Any]) -> str:
         return f"{best}; {at}: no score{counts}"
     noise = ": within noise" if gain["within_noise"] else ""
     unseen = result["nested"].get("gain")  # older results have none
-    nested = f", nested {_interval(unseen)}" if unseen else ""
+    nested = f", nested {_points(unseen)}" if unseen else ""
     theirs = percent(result["paper_score"], 2)
-    return f"{best}; {at} {theirs} %, a gain of {_interval(gain)} points{nested}{noise}{counts}"
+    return f"{best}; {at} {theirs} %, a gain of {_points(gain)} points{nested}{noise}{counts}"
 
 
-def _interval(gain: dict[str, float]) -> str:
-    difference, low, high = (100 * gain[name] for name in ("difference", "low", "high"))
-    return f"{difference:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
+def _points(gain: Mapping[str, Any]) -> str:
+    return points(*(gain[name] for name in Interval._fields))

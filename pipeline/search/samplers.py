@@ -1,6 +1,6 @@
 """Optuna, asked for points and told scores: its samplers by name, the points tried first, the journal of what was told.
 
-Not here: where the points are scored, and in which batches they are asked for (study.py).
+Not here: where the points are scored (study.py), in which batches they are asked for (batches.py).
 """
 
 from __future__ import annotations

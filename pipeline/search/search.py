@@ -36,9 +36,10 @@ from pipeline.cluster import (
 )
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
-from pipeline.report.search import CRF_ROWS, of_the_paper, plainly
+from pipeline.notation import CRF_ROWS, setting, setting_of_the_paper
 from pipeline.search import unaries
 from pipeline.search.figures import draw_study
+from pipeline.search.grid import grid
 from pipeline.search.result import WHOLE_SCENES, best_so_far, read_result, said, save_result, scores, trial_record
 from pipeline.search.samplers import Asker, build_sampler
 from pipeline.search.spaces import Space, load_space, start_points
@@ -99,7 +100,7 @@ def check_search(config: Config) -> Space:
     if folds > frames:
         raise SettingsError("search.folds", f"{folds} folds of {frames} frames (data.validation_frames); allowed: 2..{frames}")
     if config.search.sampler == "grid":
-        Asker(config.search, space, first=[])
+        grid(space, levels=config.search.grid_levels, seed=config.search.seed)
     return space
 
 
@@ -270,7 +271,7 @@ def _named(name: str, gain: dict[str, float] | None) -> dict[str, float]:
 def _described(name: str, result: dict[str, Any]) -> str:
     """A study's result in Markdown."""
     found = result["settings"]
-    rows = [f"| {path} | {plainly(found[path])} | {of_the_paper(path)} |" for path in CRF_ROWS]
+    rows = [f"| {path} | {setting(found[path])} | {setting_of_the_paper(path)} |" for path in CRF_ROWS]
     return "\n".join([f"Study `{name}`. {said(result)}.", "", "| | found | paper |", "| --- | ---: | ---: |", *rows])
 
 

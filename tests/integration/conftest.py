@@ -22,9 +22,9 @@ from uuid import uuid4
 import pytest
 import torch
 
-from pipeline.__main__ import RAY_ENVIRONMENT
+from pipeline.__main__ import ENVIRONMENT
 
-for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
+for name, value in ENVIRONMENT.items():  # before Ray is imported
     os.environ.setdefault(name, value)
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # others may fill the memory
