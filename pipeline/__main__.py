@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 def main() -> None:
-    """Run the command line; a plain message where the `pipeline` extra is not installed."""
+    """Run the command line; a plain message where the `pipeline` extra is not installed, none where it is interrupted early."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -40,6 +40,8 @@ def main() -> None:
         how = "pip install '.[pipeline]' in a clone of the repository"
         sys.stderr.write(f"error: the command line needs {error.name!r}; install it with: {how}\n")
         sys.exit(2)
+    except KeyboardInterrupt:  # the imports take seconds
+        sys.exit(130)
     sys.exit(run_command_line())
 
 

@@ -118,7 +118,9 @@ def _run_above(path: Path) -> Workspace | None:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: not a record: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a record: {one_line(error)}") from None
 
 

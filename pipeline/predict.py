@@ -5,6 +5,7 @@ Not here: how a picture is read (jointseg/data/pictures.py), the prediction (joi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from jointseg.whole import replacing_whole
 from pipeline.cli.terminal import Terminal
 
 KINDS = ("sheet", "classes", "depth")
+LONGEST = 255 - len("..partial-4194304")
+"""Bytes of a file's name, without what is added while it is written."""
 
 
 def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Terminal, one_view: bool = False) -> None:
@@ -65,6 +68,8 @@ def _refuse_clashes(pictures: Sequence[Path], to: Path) -> None:
     for path in pictures:
         for kind in KINDS:
             file = to.resolve() / f"{path.stem}.{kind}.png"
+            if len(os.fsencode(file.name)) > LONGEST:
+                raise InputError(f"{path}: its prediction's name, {path.stem[:20]}….{kind}.png, is too long for a file")
             if file in given:
                 raise InputError(f"{path}: its prediction would overwrite the picture {file}; give another folder as --to")
             if file in written:

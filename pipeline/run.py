@@ -22,6 +22,7 @@ from pipeline.phases import WORK, Pipeline, log_data
 from pipeline.provenance import own_commit
 from pipeline.search import search
 from pipeline.search.earlier import earlier_study, refuse_a_search
+from pipeline.search.room import wait_for_room
 from pipeline.sources import check_source
 from pipeline.tracking.run_store import page_of, run_store
 from pipeline.tracking.tracking import TOP, Tracker
@@ -74,7 +75,7 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
             workers = worker_resources(config, gpu=config.training.device == "cuda")
             once_nodes_are_there(partial(require_resources, config), workers, say=screen.say)
         if "search" in due and config.search.settings is None:
-            once_nodes_are_there(partial(search.require_room, config), search.trial_resources(config), say=screen.say)
+            wait_for_room(config, say=screen.say)
         with place.locked():
             is_new = not place.config.is_file()
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has

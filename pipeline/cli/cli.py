@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -160,11 +161,22 @@ def _interrupt(*_: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def _interrupt_again(discarded: sys.UnraisableHookArgs) -> None:
+    """Of a signal in the middle of a weak reference's callback or a `__del__` Python throws the interruption away. Drawing
+    figures runs many of these.
+    """
+    if issubclass(discarded.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,)).start()
+    else:
+        sys.__unraisablehook__(discarded)
+
+
 def run_command_line() -> int:
     """Run the command: 0 is success, 2 what is the user's to mend in one line, 1 a worker that was lost, in one line too, or
     (with a traceback) a mistake of ours, 130 an interruption.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` ends a run as Ctrl-C does
+    sys.unraisablehook = _interrupt_again
     stderr = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     try:
         return app(sys.argv[1:] or ["--help"], prog_name="jointseg", standalone_mode=False) or 0

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,12 @@ from jointseg.config import Config
 from jointseg.cross_validation import draw_folds, draw_grouped_folds
 from jointseg.data.store import Store
 from jointseg.data.views import consecutive_runs
-from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
 from pipeline.cli.terminal import Terminal
 from pipeline.cluster import (
-    has_room,
-    node_resources,
-    once_nodes_are_there,
-    require_resources,
     without_missing_gpus,
-    worker_resources,
 )
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
@@ -41,6 +34,7 @@ from pipeline.search import unaries
 from pipeline.search.figures import draw_study
 from pipeline.search.grid import grid
 from pipeline.search.result import WHOLE_SCENES, best_so_far, read_result, said, save_result, scores, trial_record
+from pipeline.search.room import wait_for_room
 from pipeline.search.samplers import Asker, build_sampler
 from pipeline.search.spaces import Space, load_space, start_points
 from pipeline.search.study import run_study
@@ -187,7 +181,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     there = finished_result(study)
     if there is not None:
         return take_over(there, study, place, screen)
-    once_nodes_are_there(partial(require_room, config), trial_resources(config), say=screen.say)
+    wait_for_room(config, say=screen.say)
     write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
     name = study.folder.name
     with tracker.run(f"search {name}", parent=parent, key=f"search/{name}") as run:
@@ -234,9 +228,13 @@ def _run_trials(
     ended: dict[int, Line] = {}
     told = set() if tracker.is_gone else told_trials(tracker, run)
     with screen.bar("search", asker.limit(study.config.search.trials)) as progress:
+        failures: set[str] = set()
 
         def tell(line: Line) -> None:
             ended[line["trial"]] = line
+            if line["error"] and line["error"] not in failures:
+                failures.add(line["error"])
+                screen.say(f"trial {line['trial']} failed: {line['error']}")
             known = [score for score in scores(list(ended.values())) if score is not None]
             progress(len(ended), note=f"best {max(known, default=math.nan):.4f}")
             if tracker.is_gone or line["trial"] in told:
@@ -290,40 +288,3 @@ def _hand_over(place: Workspace, study: Study, screen: Terminal) -> bool:
     origin = "settings that were given" if there["study"] is None else f"study {there['study']}"
     screen.say(f"{place.crf_settings} stays: {' and '.join(begun)} began from {origin}; this result is in {study.folder}")
     return False
-
-
-def trial_resources(config: Config) -> list[dict[str, float]]:
-    """What a trial takes: resources that one node has, each."""
-    settings = config.search
-    if settings.fidelity == "finetune":
-        return [{**own} for own in worker_resources(config, gpu=config.training.device == "cuda")]
-    asked = {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
-    return [{resource: amount for resource, amount in asked.items() if amount}]
-
-
-def require_room(config: Config) -> None:
-    """See that some node can run a trial.
-
-    Raises:
-        InputError: none can. Ray itself would wait for ever.
-    """
-    settings = config.search
-    if settings.fidelity == "finetune":
-        require_resources(config)
-        return
-    cpus, gpus = settings.cpus_per_trial, settings.gpus_per_trial
-    if has_room({"CPU": cpus, "GPU": gpus}):
-        return
-    nodes = node_resources()
-    for name, resource, wanted in (
-        ("cpus_per_trial", "CPU", cpus),
-        ("gpus_per_trial", "GPU", gpus),
-    ):
-        most = max((node.get(resource, 0) for node in nodes), default=0)
-        if wanted > most:
-            raise InputError(
-                f"search.{name}: {wanted:g} {resource} are asked for; allowed: up to {most:g}, the most that a node has"
-            )
-    raise InputError(
-        f"search.cpus_per_trial, search.gpus_per_trial: {cpus} CPU and {gpus:g} GPU are asked for, and no node has both"
-    )

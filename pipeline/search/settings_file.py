@@ -34,9 +34,10 @@ def settings_in(path: Path) -> dict[str, Any]:
     settings = content.get("settings", content) if isinstance(content, dict) else None
     if not settings or not isinstance(settings, dict):
         raise InputError(f"{path}: holds no settings; {_ALLOWED}")
-    others = [name for name in settings if name.replace(".", "/") not in PATHS]
+    allowed = [name.replace("/", ".") for name in PATHS]
+    others = [name for name in settings if name not in allowed]
     if others:
-        raise InputError(f"{path}: {others[0]} is not a setting of the CRF; allowed: {', '.join(PATHS).replace('/', '.')}")
+        raise InputError(f"{path}: {others[0]} is not a setting of the CRF; allowed: {', '.join(allowed)}")
     return settings
 
 

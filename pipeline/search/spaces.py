@@ -115,6 +115,8 @@ def load_space(config: Config) -> Space:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{name}: has no function {function_name}()")
+    if inspect.iscoroutinefunction(function):
+        raise InputError(f"{name}: {function_name}() is async; allowed: a plain function")
     with _mistakes_named(name):
         takes_trial = any(_is_to_be_given(parameter) for parameter in inspect.signature(function).parameters.values())
     switches: Callable[[Point], dict[str, Any]] = getattr(module, "switches", lambda _: {})

@@ -24,6 +24,7 @@ from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line, append_line, following
 from pipeline.search.batches import Batches, Watch
 from pipeline.search.finetune import FinetuneTrial
+from pipeline.search.room import resources_of
 from pipeline.search.samplers import Asker
 from pipeline.search.trial import CrfTrial, OneStep, TrialJob
 from pipeline.search.trial_record import FAILED, LOG, confusion_file, read_confusions, read_trials
@@ -129,7 +130,7 @@ def _tune(job: TrialJob, batches: Batches, *, verbose: bool) -> None:
     trains = settings.fidelity == "finetune"
     places = max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.cpus_per_trial)
     trainable = tune.with_parameters(FinetuneTrial if trains else CrfTrial, job=job)
-    each = {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
+    each = resources_of(settings)
     watch = Watch({} if trains else each, batches)
     trainable = tune.with_resources(trainable, NO_CPU if trains else each)
     run_trials(batches, trainable, watch, folder=job.folder, at_once=places, verbose=verbose)

@@ -169,9 +169,8 @@ class Tracker:
             running = f"attributes.status = 'RUNNING'{self._of_folder}"
             for run in self.client.search_runs([self.experiment_id], running, max_results=1000):
                 key = run.data.tags.get(KEY_TAG, "")
-                if key.startswith(SCORE) and is_scored(key.removeprefix(SCORE)):
-                    continue
-                if self.client.get_run(run.info.run_id).info.status == "RUNNING":  # a score may have ended since
+                goes_on = key.startswith(SCORE) and is_scored(key.removeprefix(SCORE))
+                if not goes_on and self.client.get_run(run.info.run_id).info.status == "RUNNING":  # it may have ended since
                     self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def close(self, key: str) -> None:

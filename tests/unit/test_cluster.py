@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -300,12 +301,8 @@ def test_nodes_that_do_not_come_are_refused_in_the_end_and_on_a_ray_of_our_own_a
         monkeypatch.setenv("RAY_ADDRESS", address)
     else:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def check():
-        raise InputError("room for 0")
-
     with pytest.raises(InputError, match="room for 0"):
-        cluster.once_nodes_are_there(check, WANTED, say=lambda _: None)
+        cluster.once_nodes_are_there(Mock(side_effect=InputError("room for 0")), WANTED, say=lambda _: None)
     assert waited <= clock[0] <= waited + 10
     assert asked_for == ([WANTED, ("no longer", WANTED)] if address else [])
 
@@ -315,12 +312,8 @@ def test_rays_own_word_for_a_new_one_is_no_address(init, monkeypatch, asked_for)
     with cluster.connected():
         pass
     assert (init[0]["address"], init[0]["include_dashboard"]) == ("local", False)
-
-    def check():
-        raise InputError("room for 0")
-
-    with pytest.raises(InputError, match="room for 0"):
-        cluster.once_nodes_are_there(check, WANTED, say=lambda _: None)
+    with pytest.raises(InputError, match="too little"):
+        cluster.once_nodes_are_there(Mock(side_effect=InputError("too little")), WANTED, say=lambda _: None)
     assert asked_for == []
 
 

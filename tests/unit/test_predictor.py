@@ -248,6 +248,14 @@ def test_a_prediction_never_overwrites_a_picture(final_of, tmp_path):
     assert pictures[1].read_bytes() == before
 
 
+def test_a_name_too_long_for_a_prediction_is_refused_before_anything_is_predicted(tmp_path):
+    long = tmp_path / f"{'ü' * 115}.png"
+    Image.new("RGB", (8, 6), "red").save(long)
+    with pytest.raises(InputError, match=r"ü\.png: its prediction's name, ü{20}…\.sheet\.png, is too long for a file$"):
+        predict_files(tmp_path / "final", [long], tmp_path / "to", screen=Terminal())
+    assert not (tmp_path / "to").exists()
+
+
 def test_nor_where_the_folder_has_another_name(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "to").symlink_to(tmp_path / "pictures")

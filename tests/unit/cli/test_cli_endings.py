@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,25 @@ def test_an_interruption_of_what_does_not_go_on_says_what_becomes_of_it(jointseg
     assert jointseg("predict", "--out", "x", "a.jpg") == (130, "interrupted; the pictures done before are kept\n", "")
 
 
+def test_an_interruption_that_python_discards_comes_again(jointseg, monkeypatch):
+    """In a weak reference's callback, which drawing figures runs many of."""
+
+    class Drawn:
+        pass
+
+    def draw(*_, **__):
+        drawn = Drawn()
+        kept = weakref.ref(drawn, lambda _: signal.raise_signal(signal.SIGTERM))
+        del drawn
+        assert kept() is None
+        time.sleep(30)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(pipeline.run, "run_phases", draw)
+    code, said, _ = jointseg("run", "--out", "x")
+    assert (code, said.partition(";")[0]) == (130, "interrupted")
+
+
 def test_an_error_beside_no_interruption_is_none(jointseg, monkeypatch):
     monkeypatch.setattr(pipeline.run, "run_phases", lambda *_, **__: Path("no/such/file").unlink())
     with pytest.raises(FileNotFoundError):
@@ -92,6 +114,21 @@ def test_the_process_exits_with_the_code_and_the_line(tmp_path):
     done = process("run", "--out", "x", "--preset", "huge", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --preset: 'huge' is not a preset; allowed: demo, small, modern, paper\n"
+
+
+def test_an_interruption_before_anything_begins_exits_130_and_says_nothing(tmp_path):
+    program = """
+import sys
+class Interrupted:
+    def find_spec(name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted)
+from pipeline.__main__ import main
+main()
+"""
+    done = process(program=("-c", program), cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_without_the_extra_the_package_to_install_is_named(tmp_path):

@@ -70,6 +70,8 @@ def test_a_start_without_depth_kernel_is_one_in_the_conditional_space(tmp_path):
         ('{"crf.theta_zeta": 0.5}', "crf.theta_zeta is 0.5 there, and 0.2 in this run; the space tune_spaces/crf_weights.py"),
         ('{"crf.w_dept": 1}', "crf.w_dept is not a setting of the CRF; allowed: crf.theta_alpha, "),
         ('{"seed": 1}', "seed is not a setting of the CRF"),
+        ('{"crf/w_depth": 1}', "crf/w_depth is not a setting of the CRF; allowed: crf.theta_alpha, "),
+        ("{}", "holds no settings"),
         ('{"crf.w_depth": -1}', "crf.w_depth: -1 is not allowed"),
         ("[", "no JSON: "),
         ("[4]", "holds no settings"),

@@ -19,6 +19,7 @@ from jointseg.stages import STAGES
 from pipeline import cluster
 from pipeline.cli.terminal import Terminal
 from pipeline.search import search, trial
+from pipeline.search.room import require_room
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
 
@@ -197,10 +198,10 @@ def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said)
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
     config = with_overrides(demo(), {f"search.{name}": value for name, value in wanted.items()})
     if said is None:
-        search.require_room(config)
+        require_room(config)
     else:
         with pytest.raises(InputError, match=said):
-            search.require_room(config)
+            require_room(config)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +214,17 @@ def test_filters_of_all_processes_take_no_more_than_a_quarter_of_the_memory(
     monkeypatch.setattr(trial, "usable_memory", lambda: gigabytes * 2**30)
     settings = with_overrides(demo(), {"search.cpus_per_trial": cpus_per_trial}).search
     assert trial.kept_bytes(settings, 0) == (megabytes * 2**20, 0)
+
+
+def test_why_trials_failed_is_said_once_for_each_reason(place, monkeypatch, capsys):
+    errors = [None, "crf.theta_beta: -5.0 is not allowed", "crf.theta_beta: -5.0 is not allowed", "no"]
+    own = {"mean_iou": None, "state": "failed", "point": {}}
+    lines = [{"trial": number, "error": error, **own} for number, error in enumerate(errors)]
+    monkeypatch.setattr(search, "run_study", lambda *_, tell, **__: [tell(line) for line in lines])
+    asker, gone = SimpleNamespace(limit=lambda trials: trials), SimpleNamespace(is_gone=True)
+    search._run_trials(study_of(place), None, asker, tracker=gone, run="r", screen=Terminal(), verbose=False)
+    said = "trial 1 failed: crf.theta_beta: -5.0 is not allowed\ntrial 3 failed: no\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("content", ["{broken", "[]", "{}", '{"search": {}}'])

@@ -158,6 +158,7 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
     [
         ("", "mine.py:space: has no function space()"),
         ("space = 4", "mine.py:space: has no function space()"),
+        ("async def space(): return {}", "mine.py:space: space() is async; allowed: a plain function"),
         (fixed("{}"), "mine.py:space: searches nothing; allowed: some of crf/theta_alpha,"),
         (fixed("{'crf/w_depth': (1, 2)}"), "mine.py:space: 'crf/w_depth' is (1, 2); allowed: an Optuna distribution"),
         (
