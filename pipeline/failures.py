@@ -6,7 +6,10 @@ Not here: what is printed and with which exit code (cli/cli.py), going on after 
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from jointseg.errors import DeviceMemoryError, InputError, first_line
@@ -38,6 +41,32 @@ def is_interruption(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__context__
     return cause is not None
+
+
+@contextmanager
+def interruptions_wait() -> Iterator[None]:
+    """An interruption in the block comes at its end, a second one at once.
+
+    For drawing: an interruption in matplotlib's compiled parts is lost, or ends in an error of theirs.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    waiting: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if waiting:
+            signal.signal(signal.SIGINT, before)
+            signal.raise_signal(signal.SIGINT)
+        waiting.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 def lacks_device_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.whole import replacing_whole
 from pipeline.cli.terminal import Terminal
+from pipeline.failures import interruptions_wait
 
 KINDS = ("sheet", "classes", "depth")
 LONGEST = 255 - len("..partial-4194304")
@@ -77,6 +78,7 @@ def _refuse_clashes(pictures: Sequence[Path], to: Path) -> None:
             written[file] = path
 
 
+@interruptions_wait()
 def _write(image: NDArray[np.uint8], prediction: Prediction, to: Path, name: str) -> None:
     classes = Image.fromarray(prediction.labels)
     classes.putpalette(PALETTE.tobytes())

@@ -34,6 +34,7 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, write_atomically
 from pipeline.evaluate import Evaluated
+from pipeline.failures import interruptions_wait
 from pipeline.log_lines import in_step_order, read_lines
 from pipeline.provenance import provenance
 from pipeline.report import html, page
@@ -234,6 +235,7 @@ def _search(config: Config, place: Workspace) -> dict[str, Any]:
     }
 
 
+@interruptions_wait()
 def _draw(place: Workspace, store: Store) -> dict[str, str]:
     """Draw all figures; returns their captions by path from the run's folder."""
     predictions = load_predictions(place, WITH_CRF)

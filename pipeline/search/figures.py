@@ -24,6 +24,7 @@ from jointseg.model import build_crf
 from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, search_history, slices
 from jointseg.settings import with_overrides
 from jointseg.whole import appearing_whole
+from pipeline.failures import interruptions_wait
 from pipeline.log_lines import Line
 from pipeline.search.result import pareto_front, scores
 from pipeline.search.samplers import OBJECTIVES, Asker
@@ -82,6 +83,7 @@ def _shares(study: optuna.Study, trials: Sequence[FrozenTrial], *, seed: int) ->
     return FanovaImportanceEvaluator(seed=seed).evaluate(of_them, target=target)
 
 
+@interruptions_wait()
 def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mapping[str, Any]) -> None:
     """Draw a study's figures/, with importance.json among them, all or nothing."""
     objective, values = job.config.search.objective, scores(lines)

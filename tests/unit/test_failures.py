@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import pytest
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -13,7 +16,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from jointseg.errors import DeviceMemoryError, InputError
-from pipeline.failures import LostWorkerError, NoRoomError, explained
+from pipeline.failures import LostWorkerError, NoRoomError, explained, interruptions_wait
 
 # As Ray 2.60 words them, shortened.
 INFO = "A worker health check failed.\nWorker info: Worker(\n    node_ip='10.0.0.7',\n    pid=4242,\n)"
@@ -134,3 +137,35 @@ def test_workers_that_do_not_start_are_one_line(failure, why):
     error = explained(ControllerError(failure), stage="stage1", max_failures=1, last_step=4)
     assert isinstance(error, NoRoomError)
     assert str(error) == f"stage1: the workers did not start: {why}; the same command goes on from step 4"
+
+
+def test_an_interruption_waits_for_the_end_of_a_drawing_and_a_second_one_does_not():
+    done = []
+
+    @interruptions_wait()
+    def draw(interruptions):
+        for number in range(interruptions):
+            signal.raise_signal(signal.SIGINT)
+            done.append(number)
+
+    before = signal.getsignal(signal.SIGINT)
+    for interruptions, drawn in ((1, [0]), (2, [0])):
+        with pytest.raises(KeyboardInterrupt):
+            draw(interruptions)
+        assert done == drawn
+        assert signal.getsignal(signal.SIGINT) is before
+        done.clear()
+    draw(0)
+    thread = threading.Thread(target=draw, args=(0,))  # which may set no handler
+    thread.start()
+    thread.join()
+
+
+def test_an_error_in_a_drawing_that_was_interrupted_is_not_taken_for_the_drawings():
+    @interruptions_wait()
+    def draw():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("half drawn")
+
+    with pytest.raises(KeyboardInterrupt):
+        draw()
