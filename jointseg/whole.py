@@ -19,6 +19,8 @@ from jointseg.errors import DiskError, InputError
 # Full, over quota, too large, failing, read-only.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _OTHERS_FIRST = {errno.EEXIST, errno.ENOTEMPTY}
+_TRIES = 10
+"""To lock a file that its holders remove as they end."""
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Refuse to begin while another process makes the same folder."""
     path, busy = folder.resolve(), "another process is making it"
     path = path.with_name(f".{path.name}.lock")
-    while True:
+    for _ in range(_TRIES):
         with locked(path, of=folder, busy=busy) as lock:
             try:
                 ours = os.path.samestat(os.fstat(lock), path.stat())
@@ -140,6 +142,7 @@ def _alone(folder: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+    raise InputError(f"{folder}: {busy}")
 
 
 @contextmanager

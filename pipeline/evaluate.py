@@ -163,7 +163,7 @@ def start_floors(config: Config, store: Path) -> ray.ObjectRef:
 
 
 def floors(config: Config, store_path: Path) -> dict[str, float]:
-    """What no model may fall below, on the test split: the most common training class everywhere, and each pixel's mean depth.
+    """What guesses that look at no picture score on the test split: the commonest class everywhere, each pixel's mean depth.
 
     Both are the train split's, and the same for every picture; the test split only scores them. A pixel that no training frame
     has a depth at gets the mean over all pixels. Where the train split has no depth of the kind that is scored, there is no

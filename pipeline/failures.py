@@ -45,28 +45,35 @@ def is_interruption(error: BaseException) -> bool:
 
 @contextmanager
 def interruptions_wait() -> Iterator[None]:
-    """An interruption in the block comes at its end, a second one at once.
+    """Ctrl-C or SIGTERM in the block comes at its end, a second one at once.
 
     For drawing: an interruption in matplotlib's compiled parts is lost, or ends in an error of theirs.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     waiting: list[int] = []
 
-    def note(number: int, _: object) -> None:
-        if waiting:
-            signal.signal(signal.SIGINT, before)
-            signal.raise_signal(signal.SIGINT)
-        waiting.append(number)
+    def as_before() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
-    before = signal.signal(signal.SIGINT, note)
+    def note(number: int, _: object) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            as_before()
+            signal.raise_signal(number)
+
+    for number, handler in handlers.items():
+        if callable(handler):  # a shell's script starts its background jobs deaf to Ctrl-C
+            signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if waiting:
-            signal.raise_signal(signal.SIGINT)
+        as_before()
+        if len(waiting) == 1:
+            signal.raise_signal(waiting[0])
 
 
 def lacks_device_memory(error: BaseException) -> bool:

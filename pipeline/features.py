@@ -25,8 +25,8 @@ from jointseg.network.network import JointNetwork, build_network
 from jointseg.network.pretrained import load_starting_weights
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, check_space
-from pipeline.cli.terminal import Terminal
 from pipeline.shares import shared_out
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 
 VIEWS_A_SHARE = 8  # features up to conv4_3 at 257 x 257: 40 MB

@@ -38,7 +38,7 @@ def append_line(path: Path, line: Line) -> None:
 
 
 class GrowingLog:
-    """A log that is read again and again while it grows: each of its lines once."""
+    """A log that is read again and again while it grows; each of its lines is parsed once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._read, self._lines = path, 0, list[Line]()

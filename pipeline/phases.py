@@ -20,7 +20,6 @@ from jointseg.data.store import Store
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
 from pipeline import evaluate
-from pipeline.cli.terminal import Terminal
 from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
@@ -30,6 +29,7 @@ from pipeline.search import search
 from pipeline.search.earlier import take_settings
 from pipeline.search.settings_file import load_settings
 from pipeline.sources import bring_in, dataset_of, list_frames
+from pipeline.terminal import Terminal
 from pipeline.tracking.run_store import few_retries
 from pipeline.tracking.tracking import Tracker
 from pipeline.train import train_stage

@@ -21,8 +21,8 @@ from jointseg.figures import prediction_sheet, save_png
 from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.whole import replacing_whole
-from pipeline.cli.terminal import Terminal
 from pipeline.failures import interruptions_wait
+from pipeline.terminal import Terminal
 
 KINDS = ("sheet", "classes", "depth")
 LONGEST = 255 - len("..partial-4194304")

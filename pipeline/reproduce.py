@@ -20,7 +20,6 @@ from jointseg.errors import InputError
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
 from pipeline import evaluate
-from pipeline.cli.terminal import Terminal
 from pipeline.cluster import connected, require_resources
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered, refuse_other_checkpoint
 from pipeline.features import ready_features
@@ -29,6 +28,7 @@ from pipeline.search import unaries
 from pipeline.search.finetune import run_finetune
 from pipeline.search.result import trial_record
 from pipeline.search.trial import TrialJob, TrialRunner
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 
 

@@ -15,7 +15,6 @@ from jointseg.errors import InputError
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import TRAININGS
-from pipeline.cli.terminal import Terminal
 from pipeline.cluster import connected, once_nodes_are_there, require_resources, worker_resources
 from pipeline.failures import TrackingError
 from pipeline.phases import WORK, Pipeline, log_data
@@ -24,6 +23,7 @@ from pipeline.search import search
 from pipeline.search.earlier import earlier_study, refuse_a_search
 from pipeline.search.room import wait_for_room
 from pipeline.sources import check_source
+from pipeline.terminal import Terminal
 from pipeline.tracking.run_store import page_of, run_store
 from pipeline.tracking.tracking import TOP, Tracker
 from pipeline.tracking.untracked import Untracked
@@ -77,14 +77,13 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
         if "search" in due and config.search.settings is None:
             wait_for_room(config, say=screen.say)
         with place.locked():
-            is_new = not place.config.is_file()
+            made = [path for path in (place.config, place.tracking) if not path.is_file()]
             place.adopt_config(config)  # not before all else is in order: a folder keeps the config it once has
             try:
                 tracker = Tracker.open(place.out, say=screen.say)
             except InputError:
-                if is_new:  # it is left as it was
-                    place.config.unlink()
-                    place.tracking.unlink(missing_ok=True)
+                for path in made:  # the folder is left as it was
+                    path.unlink(missing_ok=True)
                 raise
             tracker.end_abandoned(is_scored=place.is_scored)
             with tracker.run(place.out.name, key=TOP) as parent:

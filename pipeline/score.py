@@ -33,7 +33,6 @@ from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
-from pipeline.cli.terminal import Terminal
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.notation import fixed, percent, points
 from pipeline.provenance import provenance
@@ -43,6 +42,7 @@ from pipeline.search.spaces import papers_values
 from pipeline.search.trial_record import FrameSums, write_confusions
 from pipeline.shares import shared_out, shares_of
 from pipeline.sources import dataset_of
+from pipeline.terminal import Terminal
 from pipeline.tracking.tracking import SCORE, Tracker
 from pipeline.workspace import Workspace
 

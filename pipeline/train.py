@@ -19,7 +19,7 @@ from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, uses_gpu, worker_resources, workers_said
 from pipeline.failures import LostWorkerError, NoRoomError, explained
 from pipeline.log_lines import GrowingLog, Line, following, in_step_order, read_lines
-from pipeline.tracking.run_store import shown
+from pipeline.tracking.run_store import not_logged
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
 
@@ -57,9 +57,6 @@ def train_stage(
         final_digest(start)
     features = place.features if config.data.cache_features else None
 
-    def not_logged(error: Exception) -> None:
-        say(f"not logged yet, training goes on: {shown(error)}")
-
     folder = place.stage(stage)
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainJob(config, stage.name, place.store, place.views, folder, validation, start, features)
@@ -67,7 +64,7 @@ def train_stage(
     notes, reports = GrowingLog(job.notes), GrowingLog(job.log)
     with (
         following(lambda: notes.lines()[earlier_notes:], lambda note: say(note["said"])),
-        following(lambda: in_step_order(reports.lines()), tell, trouble=not_logged),
+        following(lambda: in_step_order(reports.lines()), tell, trouble=lambda error: say(not_logged(error, work="training"))),
         _interrupts_as_ever(),
     ):
         _fit(job, place, checkpoints, say)

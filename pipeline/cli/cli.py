@@ -1,7 +1,7 @@
 """The `jointseg` command: its commands, their options, and what is printed.
 
 Not here: the commands that read what a run has come to (results.py), `jointseg data` (data.py), what options mean
-(options.py), the phases (run.py), how progress is shown (terminal.py), exit codes of Ray's own commands.
+(options.py), the phases (pipeline/run.py), how progress is shown (pipeline/terminal.py).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pipeline.cli.options import (
     workspace_of,
 )
 from pipeline.cli.results import predict, reproduce, score, ui
-from pipeline.cli.terminal import Terminal
 from pipeline.failures import LostWorkerError
+from pipeline.terminal import Terminal
 from pipeline.workspace import PIPELINE, Workspace
 
 app = typer.Typer(
@@ -162,11 +162,10 @@ def _interrupt(*_: object) -> None:
 
 
 def _interrupt_again(discarded: sys.UnraisableHookArgs) -> None:
-    """Of a signal in the middle of a weak reference's callback or a `__del__` Python throws the interruption away. Drawing
-    figures runs many of these.
-    """
-    if issubclass(discarded.exc_type, KeyboardInterrupt):
-        threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,)).start()
+    """Send the signal of an interruption again: Python discards one in a weak reference's callback or a `__del__`."""
+    main = threading.main_thread().ident
+    if issubclass(discarded.exc_type, KeyboardInterrupt) and main is not None:
+        threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()  # to the thread that may be waiting
     else:
         sys.__unraisablehook__(discarded)
 

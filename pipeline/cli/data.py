@@ -14,7 +14,7 @@ from jointseg.data.store import Store, is_store
 from jointseg.data.store import prepare as prepare_store
 from jointseg.labels import CLASS_NAMES
 from pipeline.cli.options import named_path
-from pipeline.cli.terminal import Terminal
+from pipeline.terminal import Terminal
 
 data_app = typer.Typer(help="Make, check and prepare frames: in NYU's own layout, or as pictures.")
 

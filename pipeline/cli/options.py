@@ -20,8 +20,8 @@ from jointseg.errors import InputError
 from jointseg.presets import PRESETS
 from jointseg.settings import Settings, parse_override, with_overrides
 from jointseg.stages import TRAININGS, Stage
-from pipeline.cli.terminal import Terminal
 from pipeline.failures import is_interruption
+from pipeline.terminal import Terminal
 from pipeline.tracking.run_store import IN_JOB
 from pipeline.tracking.unsent import left_over
 from pipeline.workspace import Workspace

@@ -1,6 +1,7 @@
 """The `jointseg` commands that read what a run has come to: score, predict, reproduce, ui.
 
-Not here: those that compute it (cli.py), what is printed of a score or a comparison (score.py, reproduce.py).
+Not here: those that compute it (cli.py), what is printed of a score or a comparison (pipeline/score.py,
+pipeline/reproduce.py).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from pipeline.cli.options import (
     training_of,
     workspace_of,
 )
-from pipeline.cli.terminal import Terminal
 from pipeline.failures import LostWorkerError
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 
 

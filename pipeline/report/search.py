@@ -1,6 +1,6 @@
 """What the report says of the search: the settings found, fold by fold, and whether they beat the paper's.
 
-Not here: the search's pictures (search/figures.py), the page (page.py).
+Not here: the search's pictures (pipeline/search/figures.py), the page (page.py).
 """
 
 from __future__ import annotations

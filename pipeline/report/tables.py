@@ -176,7 +176,7 @@ def protocol(report: Report) -> list[str]:
     config, num_test = report["provenance"]["config"], report["data"]["num_test"]
     absent, pooling = ABSENT_RULE[config["evaluation.absent_classes"]], POOLING_RULE[config["evaluation.depth_pooling"]]
     depth = floor_depth(report)
-    at = f"{depth}, over its frames" if depth else "none for depth, of which the train split has none"
+    at = f"{depth}, of that split too" if depth else "none for depth, of which that split has none"
     floors = f"every pixel “{floor_class(report)}”, the train split's commonest class; {at}"
     lines = [
         frames_line(report),
@@ -263,10 +263,10 @@ def _floor_finding(report: Report, table: str, metric: str, *, floor: str) -> Fi
         return f"{percent(value)} %" if table == "table3" else f"{fixed(value)}{' m' if in_metres else ''}"
 
     sign = 1 if metric in HIGHER_IS_BETTER else -1
-    broken = [f"{ROW_NAMES[row]} ({show(value)})" for row, value in values.items() if sign * value <= sign * bound]
-    broken += [f"{ROW_NAMES[row]} ({NONE})" for row, own in report[table].items() if own.get(metric, 0) is None]
-    if broken:
-        return Finding(f"No better in {name} than the floor of {floor} ({show(bound)}): {_and(broken)}.", against=True)
+    no_better = [f"{ROW_NAMES[row]} ({show(value)})" for row, value in values.items() if sign * value <= sign * bound]
+    no_better += [f"{ROW_NAMES[row]} ({NONE})" for row, own in report[table].items() if own.get(metric, 0) is None]
+    if no_better:
+        return Finding(f"No better in {name} than the floor of {floor} ({show(bound)}): {_and(no_better)}.", against=True)
     return Finding(f"Every row is better in {name} than the floor of {floor} ({show(bound)}).")
 
 

@@ -14,9 +14,9 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.settings import SettingsError, flatten
 from jointseg.whole import appearing_whole, write_atomically
-from pipeline.cli.terminal import Terminal
 from pipeline.search.result import said
 from pipeline.search.settings_file import load_settings, settings_in
+from pipeline.terminal import Terminal
 from pipeline.workspace import SETTINGS, TRIALS, Workspace
 
 OF_A_RESULT = (

@@ -1,6 +1,6 @@
 """One trial that trains: a short stage 3 through Ray Train from a point's settings, scored on the validation frames.
 
-Not here: trials of the CRF alone (trial.py), training itself (train.py).
+Not here: trials of the CRF alone (trial.py), training itself (pipeline/train.py).
 """
 
 from __future__ import annotations

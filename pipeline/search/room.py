@@ -1,4 +1,4 @@
-"""What a trial takes of a cluster, and whether that is there. Not here: what a cluster has (cluster.py)."""
+"""What a trial takes of a cluster, and whether that is there. Not here: what a cluster has (pipeline/cluster.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wait_for_room(config: Config, *, say: Callable[[str], None]) -> None:
 
 
 def trial_resources(config: Config) -> list[dict[str, float]]:
-    """What a trial takes: resources that one node has, each."""
+    """What a trial takes: a dictionary for each process, which fits on one node."""
     settings = config.search
     if settings.fidelity == "finetune":
         return [{**own} for own in worker_resources(config, gpu=config.training.device == "cuda")]

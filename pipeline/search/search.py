@@ -23,10 +23,7 @@ from jointseg.data.views import consecutive_runs
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
-from pipeline.cli.terminal import Terminal
-from pipeline.cluster import (
-    without_missing_gpus,
-)
+from pipeline.cluster import without_missing_gpus
 from pipeline.features import ready_features
 from pipeline.log_lines import Line
 from pipeline.notation import CRF_ROWS, setting, setting_of_the_paper
@@ -42,6 +39,7 @@ from pipeline.search.tracked_trials import log_trial, told_trials
 from pipeline.search.trial import TrialJob
 from pipeline.search.trial_record import FINISHED
 from pipeline.sources import dataset_of
+from pipeline.terminal import Terminal
 from pipeline.tracking.run_store import few_retries
 from pipeline.tracking.tracking import Tracker
 from pipeline.workspace import SETTINGS, TRIALS, Workspace
@@ -232,8 +230,9 @@ def _run_trials(
 
         def tell(line: Line) -> None:
             ended[line["trial"]] = line
-            if line["error"] and line["error"] not in failures:
-                failures.add(line["error"])
+            reason = re.sub(r"[-+.e\d]*\d", "…", line["error"] or "")  # whatever the values were
+            if reason and reason not in failures:
+                failures.add(reason)
                 screen.say(f"trial {line['trial']} failed: {line['error']}")
             known = [score for score in scores(list(ended.values())) if score is not None]
             progress(len(ended), note=f"best {max(known, default=math.nan):.4f}")
@@ -242,7 +241,7 @@ def _run_trials(
             record = None
             if line["state"] == FINISHED:
                 record = trial_record(line, study.config, study.folder, identity=study.identity)
-            with few_retries(), tracker.troubles_named():  # it is told again
+            with few_retries(seconds=None), tracker.troubles_named():  # it is told again
                 log_trial(tracker, run, line, record=record)
 
         return run_study(job, asker, tell=tell, say=screen.say, verbose=verbose)

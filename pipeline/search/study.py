@@ -21,14 +21,14 @@ from jointseg.errors import InputError
 from jointseg.whole import write_atomically
 from pipeline.cluster import require_resources
 from pipeline.failures import LostWorkerError
-from pipeline.log_lines import Line, append_line, following
+from pipeline.log_lines import GrowingLog, Line, append_line, following
 from pipeline.search.batches import Batches, Watch
 from pipeline.search.finetune import FinetuneTrial
 from pipeline.search.room import resources_of
 from pipeline.search.samplers import Asker
 from pipeline.search.trial import CrfTrial, OneStep, TrialJob
-from pipeline.search.trial_record import FAILED, LOG, confusion_file, read_confusions, read_trials
-from pipeline.tracking.run_store import shown
+from pipeline.search.trial_record import FAILED, LOG, by_number, confusion_file, read_confusions, read_trials
+from pipeline.tracking.run_store import not_logged
 
 NO_CPU = {"memory": 1.0}
 """Of a process that waits for a training: a CPU of its own would be one that the training may wait for. Tune allows no
@@ -80,10 +80,12 @@ def run_study(
     shutil.rmtree(folder / "ray_tune", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def not_logged(error: Exception) -> None:
-        say(f"not logged yet, the search goes on: {shown(error)}")
-
-    with following(lambda: [line for number, line in read_trials(log).items() if number < total], tell, trouble=not_logged):
+    grows = GrowingLog(log)
+    with following(
+        lambda: [line for number, line in by_number(grows.lines()).items() if number < total],
+        tell,
+        trouble=lambda error: say(not_logged(error, work="the search")),
+    ):
         if batches.advance():
             _tune(job, batches, verbose=verbose)
     if batches.lost is not None:

@@ -1,4 +1,4 @@
-"""A study's trials in MLflow: a run each, however often it is told. Not here: other runs (tracking/tracking.py)."""
+"""A study's trials in MLflow: a run each, however often it is told. Not here: other runs (pipeline/tracking/tracking.py)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ Not here: what the numbers are worth together (result.py), how a trial comes by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,9 +117,14 @@ def scores_of(sums: Sequence[FrameSums], folds: Sequence[int], evaluation: Evalu
 
 
 def read_trials(log: Path) -> dict[int, Line]:
-    """The trials of a study's log by number, in the order they ended."""
+    """The trials in a study's log, as `by_number`."""
+    return by_number(read_lines(log))
+
+
+def by_number(lines: Iterable[Line]) -> dict[int, Line]:
+    """The lines of a study's log by their trials' numbers, in the order they ended."""
     trials: dict[int, Line] = {}
-    for line in read_lines(log):
+    for line in lines:
         trials.setdefault(line["trial"], line)
     return trials
 

@@ -1,4 +1,4 @@
-"""What runs in MLflow have kept, read back. Not here: how it came there (tracking.py), what is made of it (evidence.py)."""
+"""What runs in MLflow have kept, read back. Not here: how it came there (tracking.py), what of it (pipeline/evidence.py)."""
 
 from __future__ import annotations
 

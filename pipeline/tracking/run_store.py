@@ -195,6 +195,12 @@ def shown(error: Exception) -> str:
     return re.sub(r"failed with exception .*\(Caused by \w+\((.*)\)\)$", r"failed: \1", said)
 
 
+def not_logged(error: Exception, *, work: str) -> str:
+    """What to say where something could not be told to MLflow while `work` goes on (log_lines.following)."""
+    when = "yet" if isinstance(error, InputError | OSError) else "any more, by a mistake of ours"
+    return f"not logged {when}, {work} goes on: {shown(error)}"
+
+
 def _own(out: Path) -> str:
     return f"sqlite:///{out / STORE}"
 

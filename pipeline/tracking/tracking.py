@@ -1,6 +1,7 @@
 """Everything that goes to MLflow, and the only file that imports it. Used by the driver alone, with explicit run ids.
 
-Not here: trials (search/tracked_trials.py), what is worth logging (phases.py, score.py), how files come back (files.py).
+Not here: trials (pipeline/search/tracked_trials.py), what is worth logging (pipeline/phases.py, pipeline/score.py), how files
+come back (files.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's tracker where MLflow is gone: it takes everything and keeps nothing. Not here: when that is so (run.py)."""
+"""A run's tracker where MLflow is gone: it takes everything and keeps nothing. Not here: when that is so (pipeline/run.py)."""
 
 from __future__ import annotations
 

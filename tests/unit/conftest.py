@@ -86,6 +86,7 @@ def jointseg(monkeypatch, capsys, tmp_path):
     """Runs the command in this process and in an empty folder: its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which the command replaces
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 

@@ -143,20 +143,20 @@ def test_an_interruption_waits_for_the_end_of_a_drawing_and_a_second_one_does_no
     done = []
 
     @interruptions_wait()
-    def draw(interruptions):
-        for number in range(interruptions):
-            signal.raise_signal(signal.SIGINT)
+    def draw(*interruptions):
+        for number in interruptions:
+            signal.raise_signal(number)
             done.append(number)
 
-    before = signal.getsignal(signal.SIGINT)
-    for interruptions, drawn in ((1, [0]), (2, [0])):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for interruptions in ((signal.SIGINT,), (signal.SIGINT, signal.SIGINT)):
         with pytest.raises(KeyboardInterrupt):
-            draw(interruptions)
-        assert done == drawn
-        assert signal.getsignal(signal.SIGINT) is before
+            draw(*interruptions)
+        assert done == [signal.SIGINT]
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
         done.clear()
-    draw(0)
-    thread = threading.Thread(target=draw, args=(0,))  # which may set no handler
+    draw()
+    thread = threading.Thread(target=draw)  # which may set no handler
     thread.start()
     thread.join()
 
@@ -169,3 +169,18 @@ def test_an_error_in_a_drawing_that_was_interrupted_is_not_taken_for_the_drawing
 
     with pytest.raises(KeyboardInterrupt):
         draw()
+
+
+def test_a_job_that_is_deaf_to_ctrl_c_stays_so_in_a_drawing_and_hears_sigterm():
+    """As those that a shell's script starts in the background."""
+    heard = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with interruptions_wait():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == []
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

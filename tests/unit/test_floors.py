@@ -1,4 +1,4 @@
-"""Laws of the floors that no model may fall below. Not here: how rows are shared out over Ray (integration tests)."""
+"""Laws of the floors, which look at no picture. Not here: how rows are shared out over Ray (integration tests)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Laws of the kernels as machine code: they compile for GPUs that are not there, and fit into them.
 
-Not here: what they compute (test_crf_block_sparse.py, test_crf_on_gpu_filters.py, test_bilinear.py).
+Not here: what they compute (crf/test_crf_block_sparse.py, crf/test_crf_on_gpu_filters.py, test_bilinear.py).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from jointseg.labels import PALETTE
 from jointseg.predictor import Predictor
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.cli.terminal import Terminal
 from pipeline.predict import predict_files
+from pipeline.terminal import Terminal
 from tests.checkpoints import untrained_final
 
 CPU = torch.device("cpu")

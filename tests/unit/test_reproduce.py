@@ -17,9 +17,9 @@ from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import evaluate, reproduce
-from pipeline.cli.terminal import Terminal
 from pipeline.provenance import own_commit
 from pipeline.reproduce import compare_rows, compare_trials
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
 from tests.made_up_runs import RECORD

@@ -22,11 +22,11 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES, TRAININGS
-from pipeline.cli.terminal import Terminal
 from pipeline.failures import TrackingError
 from pipeline.phases import Pipeline, curves_of, evaluate_test, prepare_data, train
 from pipeline.row_gains import COMPARED
 from pipeline.run import _run_due, run_phases, run_search_command
+from pipeline.terminal import Terminal
 from pipeline.tracking.run_store import RETRIES, VARIABLE
 from pipeline.tracking.tracking import Tracker
 from pipeline.tracking.untracked import Untracked

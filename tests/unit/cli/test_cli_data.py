@@ -1,6 +1,6 @@
 """Data on the command line: what is refused in one line and before anything is made, what is made and said.
 
-Not here: what a folder of NYU's must hold (test_nyu.py).
+Not here: what a folder of NYU's must hold (tests/unit/test_nyu.py).
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_without_a_depth_in_the_train_split_no_floor_of_it_is_made_up(written: W
     line = next(line for line in text.splitlines() if line.startswith("| RMSE, m ↓ |"))
     assert line.endswith("| – |")
     assert "| floor: – |" in text
-    assert "commonest class; none for depth, of which the train split has none." in text
+    assert "commonest class; none for depth, of which that split has none." in text
     assert "– m" not in text
     assert "in RMSE than the floor" not in text
 

@@ -9,10 +9,10 @@ import pytest
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline.cli.terminal import Terminal
 from pipeline.phases import Pipeline, search_settings
 from pipeline.search.earlier import earlier_study, take_settings
 from pipeline.search.settings_file import load_settings
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.made_up_runs import save_search
 

@@ -17,9 +17,9 @@ from jointseg.search_config import SearchConfig
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import cluster
-from pipeline.cli.terminal import Terminal
 from pipeline.search import search, trial
 from pipeline.search.room import require_room
+from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final
 
@@ -217,7 +217,7 @@ def test_filters_of_all_processes_take_no_more_than_a_quarter_of_the_memory(
 
 
 def test_why_trials_failed_is_said_once_for_each_reason(place, monkeypatch, capsys):
-    errors = [None, "crf.theta_beta: -5.0 is not allowed", "crf.theta_beta: -5.0 is not allowed", "no"]
+    errors = [None, "crf.theta_beta: -5.0 is not allowed", "crf.theta_beta: -1.25e-07 is not allowed", "no"]
     own = {"mean_iou": None, "state": "failed", "point": {}}
     lines = [{"trial": number, "error": error, **own} for number, error in enumerate(errors)]
     monkeypatch.setattr(search, "run_study", lambda *_, tell, **__: [tell(line) for line in lines])
