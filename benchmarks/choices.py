@@ -38,7 +38,7 @@ from jointseg.resuming import begin
 from jointseg.settings import parse_override, with_overrides
 from jointseg.stages import TRAININGS
 from jointseg.training import Report, train, validate
-from pipeline.search.settings_file import load_settings
+from pipeline.study.settings_file import load_settings
 from pipeline.workspace import Workspace
 
 CHOICES = [

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from jointseg.cross_validation import Interval, mean_iou, paired_bootstrap
 from jointseg.data.views import consecutive_runs
 from pipeline.score import PAPER
-from pipeline.search.trial_record import read_confusions
+from pipeline.study.trial_record import read_confusions
 
 
 def subset(runs: Sequence[Sequence[int]], size: int, draw: np.random.Generator, *, by: str) -> tuple[list[int], list[int]]:

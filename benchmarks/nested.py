@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from jointseg.cross_validation import draw_folds, fold_sums, mean_iou, nested, paired_bootstrap
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline.search.samplers import Asker
-from pipeline.search.spaces import Point, Space, load_space, start_points
-from pipeline.search.trial_record import FINISHED
+from pipeline.study.samplers import Asker
+from pipeline.study.spaces import Point, Space, load_space, start_points
+from pipeline.study.trial_record import FINISHED
 
 IMAGES, FOLDS, WAVES = 100, 5, 64
 PIXELS, HALF, SPREAD = 1000, 500, 100

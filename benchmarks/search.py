@@ -39,12 +39,12 @@ from jointseg.hardware import cpu_model
 from jointseg.model import build_crf, build_model
 from jointseg.presets import demo
 from jointseg.settings import parse_override, with_overrides
-from pipeline.search.samplers import Asker
-from pipeline.search.spaces import load_space, start_points
-from pipeline.search.study import run_study
-from pipeline.search.trial import TrialJob, TrialRunner
-from pipeline.search.trial_record import FINISHED, LOG, confusion_file, read_confusions, read_trials
-from pipeline.search.unaries import ARRAYS, UnaryCache, row_of, rows_of
+from pipeline.study.samplers import Asker
+from pipeline.study.spaces import load_space, start_points
+from pipeline.study.study import run_study
+from pipeline.study.trial import TrialJob, TrialRunner
+from pipeline.study.trial_record import FINISHED, LOG, confusion_file, read_confusions, read_trials
+from pipeline.study.unaries import ARRAYS, UnaryCache, row_of, rows_of
 from pipeline.workspace import SETTINGS
 
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """The paper's figure 4: the CRF's learned matrices, a class a line and a column. Needs matplotlib.
 
-Not here: the other figures (figures.py), where the file goes (pipeline/report/report.py).
+Not here: the other figures (figures.py), where the file goes (pipeline/report.py).
 """
 
 # C classes

@@ -1,6 +1,6 @@
 """How training went: losses and validation scores of every stage, one after the other. Needs matplotlib.
 
-Not here: the other figures (figures.py), where the file goes (pipeline/report/report.py).
+Not here: the other figures (figures.py), where the file goes (pipeline/report.py).
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def score(frame: Frame, prediction: Prediction, evaluation: EvaluationConfig) ->
 
 @torch.no_grad()
 def refined_labels(unaries: Unaries, crf: DenseCRF, *, size: tuple[int, int] = FRAME_SIZE) -> NDArray[np.uint8]:
-    """The classes of one frame after the CRF alone, (H, W); the search takes several frames at once (pipeline/search/trial.py).
+    """The classes of one frame after the CRF alone, (H, W); the search takes several frames at once (pipeline/study/trial.py).
 
     Args:
         unaries: what the CRF starts from.

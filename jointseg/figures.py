@@ -1,6 +1,6 @@
 """The paper's figures 2 and 3 and an overview of a prediction, as matplotlib figures, and PNG files of them. Needs matplotlib.
 
-Not here: a search's (search_figures.py), which frames are drawn and where the files go (pipeline/report/report.py), the
+Not here: a search's (search_figures.py), which frames are drawn and where the files go (pipeline/report.py), the
 colours of classes (labels.py).
 """
 

@@ -1,6 +1,6 @@
 """Pictures of a search's trials as matplotlib figures: history, slices, parallel coordinates, importance, folds, front.
 
-Not here: pictures of frames (figures.py), which trials there are (pipeline/search/figures.py).
+Not here: pictures of frames (figures.py), which trials there are (pipeline/study/figures.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `jointseg` command's way in: settings that Ray reads when it is imported, then the command line.
 
-Not here: the commands (cli/cli.py).
+Not here: the commands (cli.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        from pipeline.cli.cli import run_command_line
+        from pipeline.cli import run_command_line
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in {"jointseg", "pipeline", "tune_spaces"}:
             raise

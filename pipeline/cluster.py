@@ -1,6 +1,6 @@
 """Ray, whichever there is: a cluster that was given, or one of our own on this machine.
 
-Not here: what runs on it (train.py, search/search.py, evaluate.py), how a cluster is launched (cluster.yaml).
+Not here: what runs on it (train.py, search.py, evaluate.py), how a cluster is launched (cluster.yaml).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jointseg.hardware import usable_cpus
 from jointseg.settings import with_overrides
 from pipeline.failures import LostWorkerError, first_sentence, lacks_device_memory
 from pipeline.ray_token import refuse_other_token
-from pipeline.tracking.run_store import IN_JOB
+from pipeline.run_store import IN_JOB
 
 PATIENCE = 600.0
 """Seconds that nodes of a cluster are waited for: `ray up` is done when its head is there, and nodes go away and come back."""

@@ -1,6 +1,6 @@
 """The four rows of the paper on the test split: each a finished stage's weights, its frames shared out over Ray.
 
-Not here: predictions and sums (jointseg/evaluation.py), metrics (jointseg/metrics.py), tables (report/report.py).
+Not here: predictions and sums (jointseg/evaluation.py), metrics (jointseg/metrics.py), tables (report.py).
 """
 
 from __future__ import annotations

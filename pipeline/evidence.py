@@ -20,10 +20,10 @@ from jointseg.data.store import Store, is_store, prepare
 from jointseg.errors import InputError, one_line
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline.search.tracked_trials import TRIAL_RECORD
-from pipeline.tracking.files import download, ended_otherwise, read_json
-from pipeline.tracking.run_store import ARTIFACTS
-from pipeline.tracking.tracking import Tracker
+from pipeline.run_store import ARTIFACTS
+from pipeline.study.tracked_trials import TRIAL_RECORD
+from pipeline.tracked_files import download, ended_otherwise, read_json
+from pipeline.tracking import Tracker
 from pipeline.workspace import REPORT, SETTINGS, Workspace
 
 SCHEME = "mlflow:"

@@ -1,6 +1,6 @@
 """What failures come to: something that is the user's to mend, a worker that was lost, an interruption, or none of these.
 
-Not here: what is printed and with which exit code (cli/cli.py), going on after a loss (train.py).
+Not here: what is printed and with which exit code (cli.py), going on after a loss (train.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Logs of one JSON line a report: written where the work is (a worker, a scheduler), followed from the driver.
 
-Not here: what the lines say (worker.py, search/trial.py), where they are logged to in the end (tracking/tracking.py).
+Not here: what the lines say (worker.py, study/trial.py), where they are logged to in the end (tracking.py).
 """
 
 from __future__ import annotations

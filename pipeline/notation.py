@@ -1,6 +1,6 @@
 """How numbers and CRF settings are written for people: in tables, on a terminal, in MLflow's descriptions.
 
-Not here: the tables themselves (report/tables.py, report/search.py, score.py).
+Not here: the tables themselves (reporting/tables.py, reporting/search.py, score.py).
 """
 
 from __future__ import annotations

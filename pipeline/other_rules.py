@@ -1,6 +1,6 @@
 """The test split scored by other rules than the run's: the same predictions, one switch of `evaluation` changed at a time.
 
-Not here: the run's own rules and rows (evaluate.py), the table (report/tables.py).
+Not here: the run's own rules and rows (evaluate.py), the table (reporting/tables.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What each phase of the pipeline does: its work, what it logs, what it says.
 
-Not here: their order and what they need (run.py), how it is done (train.py, search/search.py, evaluate.py, report/report.py).
+Not here: their order and what they need (run.py), how it is done (train.py, search.py, evaluate.py, report.py).
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate
+from pipeline import evaluate, report, search
 from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
 from pipeline.features import ready_features
 from pipeline.other_rules import metrics_by_rule
-from pipeline.report import report
 from pipeline.row_gains import row_gains
-from pipeline.search import search
-from pipeline.search.earlier import take_settings
-from pipeline.search.settings_file import load_settings
+from pipeline.run_store import few_retries
 from pipeline.sources import bring_in, dataset_of, list_frames
+from pipeline.study.earlier import take_settings
+from pipeline.study.settings_file import load_settings
 from pipeline.terminal import Terminal
-from pipeline.tracking.run_store import few_retries
-from pipeline.tracking.tracking import Tracker
+from pipeline.tracking import Tracker
 from pipeline.train import train_stage
 from pipeline.workspace import Workspace
 

@@ -1,6 +1,6 @@
 """What a run's numbers come from: the code's commit, versions, hardware, seeds, config, and the command to run it again.
 
-Not here: the numbers (report/report.py).
+Not here: the numbers (report.py).
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from pipeline.cluster import connected, require_resources
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered, refuse_other_checkpoint
 from pipeline.features import ready_features
 from pipeline.provenance import own_commit
-from pipeline.search import unaries
-from pipeline.search.finetune import run_finetune
-from pipeline.search.result import trial_record
-from pipeline.search.trial import TrialJob, TrialRunner
+from pipeline.study import unaries
+from pipeline.study.finetune import run_finetune
+from pipeline.study.result import trial_record
+from pipeline.study.trial import TrialJob, TrialRunner
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 

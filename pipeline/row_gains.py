@@ -1,7 +1,7 @@
 """What each row of the tables is above the one it is read against, in mean IoU on the same frames, with an interval.
 
 Not here: the rows (evaluate.py), gains of CRF settings that are not trained (score.py), what a report says
-(report/tables.py).
+(reporting/tables.py).
 """
 
 # N frames, C classes

@@ -1,6 +1,6 @@
 """The pipeline: its phases in order, each leaving its result in `--out` before the next begins.
 
-Not here: what a phase does (phases.py), the command line (cli/cli.py).
+Not here: what a phase does (phases.py), the command line (cli.py).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from jointseg.errors import InputError
 from jointseg.network.pretrained import check_pretrained
 from jointseg.settings import flatten
 from jointseg.stages import TRAININGS
+from pipeline import search
 from pipeline.cluster import connected, once_nodes_are_there, require_resources, worker_resources
 from pipeline.failures import TrackingError
 from pipeline.phases import WORK, Pipeline, log_data
 from pipeline.provenance import own_commit
-from pipeline.search import search
-from pipeline.search.earlier import earlier_study, refuse_a_search
-from pipeline.search.room import wait_for_room
+from pipeline.run_store import page_of, run_store
 from pipeline.sources import check_source
+from pipeline.study.earlier import earlier_study, refuse_a_search
+from pipeline.study.room import wait_for_room
 from pipeline.terminal import Terminal
-from pipeline.tracking.run_store import page_of, run_store
-from pipeline.tracking.tracking import TOP, Tracker
-from pipeline.tracking.untracked import Untracked
+from pipeline.tracking import TOP, Tracker
+from pipeline.untracked import Untracked
 from pipeline.workspace import PHASES, PIPELINE, Workspace
 
 NEEDS = {

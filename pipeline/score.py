@@ -1,6 +1,6 @@
 """CRF settings scored as they are, without training: the CRF alone on stage 2's output, over a split's frames.
 
-Not here: the search that finds settings (search/search.py), the rows of the tables, which stage 3 has trained (evaluate.py).
+Not here: the search that finds settings (search.py), the rows of the tables, which stage 3 has trained (evaluate.py).
 """
 
 # N frames, C classes
@@ -36,14 +36,14 @@ from jointseg.whole import write_atomically
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.notation import fixed, percent, points
 from pipeline.provenance import provenance
-from pipeline.search.result import over
-from pipeline.search.settings_file import load_settings
-from pipeline.search.spaces import papers_values
-from pipeline.search.trial_record import FrameSums, write_confusions
 from pipeline.shares import shared_out, shares_of
 from pipeline.sources import dataset_of
+from pipeline.study.result import over
+from pipeline.study.settings_file import load_settings
+from pipeline.study.spaces import papers_values
+from pipeline.study.trial_record import FrameSums, write_confusions
 from pipeline.terminal import Terminal
-from pipeline.tracking.tracking import SCORE, Tracker
+from pipeline.tracking import SCORE, Tracker
 from pipeline.workspace import Workspace
 
 NO_CRF, PAPER, PAPER_NO_DEPTH = "no CRF", "the paper's settings", "the paper's settings, no depth kernel"

@@ -1,4 +1,4 @@
-"""A run's screen on a terminal: lines and progress bars. Not here: what is said (the phases), the commands (cli/cli.py)."""
+"""A run's screen on a terminal: lines and progress bars. Not here: what is said (the phases), the commands (cli.py)."""
 
 from __future__ import annotations
 

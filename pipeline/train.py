@@ -19,7 +19,7 @@ from jointseg.stages import STAGES, Stage
 from pipeline.cluster import free_resources, uses_gpu, worker_resources, workers_said
 from pipeline.failures import LostWorkerError, NoRoomError, explained
 from pipeline.log_lines import GrowingLog, Line, following, in_step_order, read_lines
-from pipeline.tracking.run_store import not_logged
+from pipeline.run_store import not_logged
 from pipeline.worker import TrainJob, train_worker
 from pipeline.workspace import Workspace
 

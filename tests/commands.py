@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer.main
 
-from pipeline.cli.cli import app
+from pipeline.cli import app
 
 
 def commands(group, *words):

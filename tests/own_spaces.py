@@ -11,7 +11,7 @@ from jointseg.config import Config
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline.search.spaces import Space, load_space
+from pipeline.study.spaces import Space, load_space
 
 WEIGHTS = {"crf.w_appearance": 7.0, "crf.w_depth": 4.0, "crf.w_smoothness": 3.0}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.report import report
-from pipeline.report.page import markdown
+from pipeline import report
+from pipeline.reporting.page import markdown
 from pipeline.workspace import Workspace
 
 # Share of pixels that each row gets wrong: the full CRF below the rows before it.

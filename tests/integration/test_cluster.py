@@ -44,7 +44,7 @@ def test_workers_take_no_code_from_the_folder_that_the_command_is_run_in(tmp_pat
     ours = Path(jointseg.__file__).parents[1]
     with connected(here=True):
         assert Path.cwd() == tmp_path
-        found = ray.get([where_is.remote(module) for module in ("jointseg", "pipeline.search.trial", "tune_spaces.crf")])
+        found = ray.get([where_is.remote(module) for module in ("jointseg", "pipeline.study.trial", "tune_spaces.crf")])
     assert [Path(file).relative_to(ours).parts[0] for file in found] == ["jointseg", "pipeline", "tune_spaces"]
 
 

@@ -24,9 +24,9 @@ from jointseg.checkpoint import load_final
 from jointseg.cross_validation import mean_iou
 from jointseg.data.store import Store
 from pipeline.log_lines import read_lines
-from pipeline.report.report import load_predictions
-from pipeline.search.trial_record import read_confusions
-from pipeline.tracking.tracking import KEY_TAG
+from pipeline.report import load_predictions
+from pipeline.study.trial_record import read_confusions
+from pipeline.tracking import KEY_TAG
 from pipeline.workspace import Workspace
 from tests.integration.command_line import CommandLine
 from tests.integration.conftest import TINY, Head

@@ -36,13 +36,13 @@ from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.failures import LostWorkerError
 from pipeline.log_lines import Line
-from pipeline.search.batches import Batches, Watch
-from pipeline.search.samplers import Asker
-from pipeline.search.spaces import load_space, start_points
-from pipeline.search.study import run_study, run_trials
-from pipeline.search.trial import OneStep, TrialJob
-from pipeline.search.trial_record import confusion_file, read_confusions, read_trials
-from pipeline.search.unaries import UnaryCache, cached_unaries
+from pipeline.study.batches import Batches, Watch
+from pipeline.study.samplers import Asker
+from pipeline.study.spaces import load_space, start_points
+from pipeline.study.study import run_study, run_trials
+from pipeline.study.trial import OneStep, TrialJob
+from pipeline.study.trial_record import confusion_file, read_confusions, read_trials
+from pipeline.study.unaries import UnaryCache, cached_unaries
 from pipeline.workspace import Workspace
 
 TRIALS = 7

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jointseg.presets import demo
-from pipeline.tracking.tracking import Tracker
+from pipeline.tracking import Tracker
 from pipeline.workspace import Workspace
 from tests.integration.command_line import CommandLine, free_port
 

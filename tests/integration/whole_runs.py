@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from jointseg.checkpoint import digest
 from jointseg.settings import flatten
 from pipeline.provenance import own_commit
-from pipeline.report.report import headline
-from pipeline.tracking.run_store import run_store
-from pipeline.tracking.tracking import KEY_TAG, PARENT_TAG
+from pipeline.report import headline
+from pipeline.run_store import run_store
+from pipeline.tracking import KEY_TAG, PARENT_TAG
 from pipeline.workspace import Workspace
 from tests.integration.conftest import TINY
 

@@ -23,7 +23,7 @@ from jointseg.data.views import make_views
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.training import train
-from pipeline.cli.cli import run_command_line
+from pipeline.cli import run_command_line
 from tests.trainings import ALONE, InterruptedRunError
 
 
@@ -126,7 +126,7 @@ def last_share_first(monkeypatch):
             yield place, work(shares[place])
 
     monkeypatch.setattr("pipeline.shares.FRAMES_A_SHARE", 1)
-    for module in ("evaluate", "features", "score", "search.finetune", "search.unaries"):
+    for module in ("evaluate", "features", "score", "study.finetune", "study.unaries"):
         monkeypatch.setattr(f"pipeline.{module}.shared_out", shared_out)
 
 

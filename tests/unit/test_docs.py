@@ -13,9 +13,9 @@ import torch
 
 from jointseg import presets
 from jointseg.settings import with_overrides
-from pipeline.search.earlier import earlier_study
-from pipeline.search.settings_file import load_settings
-from pipeline.search.spaces import load_space, start_points
+from pipeline.study.earlier import earlier_study
+from pipeline.study.settings_file import load_settings
+from pipeline.study.spaces import load_space, start_points
 from tests.checkpoints import untrained_final
 from tests.own_spaces import space_named
 

@@ -17,8 +17,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.stages import STAGES
 from pipeline.evidence import Evidence, find_checkpoint, find_store, gathered
-from pipeline.search.tracked_trials import log_trial
-from pipeline.tracking.tracking import Tracker
+from pipeline.study.tracked_trials import log_trial
+from pipeline.tracking import Tracker
 from pipeline.workspace import Workspace
 from tests.made_up_runs import RECORD
 

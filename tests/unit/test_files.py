@@ -16,7 +16,7 @@ from jointseg.data.nyu import NyuFolder
 from jointseg.data.store import Store, prepare
 from jointseg.errors import InputError
 from jointseg.stages import STAGES
-from pipeline.cli.cli import app
+from pipeline.cli import app
 from pipeline.log_lines import append_line, read_lines
 from pipeline.sources import check_source
 from pipeline.workspace import Workspace

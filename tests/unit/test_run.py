@@ -26,10 +26,10 @@ from pipeline.failures import TrackingError
 from pipeline.phases import Pipeline, curves_of, evaluate_test, prepare_data, train
 from pipeline.row_gains import COMPARED
 from pipeline.run import _run_due, run_phases, run_search_command
+from pipeline.run_store import RETRIES, VARIABLE
 from pipeline.terminal import Terminal
-from pipeline.tracking.run_store import RETRIES, VARIABLE
-from pipeline.tracking.tracking import Tracker
-from pipeline.tracking.untracked import Untracked
+from pipeline.tracking import Tracker
+from pipeline.untracked import Untracked
 from pipeline.workspace import PIPELINE, Workspace
 from tests.checkpoints import untrained_final
 
@@ -323,7 +323,7 @@ def test_a_new_folder_whose_experiment_cannot_be_made_is_left_as_it_was(tmp_path
     place = Workspace(tmp_path / "run")
     monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path}/elsewhere.db")
     monkeypatch.setattr(pipeline.run, "connected", lambda **_: nullcontext())
-    monkeypatch.setattr("pipeline.tracking.tracking._create_experiment", refuse)
+    monkeypatch.setattr("pipeline.tracking._create_experiment", refuse)
     with pytest.raises(TrackingError):
         run_phases(demo(), place, ("data",), screen=Terminal(), verbose=False)
     assert [path.name for path in place.out.iterdir()] == [".lock"]

@@ -19,8 +19,8 @@ from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import score
 from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Counts, Score, _read, _scores, score_settings, score_table
-from pipeline.search.spaces import papers_values
-from pipeline.search.trial_record import read_confusions
+from pipeline.study.spaces import papers_values
+from pipeline.study.trial_record import read_confusions
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final

@@ -149,7 +149,7 @@ def test_a_stage_runs_itself_and_the_data_it_needs(given, stage, name):
 
 
 def test_an_evaluation_ends_with_its_report(given, monkeypatch):
-    monkeypatch.setattr("pipeline.report.report.summary", lambda place: "")
+    monkeypatch.setattr("pipeline.report.summary", lambda place: "")
     assert given("evaluate", "--out", "x")[2] == ("evaluate", "report")
 
 
@@ -207,22 +207,22 @@ def test_the_exit_code_says_whether_a_result_came_out_again(called, equal, code)
 @pytest.mark.parametrize(("frames", "train", "test"), [(2, 1, 1), (3, 2, 1), (80, 60, 20)])
 def test_three_quarters_of_the_rooms_are_to_train_on(called, frames, train, test):
     words = ("data", "rooms", "--out", "r", "--frames", str(frames), "--seed", "7")
-    _, _, named = called("pipeline.cli.data.write_rooms", *words)
+    _, _, named = called("pipeline.commands.data.write_rooms", *words)
     assert (named["num_train"], named["num_test"], named["seed"]) == (train, test, 7)
 
 
 def test_rooms_are_rendered_on_all_cpus_up_to_eight(called, monkeypatch):
     for cpus, processes in ((3, 3), (64, 8), (1, 1)):
         monkeypatch.setattr("jointseg.data.rooms.usable_cpus", lambda cpus=cpus: cpus)
-        assert called("pipeline.cli.data.write_rooms", "data", "rooms", "--out", "r")[2]["num_processes"] == processes
+        assert called("pipeline.commands.data.write_rooms", "data", "rooms", "--out", "r")[2]["num_processes"] == processes
 
 
 def test_the_ui_listens_to_this_machine_alone(jointseg, monkeypatch, tmp_path):
     Workspace(tmp_path / "run").adopt_config(demo())
-    monkeypatch.setattr("pipeline.tracking.tracking.Tracker.open", lambda out: SimpleNamespace(experiment_id="5"))
+    monkeypatch.setattr("pipeline.tracking.Tracker.open", lambda out: SimpleNamespace(experiment_id="5"))
     kept = []
     monkeypatch.setattr(os, "execv", lambda program, words: kept.append(words))
-    monkeypatch.setattr("pipeline.cli.results._refuse_taken", lambda *_: None)
+    monkeypatch.setattr("pipeline.commands.results._refuse_taken", lambda *_: None)
     assert jointseg("ui", "--out", "run")[0] == 0
     assert kept[0][kept[0].index("--host") + 1] == "127.0.0.1"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.options import config_of, named_path
+from pipeline.commands.options import config_of, named_path
 from pipeline.workspace import Workspace
 from tests.commands import COMMANDS
 

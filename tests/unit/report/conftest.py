@@ -17,9 +17,9 @@ from jointseg.published import ROW_NAMES
 from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
+from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
 from pipeline.other_rules import metrics_by_rule
-from pipeline.report import report
 from pipeline.row_gains import row_gains
 from pipeline.workspace import Workspace
 from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total, totals_by_rule

@@ -24,13 +24,13 @@ from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from jointseg.settings import flatten
 from jointseg.stages import STAGES
+from pipeline import report
 from pipeline.evaluate import Evaluated, extremes
-from pipeline.report import html as report_html
-from pipeline.report import report
-from pipeline.report.page import markdown
+from pipeline.reporting import html as report_html
+from pipeline.reporting.page import markdown
 from pipeline.row_gains import row_gains
-from pipeline.search.trial_record import read_confusions
-from pipeline.tracking.run_store import VARIABLE, run_store
+from pipeline.run_store import VARIABLE, run_store
+from pipeline.study.trial_record import read_confusions
 from pipeline.workspace import Workspace
 from tests.made_up_runs import guesses, metrics, total
 from tests.reports import SCORES, WRONG, cells, contents, edit_metrics, edit_search, on_terminal, page

@@ -13,9 +13,9 @@ from jointseg.data.store import Store
 from jointseg.labels import CLASS_NAMES
 from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
+from pipeline import report
 from pipeline.notation import percent
-from pipeline.report import report
-from pipeline.report.page import description, terminal
+from pipeline.reporting.page import description, terminal
 from pipeline.workspace import Workspace
 from tests.made_up_runs import guesses, total
 from tests.reports import WRONG, cells, contents, edit_metrics, on_terminal, page, page_of

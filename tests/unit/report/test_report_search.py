@@ -12,7 +12,7 @@ from jointseg.data.store import Store
 from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
-from pipeline.report import report
+from pipeline import report
 from pipeline.workspace import Workspace
 from tests.made_up_runs import save_search
 from tests.reports import SCORES, cells, contents, edit_search, on_terminal, page, page_of

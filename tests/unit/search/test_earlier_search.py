@@ -10,8 +10,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline.phases import Pipeline, search_settings
-from pipeline.search.earlier import earlier_study, take_settings
-from pipeline.search.settings_file import load_settings
+from pipeline.study.earlier import earlier_study, take_settings
+from pipeline.study.settings_file import load_settings
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.made_up_runs import save_search

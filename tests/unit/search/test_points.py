@@ -10,8 +10,8 @@ import pytest
 
 from jointseg.crf.settings import CrfSettings
 from jointseg.settings import flatten, with_overrides
-from pipeline.search.grid import grid
-from pipeline.search.spaces import load_space, start_points
+from pipeline.study.grid import grid
+from pipeline.study.spaces import load_space, start_points
 from tests.own_spaces import WEIGHTS, config_with, fixed, refusal, space_named
 
 # The points tried first

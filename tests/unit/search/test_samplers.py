@@ -13,8 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
-from pipeline.search.samplers import Asker, build_sampler
-from pipeline.search.spaces import load_space, start_points
+from pipeline.study.samplers import Asker, build_sampler
+from pipeline.study.spaces import load_space, start_points
 
 TWO = "miou,boundary_f1"
 

@@ -16,9 +16,9 @@ from jointseg.presets import demo
 from jointseg.search_config import SearchConfig
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
-from pipeline import cluster
-from pipeline.search import search, trial
-from pipeline.search.room import require_room
+from pipeline import cluster, search
+from pipeline.study import trial
+from pipeline.study.room import require_room
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 from tests.checkpoints import untrained_final

@@ -17,10 +17,10 @@ from jointseg.figures import PAPERS, save_png
 from jointseg.presets import demo
 from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, search_history, slices
 from jointseg.settings import with_overrides
-from pipeline.search import figures as search_figures
-from pipeline.search.figures import changed_most, importance
-from pipeline.search.samplers import Asker
-from pipeline.search.spaces import load_space, start_points
+from pipeline.study import figures as search_figures
+from pipeline.study.figures import changed_most, importance
+from pipeline.study.samplers import Asker
+from pipeline.study.spaces import load_space, start_points
 
 BETA = Axis("theta_beta", [3.0, 6.0, None, 12.0], log=True, paper=3.0)
 FORM = Axis("pairwise", ["crfrnn", "hadamard", "crfrnn", None], log=False, paper="crfrnn")

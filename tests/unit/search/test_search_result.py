@@ -14,9 +14,9 @@ from jointseg.errors import DiskError, InputError
 from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import differences, flatten, with_overrides
-from pipeline.search.result import best_so_far, pareto_front, said, save_result, trial_record
-from pipeline.search.settings_file import load_settings
-from pipeline.search.trial_record import FrameSums, confusion_file, scores_of, write_confusions
+from pipeline.study.result import best_so_far, pareto_front, said, save_result, trial_record
+from pipeline.study.settings_file import load_settings
+from pipeline.study.trial_record import FrameSums, confusion_file, scores_of, write_confusions
 
 FRAMES, FOLDS = (11, 12, 13, 14), (0, 1, 0, 1)
 IDENTITY = {
@@ -110,7 +110,7 @@ def test_the_table_of_trials_is_replaced_whole_or_stays(tmp_path, monkeypatch):
         where.write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.search.result.pq.write_table", full)
+    monkeypatch.setattr("pipeline.study.result.pq.write_table", full)
     with pytest.raises(DiskError, match=r"trials\.parquet: cannot be written: No space left"):
         save_result(lines, config_with(), tmp_path, identity=IDENTITY)
     assert (tmp_path / "trials.parquet").read_bytes() == before

@@ -11,7 +11,7 @@ import pytest
 import tune_spaces
 from jointseg.presets import demo
 from jointseg.settings import differences, with_overrides
-from pipeline.search.spaces import papers_values
+from pipeline.study.spaces import papers_values
 from tests.own_spaces import WEIGHTS, fixed, refusal, space_named
 
 SPACES = ("crf", "crf_bandwidths", "crf_weights", "depth_or_not")

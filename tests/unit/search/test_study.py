@@ -11,9 +11,9 @@ from jointseg.metrics import SegmentationSums
 from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline.log_lines import append_line
-from pipeline.search import study
-from pipeline.search.trial import TrialJob
-from pipeline.search.trial_record import FrameSums, confusion_file, read_trials, write_confusions
+from pipeline.study import study
+from pipeline.study.trial import TrialJob
+from pipeline.study.trial_record import FrameSums, confusion_file, read_trials, write_confusions
 
 
 def test_a_trial_stands_once_in_the_log_of_a_study_that_was_begun_again(tmp_path):

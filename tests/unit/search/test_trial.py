@@ -20,10 +20,10 @@ from jointseg.evaluation import compute_unaries, predict, refined_labels, score_
 from jointseg.model import build_crf, build_model
 from jointseg.settings import with_overrides
 from jointseg.stages import Kernels
-from pipeline.search import finetune
-from pipeline.search.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, kept_bytes, run_trial
-from pipeline.search.trial_record import confusion_file, read_confusions
-from pipeline.search.unaries import ARRAYS, DESCRIPTION, UnariesOnDevice, UnaryCache, row_of, rows_of
+from pipeline.study import finetune
+from pipeline.study.trial import CrfTrial, TrialJob, TrialRunner, frame_sums, kept_bytes, run_trial
+from pipeline.study.trial_record import confusion_file, read_confusions
+from pipeline.study.unaries import ARRAYS, DESCRIPTION, UnariesOnDevice, UnaryCache, row_of, rows_of
 from tests.checkpoints import untrained_final
 
 # One trial
@@ -165,14 +165,14 @@ def test_after_each_fold_a_trial_is_compared_on_the_frames_that_it_has_seen_scen
     own = replace(own, config=with_overrides(own.config, {"data.validation_by": "scene"}))
     draw = np.random.default_rng(0)
     truth = [draw.integers(40, size=(480, 640), dtype=np.uint8) for _ in frames]
-    monkeypatch.setattr("pipeline.search.trial.subset_labels", lambda *_: truth)
+    monkeypatch.setattr("pipeline.study.trial.subset_labels", lambda *_: truth)
     compared = []
 
     def noted(seen_NCC, best_NCC, *, groups, **_):
         compared.append((np.array_equal(seen_NCC, best_NCC), tuple(groups)))
         return False
 
-    monkeypatch.setattr("pipeline.search.trial.is_behind", noted)
+    monkeypatch.setattr("pipeline.study.trial.is_behind", noted)
     runner = TrialRunner(own)
     runner.run(0, POINT)
     runner.run(1, POINT, rival=0)
@@ -207,7 +207,7 @@ def test_settings_that_the_crf_refuses_fail_the_trial_and_not_the_study(job):
 
 
 def test_bandwidths_that_a_filter_cannot_have_fail_the_trial(job, monkeypatch):
-    monkeypatch.setattr("pipeline.search.trial.build_crf", lambda config: DenseCRF(40, config.crf, filter="permutohedral"))
+    monkeypatch.setattr("pipeline.study.trial.build_crf", lambda config: DenseCRF(40, config.crf, filter="permutohedral"))
     line = TrialRunner(job).run(0, {"crf.theta_beta": 1e-3})
     assert line["state"] == "failed"
     assert line["error"].startswith("kernel 'appearance': filter 'permutohedral': features reach ")

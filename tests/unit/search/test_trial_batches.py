@@ -11,8 +11,8 @@ from ray.tune.search import Searcher
 
 from jointseg.errors import DiskError, InputError
 from pipeline.provenance import own_commit
-from pipeline.search.batches import Batches
-from pipeline.search.trial import NOTHING
+from pipeline.study.batches import Batches
+from pipeline.study.trial import NOTHING
 
 
 class Counting:

@@ -10,7 +10,7 @@ import pytest
 from jointseg.boundary import BoundarySums
 from jointseg.errors import DiskError, InputError
 from jointseg.metrics import SegmentationSums
-from pipeline.search.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
+from pipeline.study.trial_record import FrameSums, confusion_file, digest_of, read_confusions, scores_of, write_confusions
 
 
 def sums_at(*matrices, boundary=None):
@@ -54,7 +54,7 @@ def test_matrices_appear_whole_or_not_at_all(tmp_path, monkeypatch):
         Path(where).write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.search.trial_record.pq.write_table", full)
+    monkeypatch.setattr("pipeline.study.trial_record.pq.write_table", full)
     path = confusion_file(tmp_path, 7)
     with pytest.raises(DiskError):
         write_confusions(path, 7, (3,), (0,), sums_at(HALF))

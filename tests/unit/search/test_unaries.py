@@ -16,7 +16,7 @@ import torch
 from jointseg.checkpoint import Checkpoint, digest, final_digest, save_checkpoint, save_final
 from jointseg.errors import DiskError, InputError
 from jointseg.evaluation import compute_unaries
-from pipeline.search.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node, row_of, subset_labels
+from pipeline.study.unaries import ARRAYS, UnaryCache, cached_unaries, on_this_node, row_of, subset_labels
 from tests.checkpoints import untrained_final
 
 
@@ -64,7 +64,7 @@ def test_unaries_that_the_disk_has_no_room_for_are_refused_before_any_is_compute
     with pytest.raises(InputError, match=r"unaries: needs 0\.\d\d GB of disk and 0\.00 GB are free at "):
         computed()
     assert (done, folder.exists()) == ([], False)
-    monkeypatch.setattr("pipeline.search.unaries.check_space", lambda path, *, needed: free.append(needed))
+    monkeypatch.setattr("pipeline.study.unaries.check_space", lambda path, *, needed: free.append(needed))
     computed()
     headers = 128 * len(ARRAYS)
     assert sum((folder / f"{name}.npy").stat().st_size for name in ARRAYS) == free[1] + headers

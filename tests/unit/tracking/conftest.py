@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.tracking.tracking import Tracker
+from pipeline.tracking import Tracker
 
 
 @pytest.fixture(scope="session")

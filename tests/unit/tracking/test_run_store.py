@@ -8,8 +8,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from jointseg.errors import InputError
-from pipeline.tracking.run_store import EXPERIMENT, IN_JOB, VARIABLE, page_of, run_store, shown, without_password
-from pipeline.tracking.tracking import TOP, Tracker
+from pipeline.run_store import EXPERIMENT, IN_JOB, VARIABLE, page_of, run_store, shown, without_password
+from pipeline.tracking import TOP, Tracker
 from pipeline.workspace import Workspace
 from tests.mlflow_runs import all_runs
 

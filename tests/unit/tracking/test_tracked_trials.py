@@ -9,9 +9,9 @@ from mlflow.exceptions import MlflowException
 
 from jointseg.errors import InputError
 from pipeline.provenance import own_commit
-from pipeline.search.tracked_trials import TOLD_TAG, TRIAL_RECORD, log_trial, told_trials
-from pipeline.tracking.files import read_json
-from pipeline.tracking.tracking import KEY_TAG, PARENT_TAG, Tracker
+from pipeline.study.tracked_trials import TOLD_TAG, TRIAL_RECORD, log_trial, told_trials
+from pipeline.tracked_files import read_json
+from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
 from tests.mlflow_runs import all_runs, history
 
 

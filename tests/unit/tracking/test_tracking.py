@@ -20,8 +20,8 @@ from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.provenance import hardware, own_commit, typed, versions, versions_line
-from pipeline.tracking.run_store import RETRIES, TIMEOUT, RunStore, few_retries
-from pipeline.tracking.tracking import PARENT_TAG, Tracker, _create_experiment
+from pipeline.run_store import RETRIES, TIMEOUT, RunStore, few_retries
+from pipeline.tracking import PARENT_TAG, Tracker, _create_experiment
 from tests.mlflow_runs import all_runs, history, status
 
 # Runs
@@ -165,7 +165,7 @@ def test_a_run_says_what_made_it_and_which_other_commits_went_on_with_it(tracker
     assert tags()["hardware"].startswith(hardware()["cpu"])
     assert "commits" not in tags()
     for commit in ("second", "third", "second"):
-        monkeypatch.setattr("pipeline.tracking.tracking.own_commit", lambda commit=commit: commit)
+        monkeypatch.setattr("pipeline.tracking.own_commit", lambda commit=commit: commit)
         with tracker.run("stage1") as again:
             assert again == run
     assert tags()["mlflow.source.git.commit"] == own_commit()
@@ -199,7 +199,7 @@ def test_an_experiment_that_was_deleted_is_one_line(out, tracker):
 def test_a_new_folder_whose_experiment_was_deleted_keeps_nothing(out, tracker, monkeypatch):
     tracker.client.delete_experiment(tracker.client.create_experiment("shared"))
     new = out.parent / "new"
-    monkeypatch.setattr("pipeline.tracking.tracking.run_store", lambda _: RunStore(new, tracker.uri, "shared", folder="d1"))
+    monkeypatch.setattr("pipeline.tracking.run_store", lambda _: RunStore(new, tracker.uri, "shared", folder="d1"))
     with pytest.raises(InputError, match="experiment 'shared' was deleted"):
         Tracker.open(new)
     assert not new.exists()
@@ -284,7 +284,7 @@ def test_a_long_curve_is_logged_at_once_and_each_point_of_it_once(tracker):
 def test_of_a_result_that_came_out_otherwise_the_newer_is_shown(out, tracker, monkeypatch):
     """MLflow shows the larger of two values of one step and time."""
     milliseconds = itertools.count(10**12)
-    monkeypatch.setattr("pipeline.tracking.tracking.time.time_ns", lambda: 10**6 * next(milliseconds))
+    monkeypatch.setattr("pipeline.tracking.time.time_ns", lambda: 10**6 * next(milliseconds))
     with tracker.run("evaluation") as run:
         for one, rmse in ((tracker, 0.75), (Tracker.open(out), 0.75), (tracker, 0.5), (tracker, 0.625)):
             one.log_result(run, {"rmse": rmse, "nan": math.nan})

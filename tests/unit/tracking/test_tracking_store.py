@@ -15,8 +15,8 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 
 from jointseg.errors import InputError
-from pipeline.tracking.run_store import RETRIES, without_password
-from pipeline.tracking.tracking import DISK_ERRORS, Tracker
+from pipeline.run_store import RETRIES, without_password
+from pipeline.tracking import DISK_ERRORS, Tracker
 from pipeline.workspace import Workspace
 from tests.mlflow_runs import all_runs, status
 
@@ -88,8 +88,8 @@ FILL_THE_STORE = """
 import os, resource, sys
 from pathlib import Path
 from jointseg.errors import InputError
-from pipeline.tracking.run_store import without_password
-from pipeline.tracking.tracking import Tracker
+from pipeline.run_store import without_password
+from pipeline.tracking import Tracker
 
 out = Path(sys.argv[1])
 tracker = Tracker.open(out)

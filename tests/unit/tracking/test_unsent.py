@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.tracking.run_store import RETRIES
-from pipeline.tracking.tracking import Tracker
-from pipeline.tracking.unsent import REFUSALS, UNSENT, Unsent, left_over
+from pipeline.run_store import RETRIES
+from pipeline.tracking import Tracker
+from pipeline.unsent import REFUSALS, UNSENT, Unsent, left_over
 from pipeline.workspace import Workspace
 from tests.mlflow_runs import status
 
