@@ -139,7 +139,17 @@ def test_workers_that_do_not_start_are_one_line(failure, why):
     assert str(error) == f"stage1: the workers did not start: {why}; the same command goes on from step 4"
 
 
-def test_an_interruption_waits_for_the_end_of_a_drawing_and_a_second_one_does_not():
+@pytest.fixture
+def handlers():
+    """SIGINT and SIGTERM as on a terminal, whatever started the tests; set others by their numbers."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.signal
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_interruption_waits_for_the_end_of_a_drawing_and_a_second_one_does_not(handlers):
     done = []
 
     @interruptions_wait()
@@ -161,7 +171,7 @@ def test_an_interruption_waits_for_the_end_of_a_drawing_and_a_second_one_does_no
     thread.join()
 
 
-def test_an_error_in_a_drawing_that_was_interrupted_is_not_taken_for_the_drawings():
+def test_an_error_in_a_drawing_that_was_interrupted_is_not_taken_for_the_drawings(handlers):
     @interruptions_wait()
     def draw():
         signal.raise_signal(signal.SIGINT)
@@ -171,16 +181,13 @@ def test_an_error_in_a_drawing_that_was_interrupted_is_not_taken_for_the_drawing
         draw()
 
 
-def test_a_job_that_is_deaf_to_ctrl_c_stays_so_in_a_drawing_and_hears_sigterm():
+def test_a_job_that_is_deaf_to_ctrl_c_stays_so_in_a_drawing_and_hears_sigterm(handlers):
     """As those that a shell's script starts in the background."""
     heard = []
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    try:
-        with interruptions_wait():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGTERM)
-            assert heard == []
-        assert heard == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+    handlers(signal.SIGINT, signal.SIG_IGN)
+    handlers(signal.SIGTERM, lambda number, _: heard.append(number))
+    with interruptions_wait():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == []
+    assert heard == [signal.SIGTERM]
