@@ -6,9 +6,11 @@ Not here: the tables themselves (reporting/tables.py, reporting/search.py, score
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from jointseg.crf.settings import CrfSettings
+from jointseg.cross_validation import Interval
 from jointseg.settings import flatten
 
 Number: TypeAlias = float | None
@@ -41,8 +43,9 @@ def fixed(value: Number, decimals: int = 3) -> str:
     return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def points(difference: Number, low: Number, high: Number) -> str:
-    """A difference of two shares of 1 and its interval, in points."""
+def points(gain: Mapping[str, Number]) -> str:
+    """A difference of two shares of 1 and its interval, under the names of cross_validation.Interval, in points."""
+    difference, low, high = (gain.get(name) for name in Interval._fields)
     if difference is None or low is None or high is None or math.isnan(difference):
         return NONE
     return f"{100 * difference:+z.2f} [{100 * low:+z.2f}, {100 * high:+z.2f}]"

@@ -43,8 +43,8 @@ def predict_files(final: Path, pictures: Sequence[Path], to: Path, *, screen: Te
         one_view: no mean over sizes and mirror images, whatever the run's evaluation does.
 
     Raises:
-        InputError: a file is no such picture, two files would have one name, the stage has not finished (nothing is written
-            then), or `to` cannot be written.
+        InputError: a file is no such picture, two files would have one name, one a name that is too long, the stage has not
+            finished (nothing is written then), or `to` cannot be written.
     """
     _refuse_clashes(pictures, to)
     for path in pictures:

@@ -237,7 +237,7 @@ def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> T
     for heading in ("mean IoU, %", "pixel acc., %", "beside the paper's, points"):
         table.add_column(heading)
     for name, own in scores.items():
-        table.add_row(name, percent(own.mean_iou, 2), percent(own.pixel_accuracy, 2), points(*own.gain))
+        table.add_row(name, percent(own.mean_iou, 2), percent(own.pixel_accuracy, 2), points(own.gain._asdict()))
     return table
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from jointseg.cross_validation import Interval
 from jointseg.data.frame import FRAME_HEIGHT, FRAME_WIDTH
 from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import CLASS_NAMES
@@ -240,7 +239,7 @@ def _comparison(report: Report, row: str, other: str) -> Finding:
 
 def _interval(gain: Mapping[str, Number]) -> str:
     """A gain and its interval, to follow the two numbers that it is between; nothing where there is none."""
-    said = points(*(gain.get(name) for name in Interval._fields))
+    said = points(gain)
     return "" if said == NONE else f": {said}"
 
 

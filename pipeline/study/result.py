@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jointseg.config import Config
-from jointseg.cross_validation import Interval, fold_sums, nested, over_folds, paired_bootstrap
+from jointseg.cross_validation import fold_sums, nested, over_folds, paired_bootstrap
 from jointseg.data.views import scenes_of
 from jointseg.errors import InputError
 from jointseg.settings import flatten, with_overrides
@@ -230,10 +230,6 @@ def said(result: dict[str, Any]) -> str:
         return f"{best}; {at}: no score{counts}"
     noise = ": within noise" if gain["within_noise"] else ""
     unseen = result["nested"].get("gain")  # older results have none
-    nested = f", nested {_points(unseen)}" if unseen else ""
+    nested = f", nested {points(unseen)}" if unseen else ""
     theirs = percent(result["paper_score"], 2)
-    return f"{best}; {at} {theirs} %, a gain of {_points(gain)} points{nested}{noise}{counts}"
-
-
-def _points(gain: Mapping[str, Any]) -> str:
-    return points(*(gain[name] for name in Interval._fields))
+    return f"{best}; {at} {theirs} %, a gain of {points(gain)} points{nested}{noise}{counts}"
