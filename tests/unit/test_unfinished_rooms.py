@@ -67,6 +67,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_that_render_say_nothing_of_an_interruption(tmp_path: Path) -> None:
     (tmp_path / "interrupt.py").write_text(INTERRUPT)
     command = [sys.executable, "interrupt.py"]

@@ -82,6 +82,7 @@ print(jointseg.__file__)
     assert (ended.returncode, Path(ended.stdout.strip()).parent) == (0, package), ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home_has_room", [True, False])
 def test_nothing_compiled_is_left_in_an_installed_package(tmp_path, home_has_room):
     """Uninstalling would leave it, and Python would take what is left for the package."""
@@ -168,6 +169,7 @@ print(wait(np.zeros(1, np.int64), 0, 1))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "before", "after"),
     [
