@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from jointseg.errors import InputError
 
@@ -32,8 +33,9 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Pydantic would take True for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise ValueError(f"{value!r} is not allowed; allowed: a number")
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation in (int, float):
+            raise ValueError(f"{value!r} is not allowed; allowed: {_allowed(field)}")
         return value
 
 
@@ -69,16 +71,34 @@ class SettingsError(InputError):
             return cls(path, str(inner))
         if first["type"] == "path_type":
             return cls(path, f"{first['input']!r} is not allowed; allowed: a path, such as ./{first['input']}")
-        allowed = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable to")[0]
+        allowed = _allowed(_fields_at(owner, first["loc"][:-1])[str(first["loc"][-1])])
+        if allowed is None:
+            allowed = first["msg"].removeprefix("Input should be ")
+        elif first["type"] == "finite_number":
+            allowed = allowed.replace("a number", "a finite number")
         return cls(path, f"{first['input']!r} is not allowed; allowed: {allowed}")
 
 
-def _fields_at(owner: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(owner: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     for part in location:
         annotation = owner.model_fields[str(part)].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
         owner = annotation
-    return list(owner.model_fields)
+    return owner.model_fields
+
+
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def _allowed(field: FieldInfo) -> str | None:
+    """What a field of a plain kind takes, with its bounds: pydantic names the bound that was broken, and none where the value
+    is no number.
+    """
+    kind = next((said for plain, said in KINDS.items() if field.annotation in {plain, plain | None}), None)
+    of_bounds = ((sign, getattr(bound, name, None)) for bound in field.metadata for name, sign in BOUNDS.items())
+    bounds = [f"{sign} {value}" for sign, value in of_bounds if value is not None]
+    return kind and " ".join([kind, " and ".join(bounds)]).rstrip()
 
 
 S = TypeVar("S", bound=Settings)

@@ -31,7 +31,7 @@ def test_another_input_size_names_those_that_are_allowed(size):
 
 
 def test_an_input_below_65_is_refused():
-    with pytest.raises(SettingsError, match=r"^network\.input_size: 57 is not allowed; allowed: greater than or equal to 65"):
+    with pytest.raises(SettingsError, match=r"^network\.input_size: 57 is not allowed; allowed: an integer >= 65"):
         with_overrides(Config(), {"network.input_size": 57})
 
 

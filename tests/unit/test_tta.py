@@ -195,7 +195,7 @@ def test_scales_that_come_to_one_size_or_to_none_are_refused(small, value, liste
 
 
 def test_a_mirror_that_is_neither_is_refused(small):
-    with pytest.raises(SettingsError, match=r"^evaluation\.mirror: 'half' is not allowed; allowed: boolean$"):
+    with pytest.raises(SettingsError, match=r"^evaluation\.mirror: 'half' is not allowed; allowed: true or false$"):
         with_overrides(small, {"evaluation.mirror": "half"})
 
 

@@ -99,7 +99,7 @@ def test_a_config_with_a_bad_value_names_file_path_and_value(place):
     tree = json.loads(place.config.read_text())
     tree["crf"]["theta_beta"] = -3
     place.config.write_text(json.dumps(tree))
-    assert refusal(place.load_config).startswith(f"{place.config}: crf.theta_beta: -3 is not allowed; allowed: greater than 0")
+    assert refusal(place.load_config).startswith(f"{place.config}: crf.theta_beta: -3 is not allowed; allowed: a number > 0")
 
 
 def test_nothing_has_finished_in_a_new_folder(place):

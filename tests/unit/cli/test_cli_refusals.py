@@ -32,8 +32,8 @@ def test_an_unknown_preset_lists_the_known_ones(mistake):
         ("crf.theta_bta=4", "crf.theta_bta: unknown setting; known under crf: theta_alpha, theta_beta,"),
         ("colour=4", "colour: unknown setting; known at the top: preset, seed,"),
         ("crf=4", "crf: names a group, not a setting; its settings: theta_alpha,"),
-        ("crf.theta_beta=-4", "crf.theta_beta: -4 is not allowed; allowed: greater than 0"),
-        ("crf.theta_beta=wide", "crf.theta_beta: 'wide' is not allowed; allowed: number"),
+        ("crf.theta_beta=-4", "crf.theta_beta: -4 is not allowed; allowed: a number > 0"),
+        ("crf.theta_beta=wide", "crf.theta_beta: 'wide' is not allowed; allowed: a number > 0"),
         ("crf.theta_beta", "crf.theta_beta: not an override; write PATH=VALUE, such as crf.theta_beta=4"),
         ("=4", "=4: not an override; write PATH=VALUE"),
         ("network.input_size=66", "network.input_size: 66 is not allowed; allowed: 8k + 1"),
@@ -48,7 +48,7 @@ def test_a_bad_override_is_named_by_every_command_that_takes_them(mistake, words
 
 def test_a_bad_number_is_told_what_is_allowed_and_no_more(mistake):
     said = mistake("run", "--out", "x", "--set", "crf.theta_beta=wide")
-    assert said == "crf.theta_beta: 'wide' is not allowed; allowed: number"
+    assert said == "crf.theta_beta: 'wide' is not allowed; allowed: a number > 0"
 
 
 def test_a_relative_path_is_no_setting_where_the_folder_one_is_in_is_not_text(mistake, monkeypatch, tmp_path):
