@@ -76,7 +76,7 @@ class Space:
         with _mistakes_named(self.name):
             drawn = _dict(self.function(trial), self.name)
         refuse_unknown(drawn, self.name)
-        return _point({path: _plain(value, f"{self.name}: {path}") for path, value in drawn.items()})
+        return {setting: _plain(value, setting, self.name) for setting, value in _point(drawn).items()}
 
     def at(self, point: Point) -> tuple[Point, dict[str, Any], bool]:
         """What the space makes of a point: the settings it searches there, Optuna's parameters, and whether it could draw them.
@@ -162,9 +162,7 @@ def _refuse_ranges(distributions: Mapping[str, BaseDistribution], drawn: Point, 
         for value in ends:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{name}: {setting} is drawn up to {value}; allowed: finite numbers")
-            (meant,) = _allowed({setting: value}, name).values()
-            if isinstance(value, str) != isinstance(meant, str):
-                raise InputError(f"{name}: {setting} is {value!r}, a text; allowed: a number")
+            _allowed({setting: _plain(value, setting, name)}, name)
         if isinstance(own, FloatDistribution) and isinstance(papers, int):
             raise InputError(f"{name}: {setting} is a whole number; allowed: an IntDistribution, or suggest_int")
 
@@ -234,13 +232,15 @@ def _find(wanted: str) -> tuple[str, ModuleType, str]:
             )
         return f"tune_spaces/{wanted}.py", importlib.import_module(f"tune_spaces.{wanted}"), function
     here = str(Path.cwd())
-    sys.path.append(here)  # as Python itself has it, but not the `jointseg` command
+    missing = here not in sys.path  # Python itself has it, but not the `jointseg` command
+    sys.path += [here] * missing
     try:
         return wanted, importlib.import_module(where), function
     except (Exception, SystemExit) as error:  # a user's own code may raise anything
         raise InputError(f"search.space: module {where!r} cannot be imported: {one_line(error)}") from None
     finally:
-        sys.path.remove(here)
+        if missing:
+            sys.path.remove(here)
 
 
 def _file(path: Path, function: str) -> tuple[str, ModuleType, str]:
@@ -294,9 +294,10 @@ def _point(drawn: Mapping[str, Any]) -> Point:
     return {path.replace("/", "."): value for path, value in drawn.items()}
 
 
-def _plain(value: Any, name: str) -> float | str:
-    """A value as Python's own, where it is numpy's."""
+def _plain(value: Any, setting: str, name: str) -> float | str:
+    """A value as Python's own, where it is numpy's; of the kind that its setting has, for all trials are one table."""
     value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, float | int | str):
-        raise InputError(f"{name} is {value!r}; allowed: numbers, text, true or false")
+    is_text = isinstance(papers_values()[setting], str)
+    if isinstance(value, bool) or not isinstance(value, str if is_text else (float, int)):
+        raise InputError(f"{name}: {setting} is {value!r}; allowed: {'text' if is_text else 'a number'}")
     return value

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 
 import optuna
 import pytest
+from optuna.trial import FixedTrial
 
 import tune_spaces
+from jointseg.errors import InputError
 from jointseg.presets import demo
 from jointseg.settings import differences, with_overrides
 from pipeline.study.spaces import papers_values
@@ -173,8 +176,11 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
         ("def space(trial): return {'crf/w_dept': 1}", "mine.py:space: 'crf/w_dept' is not a setting of the CRF; allowed: "),
         (
             "def space(trial): return {'crf/w_depth': [1]}",
-            "mine.py:space: crf/w_depth is [1]; allowed: numbers, text, true or false",
+            "mine.py:space: crf.w_depth is [1]; allowed: a number",
         ),
+        ("def space(trial): return {'crf/w_depth': '5'}", "mine.py:space: crf.w_depth is '5'; allowed: a number"),
+        ("def space(trial): return {'crf/w_depth': True}", "mine.py:space: crf.w_depth is True; allowed: a number"),
+        ("def space(trial): return {'crf/pairwise': 1}", "mine.py:space: crf.pairwise is 1; allowed: text"),
         ("def space(): return nothing", "mine.py:space, line 1: NameError: name 'nothing' is not defined"),
         ("def space(trial): return trial.sugest_float('crf/w_depth', 1, 2)", "mine.py:space, line 1: AttributeError: "),
         ("def switches(settings): return settings['no']\ndef space(trial): return {}", "mine.py:space, line 1: KeyError: 'no'"),
@@ -189,7 +195,7 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
         ),
         (
             fixed("{'crf/theta_beta': CategoricalDistribution(['2.5', 3.0])}"),
-            "mine.py:space: crf.theta_beta is '2.5', a text; allowed: a number",
+            "mine.py:space: crf.theta_beta is '2.5'; allowed: a number",
         ),
         (
             fixed("{'crf/w_depth': FloatDistribution(float('nan'), 3)}"),
@@ -254,6 +260,21 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
     path = list(sys.path)
     assert space_named("in_this_folder:space").at(papers_values())[0].keys() == {"crf.w_depth"}
     assert sys.path == path
+
+
+def test_what_stands_in_one_branch_alone_is_refused_where_it_is_drawn(own_file):
+    """The paper's point does not come by there."""
+    text = """
+    def space(trial):
+        on = trial.suggest_categorical("depth", [True, False])
+        return {"crf/w_depth": trial.suggest_float("crf/w_depth", 1, 9) if on else "off"}
+
+    def switches(settings):
+        return {"depth": True}
+    """
+    space = space_named(own_file(textwrap.dedent(text)))
+    with pytest.raises(InputError, match=r"mine\.py:space: crf\.w_depth is 'off'; allowed: a number$"):
+        space.draw(FixedTrial({"depth": False}))
 
 
 def test_numbers_of_numpy_are_numbers(own_file):
