@@ -125,7 +125,7 @@ def _refuse_closed(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(f"RAY_ADDRESS: no Ray answers at {address!r}: {error}") from None
     refuse_other_token(address)
 

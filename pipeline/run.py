@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -54,7 +55,8 @@ def run_phases(config: Config, place: Workspace, phases: Sequence[str], *, scree
     if not due:
         screen.say(f"{place.out}: {', '.join(phases)} finished already; nothing to do")
         if place.finished(PIPELINE[-1]):  # a kill may have come after the last phase and before the run was closed
-            Tracker.open(place.out).close(TOP)
+            with suppress(TrackingError):
+                Tracker.open(place.out).close(TOP)
         Tracker.send_left_over(place.out)
         return
     for phase in due:

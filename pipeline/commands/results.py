@@ -152,7 +152,6 @@ def _refuse_taken(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server does: a port just left is free
             listener.bind(address)
-    except OSError as error:
-        raise InputError(
-            f"--host {host} --port {port}: cannot be listened on: {error.strerror}; allowed: a free port"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no name of a machine"
+        raise InputError(f"--host {host} --port {port}: cannot be listened on: {why}; allowed: a free port") from None

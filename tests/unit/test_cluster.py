@@ -122,6 +122,13 @@ def test_a_ray_of_our_own_takes_the_cpus_that_this_process_may_run_on(init, monk
     assert {name: value for name, value in init[0].items() if name == "num_cpus"} == asked
 
 
+def test_an_address_that_is_no_name_is_refused(init, head, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0..1:6379")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at '10\.0\.\.1:6379': "), cluster.connected():
+        pass
+    assert init == []
+
+
 def test_where_nothing_listens_ray_is_not_asked(init, head, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(InputError, match=r"^RAY_ADDRESS: no Ray answers at '127\.0\.0\.1:9': .*refused"), cluster.connected():

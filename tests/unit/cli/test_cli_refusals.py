@@ -93,6 +93,12 @@ def test_a_file_is_no_folder_of_a_run(mistake, tmp_path):
         assert mistake(*words, "--out", "notes.txt") == said
 
 
+def test_the_ui_is_refused_what_is_no_name_of_a_machine(mistake, tmp_path):
+    Workspace(tmp_path / "run").adopt_config(demo())
+    said = "--host 127.0..1 --port 5000: cannot be listened on: no name of a machine; allowed: a free port"
+    assert mistake("ui", "--out", "run", "--host", "127.0..1") == said
+
+
 def test_the_ui_is_refused_a_port_where_another_listens(mistake, tmp_path):
     Workspace(tmp_path / "run").adopt_config(demo())
     with socket.socket() as other:
