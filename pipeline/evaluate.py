@@ -54,15 +54,15 @@ class Part(NamedTuple):
     predictions: dict[int, Prediction]
     """Of the frames that are drawn, by number."""
 
-
-class Evaluated(NamedTuple):
-    """What came of some rows, each by its row; see Part."""
-
-    sums: dict[str, Sums]
-    frames: dict[str, list[FrameScores]]
-    confusions: dict[str, list[NDArray[np.int64]]]
-    predictions: dict[str, dict[int, Prediction]]
-    others: dict[str, dict[str, Sums]]
+    def plus(self, other: Part) -> Part:
+        """What came of both, in this order."""
+        return Part(
+            self.sums.plus(other.sums),
+            {rule: sums.plus(other.others[rule]) for rule, sums in self.others.items()},
+            self.frames + other.frames,
+            self.confusions + other.confusions,
+            self.predictions | other.predictions,
+        )
 
 
 def evaluate_rows(
@@ -72,8 +72,8 @@ def evaluate_rows(
     drawn: tuple[int, ...],
     progress: Callable[[int], None],
     say: Callable[[str], None],
-) -> Evaluated:
-    """The sums of every row over the frames `numbers`, each frame's scores, and its predictions for the frames in `drawn`.
+) -> dict[str, Part]:
+    """What comes of every row, by its name, on the frames `numbers`; predictions are of those in `drawn`.
 
     Shares of the frames are added in one order, whatever the number of CPUs or GPUs.
 
@@ -91,27 +91,8 @@ def evaluate_rows(
     for place, part in shared_out(partial(_Evaluator, drawn), asked, config=config, say=say):
         found[place] = part
         progress(sum(len(shares[done][1]) for done in found))
-    rows = [stage.row for stage in jobs]
-    whole = Evaluated(
-        sums={},
-        frames={row: [] for row in rows},
-        confusions={row: [] for row in rows},
-        predictions={row: {} for row in rows},
-        others={row: {} for row in rows},
-    )
-    for place, (stage, _) in enumerate(shares):
-        part, row = found[place], stage.row
-        _add(whole.sums, row, part.sums)
-        for rule, sums in part.others.items():
-            _add(whole.others[row], rule, sums)
-        whole.frames[row] += part.frames
-        whole.confusions[row] += part.confusions
-        whole.predictions[row] |= part.predictions
-    return whole
-
-
-def _add(totals: dict[str, Sums], name: str, sums: Sums) -> None:
-    totals[name] = totals[name].plus(sums) if name in totals else sums
+    parts = {stage: [found[place] for place, (own, _) in enumerate(shares) if own is stage] for stage in jobs}
+    return {stage.row: reduce(Part.plus, own) for stage, own in parts.items()}
 
 
 def extremes(frames: Sequence[FrameScores], *, most: int) -> tuple[list[int], list[int]]:
@@ -138,23 +119,21 @@ class _Evaluator:
         if job != self._job:
             self._job, self._store = job, Store.open(job.store)
             self._model = trained_model(job.config, load_final(job.weights), device=self._device)
-        stage, predictions = STAGES[job.stage], {}
-        counted: list[Sums] = []
-        others: dict[str, Sums] = {}
-        scores: list[FrameScores] = []
-        frames = map(self._store.frame, numbers)
+        stage, evaluation, parts = STAGES[job.stage], job.config.evaluation, list[Part]()
         for frame, prediction in predict(
-            self._model, frames, job.config, kernels=stage.kernels, with_depth=stage.with_depth, device=self._device
+            self._model,
+            map(self._store.frame, numbers),
+            job.config,
+            kernels=stage.kernels,
+            with_depth=stage.with_depth,
+            device=self._device,
         ):
-            sums = score(frame, prediction, job.config.evaluation)
-            counted.append(sums)
-            for rule, own in sums_by_rule(frame, prediction, job.config.evaluation).items():
-                _add(others, rule, own)
-            scores.append({"frame": frame.number, **sums.metrics(job.config.evaluation)})
-            if frame.number in self._drawn:
-                predictions[frame.number] = prediction
-        confusions = [sums.segmentation.confusion for sums in counted]
-        return Part(reduce(Sums.plus, counted), others, scores, confusions, predictions)
+            sums, kept = score(frame, prediction, evaluation), frame.number in self._drawn
+            own = [{"frame": frame.number, **sums.metrics(evaluation)}], [sums.segmentation.confusion]
+            parts.append(
+                Part(sums, sums_by_rule(frame, prediction, evaluation), *own, {frame.number: prediction} if kept else {})
+            )
+        return reduce(Part.plus, parts)
 
 
 def start_floors(config: Config, store: Path) -> ray.ObjectRef:

@@ -5,7 +5,6 @@ Not here: computing it again and comparing (reproduce.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from jointseg.checkpoint import final_digest
 from jointseg.config import Config
 from jointseg.data.files import is_folder
 from jointseg.data.store import Store, is_store, prepare
-from jointseg.errors import InputError, one_line
+from jointseg.errors import InputError
+from jointseg.json_files import read_json
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.run_store import ARTIFACTS
 from pipeline.study.tracked_trials import TRIAL_RECORD
-from pipeline.tracked_files import download, ended_otherwise, read_json
+from pipeline.tracked_files import download, ended_otherwise, read_tracked, reading_of
 from pipeline.tracking import Tracker
 from pipeline.workspace import REPORT, SETTINGS, Workspace
 
@@ -85,21 +85,24 @@ def gathered(what: str, *, out: Path | None) -> Iterator[Evidence]:
     if not what.startswith(SCHEME):
         path = Path(what).resolve()
         place = Workspace(out.resolve()) if out is not None else _run_above(path)
-        yield Evidence(str(path), _checked(what, _read(path)), place)
+        yield Evidence(str(path), _checked(what, read_json(path)), place)
         return
     run_id = what.removeprefix(SCHEME)
     tracker = Tracker.of_run(run_id, out)
     with TemporaryDirectory(prefix="jointseg-") as folder:
-        record = next((found for name in (TRIAL_RECORD, SETTINGS, REPORT) if (found := read_json(tracker, run_id, name))), None)
-        if record is None and out is not None:  # a folder that was moved: MLflow looks where it was
-            kept = [out / ARTIFACTS / run_id / "artifacts" / name for name in (TRIAL_RECORD, SETTINGS, REPORT)]
-            record = next((_read(path) for path in kept if path.is_file()), None)
-        if record is None:
+        names = (TRIAL_RECORD, SETTINGS, REPORT)
+        with reading_of(run_id):
+            record = next((found for name in names if (found := read_tracked(tracker, run_id, name))), None)
             ended = ended_otherwise(tracker, run_id)
+        if record is None and out is not None:  # a folder that was moved: MLflow looks where it was
+            kept = [out / ARTIFACTS / run_id / "artifacts" / name for name in names]
+            record = next((read_json(path) for path in kept if path.is_file()), None)
+        if record is None:
             if ended is not None:
                 raise InputError(f"{what}: a trial that {ended}: it has no score to reproduce")
             raise InputError(f"{what}: has no {TRIAL_RECORD}, {SETTINGS} or {REPORT}: not a trial, a search or a whole run")
-        place = Workspace(out.resolve()) if out is not None else _downloaded(tracker, Workspace(Path(folder)))
+        with reading_of(run_id):
+            place = Workspace(out.resolve()) if out is not None else _downloaded(tracker, Workspace(Path(folder)))
         yield Evidence(what, _checked(what, record), place)
 
 
@@ -113,15 +116,6 @@ def _downloaded(tracker: Tracker, place: Workspace) -> Workspace:
 def _run_above(path: Path) -> Workspace | None:
     places = map(Workspace, path.parents)
     return next((place for place in places if place.config.is_file() and place.phases.is_file()), None)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: not a record: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a record: {one_line(error)}") from None
 
 
 def _checked(what: str, record: Any) -> dict[str, Any]:

@@ -38,16 +38,15 @@ def sums_by_rule(frame: Frame, prediction: Prediction, evaluation: EvaluationCon
 
 
 def metrics_by_rule(
-    sums: Mapping[str, Sums], others: Mapping[str, Mapping[str, Sums]], config: Config
+    rows: Mapping[str, tuple[Sums, Mapping[str, Sums]]], config: Config
 ) -> dict[str, dict[str, dict[str, float]]]:
     """The metrics of each row by each other rule.
 
     Args:
-        sums: of each row, by the run's own rules.
-        others: of each row, what `sums_by_rule` gave, added up.
+        rows: of each, its sums by the run's own rules, and what `sums_by_rule` gave, added up.
         config: the run's.
     """
     return {
-        rule: {row: others[row].get(rule, sums[row]).metrics(own) for row in sums}
+        rule: {row: others.get(rule, sums).metrics(own) for row, (sums, others) in rows.items()}
         for rule, own in other_rules(config.evaluation).items()
     }

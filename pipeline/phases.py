@@ -5,13 +5,12 @@ Not here: their order and what they need (run.py), how it is done (train.py, sea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import numpy as np
-
-from jointseg.checkpoint import describe_final
+from jointseg.checkpoint import describe_final, final_digest
 from jointseg.config import Config
 from jointseg.crf.settings import CrfSettings
 from jointseg.data.nyu import FRAMES_FILE
@@ -19,11 +18,10 @@ from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate, report, search
+from pipeline import evaluate, evaluated, report, search
 from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
 from pipeline.features import ready_features
-from pipeline.other_rules import metrics_by_rule
-from pipeline.row_gains import row_gains
+from pipeline.provenance import own_commit
 from pipeline.run_store import few_retries
 from pipeline.sources import bring_in, dataset_of, list_frames
 from pipeline.study.earlier import take_settings
@@ -166,35 +164,44 @@ def search_settings(pipeline: Pipeline) -> None:
 
 
 def evaluate_test(pipeline: Pipeline) -> None:
-    """The four rows on the test split, with the floors beside them."""
-    config, place, tracker, screen = pipeline.config, pipeline.place, pipeline.tracker, pipeline.screen
+    """The four rows on the test split, with the floors beside them. What was evaluated already is told to MLflow alone."""
+    place, tracker = pipeline.place, pipeline.tracker
+    origin = {
+        "commit": own_commit(),
+        "data": pipeline.store.digest,
+        "checkpoints": {name: final_digest(place.final(stage)) for name, stage in STAGES.items()},
+        "config": pipeline.config.model_dump(mode="json"),
+    }
+    with tracker.run("evaluation", parent=pipeline.parent) as run:
+        _log_dataset(pipeline, run, context="testing")
+        if not evaluated.is_from(place, origin):
+            _evaluate(pipeline, origin)
+        found = evaluated.read_metrics(place)
+        gains = {f"gain/{row}_over_{other}": gain for row, own in found["gains"].items() for other, gain in own.items()}
+        for of, metrics in {**found["rows"], **gains, "floor": found["floors"]}.items():
+            tracker.log_result(run, {f"test/{of}/{name}": value for name, value in metrics.items() if value is not None})
+        tracker.log_artifact(run, place.evaluation, "evaluation")
+
+
+def _evaluate(pipeline: Pipeline, origin: Mapping[str, Any]) -> None:
+    config, place, screen = pipeline.config, pipeline.place, pipeline.screen
     store, here = pipeline.store, without_missing_gpus(config, say=screen.say)
     trained = {stage: here.model_copy(update={"crf": pipeline.trained_crf(stage)}) for stage in STAGES.values()}
     jobs = {stage: evaluate.RowJob(own, stage.name, place.store, place.final(stage)) for stage, own in trained.items()}
     drawn = store.test[: config.evaluation.num_figures]
-    with tracker.run("evaluation", parent=pipeline.parent) as run:
-        _log_dataset(pipeline, run, context="testing")
-        with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
-            floor_task = evaluate.start_floors(here, place.store)
-            found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress, say=screen.say)
-            floor = result_of(floor_task)
-        rows = {row: total.metrics(config.evaluation) for row, total in found.sums.items()}
-        best, worst = evaluate.extremes(found.frames[report.WITH_CRF], most=len(drawn))
-        if best:
-            job = {stage: own for stage, own in jobs.items() if stage.row == report.WITH_CRF}
-            both = (*best, *worst)
-            with screen.bar("pictures", len(both)) as progress:
-                seen = evaluate.evaluate_rows(job, both, drawn=both, progress=progress, say=screen.say)
-            found.predictions[report.WITH_CRF].update(seen.predictions[report.WITH_CRF])
-        pictures = {"first": list(drawn), "best": best, "worst": worst}
-        rules = metrics_by_rule(found.sums, found.others, config)
-        confusions = {row: np.stack(own) for row, own in found.confusions.items()}
-        gains = row_gains(confusions, store.test, config)
-        report.save_evaluation(place, found, rows=rows, rules=rules, gains=gains, floors=floor, pictures=pictures)
-        by_gain = {f"gain/{row}_over_{other}": gain for row, others in gains.items() for other, gain in others.items()}
-        for of, metrics in {**rows, **by_gain, "floor": floor}.items():
-            tracker.log_result(run, {f"test/{of}/{name}": value for name, value in metrics.items()})
-        tracker.log_artifact(run, place.evaluation, "evaluation")
+    with screen.bar("evaluate", len(jobs) * len(store.test)) as progress:
+        floor_task = evaluate.start_floors(here, place.store)
+        found = evaluate.evaluate_rows(jobs, store.test, drawn=drawn, progress=progress, say=screen.say)
+        floors = result_of(floor_task)
+    best, worst = evaluate.extremes(found[report.WITH_CRF].frames, most=len(drawn))
+    if best:
+        job = {stage: own for stage, own in jobs.items() if stage.row == report.WITH_CRF}
+        both = (*best, *worst)
+        with screen.bar("pictures", len(both)) as progress:
+            seen = evaluate.evaluate_rows(job, both, drawn=both, progress=progress, say=screen.say)
+        found[report.WITH_CRF].predictions.update(seen[report.WITH_CRF].predictions)
+    pictures = {"first": list(drawn), "best": best, "worst": worst}
+    evaluated.save_evaluation(place, found, config, floors=floors, pictures=pictures, origin=origin)
 
 
 def write_report(pipeline: Pipeline) -> None:

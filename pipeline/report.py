@@ -1,20 +1,16 @@
-"""The run's results as files: the evaluation's sums and predictions, then report.json, report.md, report.html and figures/.
+"""The run's results for people: report.json, report.md, report.html and figures/.
 
-Not here: the metrics (jointseg/metrics.py), the pictures (jointseg/figures.py), what the page says (reporting/tables.py).
+Not here: what the evaluation left (evaluated.py), the pictures (jointseg/figures.py), what the page says (reporting/tables.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
@@ -24,108 +20,41 @@ from jointseg.crf_figure import learned_matrices
 from jointseg.curves_figure import training_curves
 from jointseg.data.store import Store
 from jointseg.errors import InputError
-from jointseg.evaluation import Prediction
 from jointseg.figures import qualitative, save_png, with_and_without_crf
+from jointseg.json_files import read_json, write_json
 from jointseg.labels import CLASS_NAMES
-from jointseg.metrics import SegmentationSums
 from jointseg.published import ROW_NAMES, TABLE2, TABLE2_METRICS, TABLE3, TABLE3_METRICS
 from jointseg.search_figures import search_history
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, write_atomically
-from pipeline.evaluate import Evaluated
+from pipeline.evaluated import frames_file, load_predictions, read_metrics
 from pipeline.failures import interruptions_wait
 from pipeline.log_lines import in_step_order, read_lines
 from pipeline.provenance import provenance
 from pipeline.reporting import html, page
-from pipeline.reporting.confusions import confusion_name, named_confusions
+from pipeline.reporting.confusions import named_confusions
 from pipeline.reporting.search import FIGURES
 from pipeline.run_store import run_store
 from pipeline.study.earlier import TAKEN_FROM
-from pipeline.study.trial_record import STOPPED, FrameSums, write_confusions
+from pipeline.study.trial_record import STOPPED
 from pipeline.workspace import Workspace
 
-METRICS, SUMS = "metrics.json", "sums.json"
 WITH_CRF, WITHOUT_CRF = "sem_crf_plus", "unary_sem_depth"
-
-
-def save_evaluation(
-    place: Workspace,
-    found: Evaluated,
-    *,
-    rows: Mapping[str, Mapping[str, float]],
-    rules: Mapping[str, Mapping[str, Mapping[str, float]]],
-    gains: Mapping[str, Mapping[str, Mapping[str, float]]],
-    floors: Mapping[str, float],
-    pictures: Mapping[str, Sequence[int]],
-) -> None:
-    """Write the evaluation's folder, all or nothing, in place of an earlier one.
-
-    metrics.json: rows, rules, gains, floors and pictures, NaN as null. sums.json: what rows were divided from.
-    confusion_ROW.parquet: true class by predicted class. frames_ROW.parquet: each frame's own metrics. confusions_ROW.parquet:
-    each frame's confusion matrix (trial_record.read_confusions). predictions_ROW.npz: `labels_N` and `depth_N` of each frame N
-    that is drawn.
-
-    Args:
-        place: the run's folder.
-        found: by the evaluation.
-        rows: metrics of each row.
-        rules: metrics of each row by each other rule.
-        gains: what `row_gains` found of the same frames.
-        floors: metrics of the floors, with the `class` that every pixel gets and the `mean_depth` of the depth map.
-        pictures: numbers of the frames to draw: the `first` of the split, and the `best` and `worst` of the row with the CRF.
-    """
-    with appearing_whole(place.evaluation, replace=True) as folder:
-        metrics = {"rows": rows, "rules": rules, "gains": gains, "floors": floors, "pictures": pictures}
-        _write_json(folder / METRICS, metrics)
-        _write_json(
-            folder / SUMS,
-            {
-                row: {"segmentation": total.segmentation.to_dict(), "depth": total.depth and total.depth.to_dict()}
-                for row, total in found.sums.items()
-            },
-        )
-        for row, total in found.sums.items():
-            confusion = dict(zip(CLASS_NAMES, total.segmentation.confusion.T, strict=True))
-            pq.write_table(pa.table({"truth": CLASS_NAMES, **confusion}), folder / confusion_name(row))
-        for row, scores in found.frames.items():
-            pq.write_table(pa.Table.from_pylist(scores), folder / _frames_file(place, row).name)
-        for number, (row, confusions) in enumerate(found.confusions.items()):
-            numbers = [int(own["frame"]) for own in found.frames[row]]
-            sums = [FrameSums(SegmentationSums(own_CC), None) for own_CC in confusions]
-            write_confusions(folder / f"confusions_{row}.parquet", number, numbers, [0] * len(numbers), sums)
-        for row, drawn in found.predictions.items():
-            arrays: dict[str, Any] = {}
-            for number, prediction in drawn.items():
-                arrays[f"labels_{number}"] = prediction.labels
-                if prediction.depth is not None:
-                    arrays[f"depth_{number}"] = prediction.depth
-            np.savez_compressed(folder / f"predictions_{row}.npz", **arrays)
-
-
-def _frames_file(place: Workspace, row: str) -> Path:
-    return place.evaluation / f"frames_{row}.parquet"
-
-
-def load_predictions(place: Workspace, row: str) -> dict[int, Prediction]:
-    """The predictions that `save_evaluation` wrote for a row, by frame number, ascending."""
-    with np.load(place.evaluation / f"predictions_{row}.npz") as arrays:
-        numbers = sorted(int(name.removeprefix("labels_")) for name in arrays if name.startswith("labels_"))
-        return {number: Prediction(arrays[f"labels_{number}"], arrays.get(f"depth_{number}")) for number in numbers}
 
 
 def write(config: Config, place: Workspace, store: Store) -> None:
     """Write figures/, report.json, report.md and report.html from what the evaluation and the search left; again, the same."""
     captions = _draw(place, store)
-    _write_json(place.report, _report(config, place, store))
-    text = page.markdown(_read(place.report), name=place.out.name, figures=captions)
+    write_json(place.report, _report(config, place, store))
+    text = page.markdown(read_json(place.report), name=place.out.name, figures=captions)
     write_atomically(place.report_page, text)
     write_atomically(place.report_html, html.page(text, folder=place.out))
 
 
 def headline(place: Workspace) -> dict[str, float]:
     """The scores of each row by which runs are compared, as MLflow's metrics; those without a value are left out."""
-    found = _read(place.report)
+    found = read_json(place.report)
     scores = {
         f"test/{row}/{name}": found[table][row][name]
         for table, names in (("table3", ("mean_iou", "pixel_accuracy")), ("table2", ("delta1", "rmse")))
@@ -137,7 +66,7 @@ def headline(place: Workspace) -> dict[str, float]:
 
 def description(place: Workspace) -> str:
     """The report's tables and findings in Markdown, without pictures, for a page that shows no files."""
-    return page.description(_read(place.report))
+    return page.description(read_json(place.report))
 
 
 def summary(place: Workspace) -> RenderableType:
@@ -153,11 +82,11 @@ def summary(place: Workspace) -> RenderableType:
     store = run_store(place.out)
     elsewhere = None if store.elsewhere is None else f"{store.elsewhere}, experiment {store.experiment}"
     read = place.report_html if place.report_html.is_file() else place.report_page  # of runs that ended before there was one
-    return page.terminal(_read(place.report), out=str(out), page=read.name, mlflow=elsewhere)
+    return page.terminal(read_json(place.report), out=str(out), page=read.name, mlflow=elsewhere)
 
 
 def _report(config: Config, place: Workspace, store: Store) -> dict[str, Any]:
-    metrics = _read(place.evaluation / METRICS)
+    metrics = read_metrics(place)
     rows = {row: metrics["rows"][row] for row in ROW_NAMES if row in metrics["rows"]}
     data, done = _data(place, store), place.done()
     return {
@@ -191,7 +120,7 @@ def _notes(place: Workspace) -> list[str]:
 
 
 def _data(place: Workspace, store: Store) -> dict[str, Any]:
-    validation = _read(place.validation)
+    validation = read_json(place.validation)
     info = dataclasses.asdict(store.info)
     return {
         **info,  # the counts, and whether they are real
@@ -208,13 +137,13 @@ def _data(place: Workspace, store: Store) -> dict[str, Any]:
 
 def _as_searched(config: Config, place: Workspace) -> Config:
     """The config with the search that stage 3 started from, which may have had settings of its own."""
-    result = _read(place.crf_settings)
+    result = read_json(place.crf_settings)
     searched = {f"search.{name}": value for name, value in result.get("search", {}).items()}  # none where nothing was searched
     return with_overrides(config, {**searched, "search.settings": result.get(TAKEN_FROM)})
 
 
 def _search(config: Config, place: Workspace) -> dict[str, Any]:
-    result = _read(place.crf_settings)
+    result = read_json(place.crf_settings)
     held = flatten(config.crf, prefix="crf.")
     if not place.has_study():
         given = {"settings": {**held, **result["settings"]}}
@@ -240,7 +169,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
     """Draw all figures; returns their captions by path from the run's folder."""
     predictions = load_predictions(place, WITH_CRF)
     first_alone = {"first": list(predictions), "best": [], "worst": []}  # of evaluations before commit f5d034b
-    pictures = _read(place.evaluation / METRICS).get("pictures", first_alone)
+    pictures = read_metrics(place).get("pictures", first_alone)
     frames = [store.frame(number) for number in pictures["first"]]
     captions = {}
     with appearing_whole(place.figures, replace=True) as folder:
@@ -260,7 +189,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
                 f"With the CRF: {with_crf}; without: {without}, the network it started from (as the paper's Fig 3)."
             )
         if pictures["best"]:
-            right = {own["frame"]: own["pixel_accuracy"] for own in pq.read_table(_frames_file(place, WITH_CRF)).to_pylist()}
+            right = {own["frame"]: own["pixel_accuracy"] for own in pq.read_table(frames_file(place, WITH_CRF)).to_pylist()}
             shown = [store.frame(number) for number in (*pictures["best"], *reversed(pictures["worst"]))]
             title = f"{ROW_NAMES[WITH_CRF]} on its best and its worst test frames"
             save_png(qualitative(shown, predictions, title=title), folder / "best_and_worst.png")
@@ -285,7 +214,7 @@ def _draw(place: Workspace, store: Store) -> dict[str, str]:
 
 def _draw_search(place: Workspace, folder: Path) -> dict[str, str]:
     """Draw the search's trials, and copy what the study has drawn of them; returns captions by name."""
-    trials = _read(place.crf_settings)["trials"]  # the study may have gone on since
+    trials = read_json(place.crf_settings)["trials"]  # the study may have gone on since
     rows = pq.read_table(place.trials()).sort_by("trial").to_pylist()[:trials]
     scores, stopped = [row["mean_iou"] for row in rows], [row["trial"] for row in rows if row["state"] == STOPPED]
     save_png(search_history(scores, stopped=stopped, title=f"CRF settings: {len(scores)} trials"), folder / "search.png")
@@ -303,22 +232,5 @@ def _is_of_the_result(place: Workspace) -> bool:
     path = place.study() / place.crf_settings.name
     if not path.is_file():
         return False
-    own, there = _read(path), _read(place.crf_settings)
+    own, there = read_json(path), read_json(place.crf_settings)
     return all(own[name] == there[name] for name in ("trials", "settings"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    """The same tree with NaN as None: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

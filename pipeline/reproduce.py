@@ -153,9 +153,9 @@ def _compare_rows(evidence: Evidence, store: Path, tolerance: float, screen: Ter
     jobs = {stage: evaluate.RowJob(own(stage.settings), stage.name, store, place.final(stage)) for stage in STAGES.values()}
     numbers = Store.open(store).test
     with screen.bar("evaluate", len(jobs) * len(numbers)) as progress:
-        sums = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress, say=screen.say).sums
+        found_now = evaluate.evaluate_rows(jobs, numbers, drawn=(), progress=progress, say=screen.say)
     then = {row: {**metrics, **record["table2"].get(row, {})} for row, metrics in record["table3"].items()}
-    now = {row: total.metrics(config.evaluation) for row, total in sums.items()}
+    now = {row: part.sums.metrics(config.evaluation) for row, part in found_now.items()}
     return compare_rows(then, now, tolerance=tolerance)
 
 

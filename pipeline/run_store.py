@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jointseg.errors import InputError, first_line
-from jointseg.whole import write_atomically
+from jointseg.json_files import write_json
 from pipeline.workspace import Workspace
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -101,7 +101,7 @@ class RunStore:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             kept = {"uri": without_password(self.uri), "experiment": self.experiment, "folder": self.folder}
-            write_atomically(Workspace(self.out).tracking, json.dumps(kept, indent=1))
+            write_json(Workspace(self.out).tracking, kept)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written: {error.strerror}") from None
 

@@ -28,11 +28,11 @@ from jointseg.data.store import Store
 from jointseg.data.views import scenes_of
 from jointseg.errors import InputError
 from jointseg.evaluation import Prediction, compute_unaries, depth_at_full_size, labels_at_full_size, refined_labels, score
-from jointseg.metrics import DepthSums, SegmentationSums, depth_metrics
+from jointseg.json_files import read_json, write_json
+from jointseg.metrics import Absent, DepthSums, SegmentationSums, depth_metrics
 from jointseg.model import build_crf, trained_model
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from jointseg.whole import write_atomically
 from pipeline.cluster import connected, uses_gpu, without_missing_gpus
 from pipeline.notation import fixed, percent, points
 from pipeline.provenance import provenance
@@ -116,29 +116,45 @@ def score_settings(
     if path.is_file():
         Tracker.send_left_over(place.out)
         return _read(path, settings, screen)
-    with place.locked(path.parent, key), connected(verbose=verbose):
+    with place.locked(path.parent, key):
         if path.is_file():  # another process has scored the same meanwhile
             return _read(path, settings, screen)
-        here = without_missing_gpus(config, say=screen.say)
-        tracker = Tracker.open(place.out, say=screen.say)
+        tracker, untold = Tracker.open(place.out, say=screen.say), path.with_suffix(".untold")
         with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             tracker.log_dataset(run, context=CONTEXTS[split], **dataset_of(config, place))
-            with screen.bar(f"score {split}", len(frames)) as progress:
-                counts = _counted(here, place, jobs, frames, progress=progress, say=screen.say)
-            scores = _scores(counts.confusion_NCC, config, scenes_of(frames, config.data))
-            depth = depth_metrics(counts.depth, pooling=config.evaluation.depth_pooling)
+            if untold.is_file():  # MLflow went away when all was counted
+                scores = _read(untold, settings, screen)
+            else:
+                with connected(verbose=verbose):
+                    scores, record = _scored(config, place, jobs, asked, path.with_suffix(""), screen=screen)
+                write_json(untold, {**record, "settings": settings})
+                screen.say(f"{path}: the scores, and what they come from; {_said(record['depth'])}")
             views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
-            _log(tracker, run, {**asked, **views, "frames": len(frames)}, scores, depth)
-            described = {name: {**own._asdict(), "gain": own.gain._asdict()} for name, own in scores.items()}
-            matrices = _write_matrices(counts.confusion_NCC, frames, path.with_suffix(""))
-            record = {**asked, "settings": settings, "scores": described, "depth": depth, "confusions": matrices}
-            record |= {"device": "cuda" if uses_gpu(here) else "cpu", "provenance": provenance(config, place.out)}
-            tracker.log_text(run, json.dumps(record, indent=1), "scores.json")
+            _log(tracker, run, {**asked, **views, "frames": len(frames)}, scores, read_json(untold)["depth"])
+            tracker.log_text(run, untold.read_text(encoding="utf-8"), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
             tracker.offer_again()
-    write_atomically(path, json.dumps(record, indent=1))
-    screen.say(f"{path}: the scores, and what they come from; {_said(depth)}")
+        untold.rename(path)
     return scores
+
+
+def _scored(
+    config: Config, place: Workspace, jobs: Jobs, asked: Mapping[str, Any], folder: Path, *, screen: Terminal
+) -> tuple[dict[str, Score], dict[str, Any]]:
+    """The scores, and their record; each frame's matrices are written to `folder`. Needs Ray."""
+    here, frames = without_missing_gpus(config, say=screen.say), tuple(asked["frames"])
+    with screen.bar(f"score {asked['split']}", len(frames)) as progress:
+        counts = _counted(here, place, jobs, frames, progress=progress, say=screen.say)
+    scores = _scores(counts.confusion_NCC, config, scenes_of(frames, config.data))
+    record = {
+        **asked,
+        "scores": {name: {**own._asdict(), "gain": own.gain._asdict()} for name, own in scores.items()},
+        "depth": depth_metrics(counts.depth, pooling=config.evaluation.depth_pooling),
+        "confusions": _write_matrices(counts.confusion_NCC, frames, folder, config.evaluation.absent_classes),
+        "device": "cuda" if uses_gpu(here) else "cpu",
+        "provenance": provenance(config, place.out),
+    }
+    return scores, record
 
 
 def _jobs(config: Config, files: Sequence[Path]) -> Jobs:
@@ -177,13 +193,17 @@ def _read(path: Path, settings: Mapping[str, Any], screen: Terminal) -> dict[str
         record = json.loads(path.read_text(encoding="utf-8"))
         kept = {json.dumps(own): record["scores"][name] for name, own in record["settings"].items()}
         found = {name: kept[json.dumps(own)] for name, own in settings.items()}
-        scores = {name: Score(**{**own, "gain": Interval(**own["gain"])}) for name, own in found.items()}
+        scores = {name: Score(**_numbers({**own, "gain": Interval(**_numbers(own["gain"]))})) for name, own in found.items()}
         commit, device = record["provenance"]["commit"], record.get("device", "cpu")
         depth = f"; {_said(record['depth'])}" if "depth" in record else ""  # older records have none
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); remove it to score again") from None
     screen.say(f"{path}: scored before, at commit {commit}, on {device}{depth}")
     return scores
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config, scenes: Sequence[int] | None) -> dict[str, Score]:
@@ -194,31 +214,32 @@ def _scores(confusion_NCC: Mapping[str, NDArray[np.int64]], config: Config, scen
         gain = paired_bootstrap(
             own_NCC, confusion_NCC[PAPER], absent=absent, num_resamples=settings.resamples, seed=settings.seed, groups=scenes
         )
-        accuracy = float(np.trace(pooled_CC) / pooled_CC.sum()) if pooled_CC.any() else math.nan
-        scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), accuracy, gain)
+        scores[name] = Score(float(mean_iou(pooled_CC, absent=absent)), SegmentationSums(pooled_CC).pixel_accuracy, gain)
     return scores
 
 
-def _write_matrices(confusion_NCC: Mapping[str, NDArray[np.int64]], frames: Sequence[int], folder: Path) -> dict[str, str]:
+def _write_matrices(
+    confusion_NCC: Mapping[str, NDArray[np.int64]], frames: Sequence[int], folder: Path, absent: Absent
+) -> dict[str, str]:
     """A file of `trial_record` for each settings, as of trial 0, 1 and on; returns their names."""
     files = {}
     for number, (name, own_NCC) in enumerate(confusion_NCC.items()):
         files[name] = f"{folder.name}/{number}.parquet"
         sums = [FrameSums(SegmentationSums(own_CC), None) for own_CC in own_NCC]
-        write_confusions(folder.parent / files[name], number, frames, [0] * len(frames), sums)
+        write_confusions(folder.parent / files[name], number, frames, [0] * len(frames), sums, absent=absent)
     return files
 
 
-def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score], depth: Mapping[str, float]) -> None:
+def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[str, Score], depth: Mapping[str, Any]) -> None:
     """To MLflow, whose names of metrics have no apostrophes: files are `settings_1` and on, which tags name.
 
-    No parameters, which do not change: the same settings may lie elsewhere when an interrupted score begins again.
+    Those names are tags, not parameters, which could not change: the same settings may lie elsewhere another time.
     """
     given = [name for name in scores if name not in SHORT]
     short = {**SHORT, **{name: f"settings_{place}" for place, name in enumerate(given, start=1)}}
     tracker.log_params(run, {PATHS.get(name, name): value for name, value in asked.items()})
     tracker.tag(run, {short[name]: name for name in given})
-    tracker.log_result(run, {f"depth/{metric}": value for metric, value in depth.items() if not math.isnan(value)})
+    tracker.log_result(run, {f"depth/{metric}": value for metric, value in depth.items() if value is not None})
     for name, own in scores.items():
         values = {**own._asdict(), **{f"gain/{of}": value for of, value in own.gain._asdict().items()}}
         tracker.log_result(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})

@@ -20,6 +20,7 @@ from jointseg.config import Config
 from jointseg.cross_validation import draw_folds, draw_grouped_folds
 from jointseg.data.store import Store
 from jointseg.data.views import consecutive_runs
+from jointseg.json_files import as_json, write_json
 from jointseg.settings import SettingsError, flatten
 from jointseg.stages import STAGES
 from jointseg.whole import write_atomically
@@ -180,7 +181,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
     if there is not None:
         return take_over(there, study, place, screen)
     wait_for_room(config, say=screen.say)
-    write_atomically(study.folder / STUDY, json.dumps(study.description, indent=1))
+    write_json(study.folder / STUDY, study.description)
     name = study.folder.name
     with tracker.run(f"search {name}", parent=parent, key=f"search/{name}") as run:
         # A study goes on with more trials, and MLflow lets no parameter change.
@@ -206,14 +207,14 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         bests = zip(lines, best_so_far(lines), strict=True)
         tracker.log_curves(run, {line["trial"]: {"best_so_far": best} for line, best in bests})
         tracker.log_result(run, _summary(result), step=result["trials"])
-        tracker.log_text(run, json.dumps(result, indent=1), SETTINGS)
+        tracker.log_text(run, as_json(result), SETTINGS)
         tracker.describe(run, _described(name, result))
         for part in (TRIALS, STUDY, JOURNAL, "confusions", "figures"):
             path = study.folder / part
             tracker.log_artifact(run, path, part if path.is_dir() else None)
     if tracker.is_gone:
         (study.folder / UNTOLD).touch()
-    write_atomically(study.folder / SETTINGS, json.dumps(result, indent=1))
+    write_json(study.folder / SETTINGS, result)
     if not tracker.is_gone:
         (study.folder / UNTOLD).unlink(missing_ok=True)
     screen.say(said(result))

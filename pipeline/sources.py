@@ -5,7 +5,6 @@ Not here: how either is read (jointseg/data/source.py, store.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,9 @@ from jointseg.data.source import Progress, open_source
 from jointseg.data.store import Store, is_store, prepare
 from jointseg.data.views import View, draw_validation, make_views, subset_digest
 from jointseg.errors import InputError
+from jointseg.json_files import write_json
 from jointseg.labels import VOID
 from jointseg.settings import SettingsError
-from jointseg.whole import write_atomically
 from pipeline.workspace import Workspace
 
 
@@ -85,7 +84,7 @@ def list_frames(place: Workspace, store: Store, data: DataConfig) -> tuple[View,
         "digest": subset_digest(subset, data.validation_seed, store.digest),
         "in_training": data.train_on_validation,
     }
-    write_atomically(place.validation, json.dumps(description, indent=1))
+    write_json(place.validation, description)
     held_out = set() if data.train_on_validation else set(subset)
     views = make_views([number for number in store.train if number not in held_out], data)
     seeds = {"data.views_seed": data.views_seed, "data.validation_seed": data.validation_seed}

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.tracking import Tracker
+from jointseg.errors import InputError, one_line
+from pipeline.run_store import shown
+from pipeline.tracking import STORE_ERRORS, Tracker
 
 
-def read_json(tracker: Tracker, run_id: str, name: str) -> Any:
+@contextmanager
+def reading_of(run_id: str) -> Iterator[None]:
+    """Where MLflow does not give what a run has, that comes out as an InputError."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise InputError(f"mlflow:{run_id}: {shown(error)}") from None
+
+
+def read_tracked(tracker: Tracker, run_id: str, name: str) -> Any:
     """What a JSON artifact of a run holds; None where it has none of this name."""
     if name not in {artifact.path for artifact in tracker.client.list_artifacts(run_id)}:
         return None
     with TemporaryDirectory() as folder:
-        return json.loads(Path(tracker.client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8"))
+        text = Path(tracker.client.download_artifacts(run_id, name, folder)).read_bytes()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"mlflow:{run_id}: {name}: no JSON: {one_line(error)}") from None
 
 
 def ended_otherwise(tracker: Tracker, run_id: str) -> str | None:

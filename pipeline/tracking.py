@@ -47,6 +47,7 @@ COMMITS_TAG = "commits"
 """All commits that a run was worked on with, where they are more than one, the first first."""
 MAX_PARAM_LENGTH = 6000
 MOST_POINTS = 1000  # in a request
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a server's too: OSError
 DELETED = "must be in the 'active' state"
 DISK_ERRORS = ("database or disk is full", "disk I/O error")
 """What SQLite says of a disk."""
@@ -105,7 +106,7 @@ class Tracker:
                 raise InputError(f"{store}: experiment {store.experiment!r} was deleted; this brings it back: {again}")
             store.remember()
             experiment = experiment or _create_experiment(client, store)
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        except STORE_ERRORS as error:
             raise TrackingError(f"{store} cannot be used: {shown(error)}") from None
         files = Unsent(out / UNSENT, partial(_upload, client), say)
         return cls(client, store.uri, experiment.experiment_id, store.folder, files)
@@ -320,11 +321,10 @@ class Tracker:
         Raises:
             InputError: neither is given, or there is no such run.
         """
-        uri = uri_of(run_id, out)
         try:
-            client = MlflowClient(tracking_uri=uri)
+            client = MlflowClient(tracking_uri=uri_of(run_id, out))
             with few_retries():
                 run = client.get_run(run_id)
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        except STORE_ERRORS as error:
             raise InputError(f"mlflow:{run_id}: {shown(error)}") from None
         return cls(client, client.tracking_uri, run.info.experiment_id, run.data.tags.get(FOLDER_TAG))

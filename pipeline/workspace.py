@@ -18,6 +18,7 @@ from jointseg.data.files import is_file_to_read, unreadable
 from jointseg.data.manifest import read_origin
 from jointseg.data.store import Store
 from jointseg.errors import InputError
+from jointseg.json_files import write_json
 from jointseg.stages import Stage
 from jointseg.whole import locked, write_atomically
 
@@ -126,8 +127,15 @@ class Workspace:
             raise InputError(f"{self.crf_settings}: not a search's result ({error!r})") from None
 
     def trials(self) -> Path:
-        """One row a trial of that study."""
-        return self.study() / TRIALS
+        """One row a trial of that study.
+
+        Raises:
+            InputError: the result is missing, or its study's folder is gone.
+        """
+        path = self.study() / TRIALS
+        if not is_file_to_read(path):
+            raise InputError(f"{path}: missing; allowed: the study that {self.crf_settings} is the result of")
+        return path
 
     @property
     def evaluation(self) -> Path:
@@ -206,7 +214,7 @@ class Workspace:
     def finish(self, phase: str, *, seconds: float, commit: str | None = None) -> None:
         """Record that the phase has finished, by the code of `commit`. What it leaves must be whole by now."""
         row = {"seconds": round(seconds, 2), "commit": commit}
-        write_atomically(self.phases, json.dumps({**self.done(), phase: row}, indent=1))
+        write_json(self.phases, {**self.done(), phase: row})
 
     def require(self, phase: str, *, wanted: str) -> None:
         """Raise InputError unless the phase has finished."""

@@ -19,7 +19,7 @@ from jointseg.metrics import depth_metrics, segmentation_metrics
 from jointseg.presets import demo
 from jointseg.settings import flatten
 from pipeline.other_rules import sums_by_rule
-from pipeline.workspace import Workspace
+from pipeline.workspace import TRIALS, Workspace
 
 RECORD = {
     "settings": {"crf.theta_beta": 3.0},
@@ -106,4 +106,4 @@ def save_search(place: Workspace, scores: list[float | None]) -> None:
     place.out.mkdir(parents=True, exist_ok=True)
     place.crf_settings.write_text(json.dumps(result))
     place.study().mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), place.trials())
+    pq.write_table(pa.Table.from_pylist(rows), place.study() / TRIALS)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import report
+from pipeline.evaluated import METRICS
 from pipeline.reporting.page import markdown
 from pipeline.workspace import Workspace
 
@@ -18,7 +19,7 @@ SCORES = [0.105, 0.110, None, 0.120]
 
 
 def edit_metrics(place: Workspace, change: dict[str, Any], *, row: str) -> None:
-    path = place.evaluation / report.METRICS
+    path = place.evaluation / METRICS
     content = json.loads(path.read_text())
     content["rows"][row].update(change)
     path.write_text(json.dumps(content))

@@ -12,8 +12,9 @@ from typing import Any
 
 from jointseg.config import Config
 from jointseg.errors import InputError
+from jointseg.json_files import write_json
 from jointseg.settings import SettingsError, flatten
-from jointseg.whole import appearing_whole, write_atomically
+from jointseg.whole import appearing_whole
 from pipeline.study.result import said
 from pipeline.study.settings_file import load_settings, settings_in
 from pipeline.terminal import Terminal
@@ -76,7 +77,7 @@ def take_settings(config: Config, place: Workspace, *, screen: Terminal) -> str 
     if study is not None:
         with appearing_whole(place.search / study.name, replace=True) as folder:
             shutil.copytree(study, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
-    write_atomically(place.crf_settings, json.dumps({**result, TAKEN_FROM: str(config.search.settings)}, indent=1))
+    write_json(place.crf_settings, {**result, TAKEN_FROM: str(config.search.settings)})
     what = ", ".join(result["settings"]) if study is None else said(result)
     screen.say(f"{config.search.settings}: stage 3 starts from it, nothing is searched; {what}")
     return None if study is None else study.name

@@ -5,7 +5,6 @@ Not here: how they are drawn (jointseg/search_figures.py, jointseg/figures.py).
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from jointseg.data.store import Store
 from jointseg.evaluation import Prediction, refined_labels
 from jointseg.figures import save_png, side_by_side
+from jointseg.json_files import write_json
 from jointseg.model import build_crf
 from jointseg.search_figures import Axis, fold_spread, importance_bars, parallel_coordinates, pareto, search_history, slices
 from jointseg.settings import with_overrides
@@ -108,7 +108,7 @@ def draw_study(lines: Sequence[Line], asker: Asker, job: TrialJob, result: Mappi
             figure = pareto(points, front, paper=paper, second=second.replace("_", " "), title=title)
             save_png(figure, folder / "pareto.png")
         _draw_frames(job, result, lines[0]["point"], folder / "frames.png")
-        (folder / "importance.json").write_text(json.dumps(shares, indent=1))
+        write_json(folder / "importance.json", shares)
 
 
 def left_out(axes: Sequence[Axis], shares: Collection[str]) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from jointseg.json_files import as_json
 from pipeline.provenance import COMMIT_TAG
 from pipeline.study.trial_record import FAILED, STOPPED
 from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
@@ -47,7 +47,7 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
         known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
         tracker.log_result(child, {metric: value for metric, value in known.items() if value is not None})
         if record is not None:
-            tracker.log_text(child, json.dumps(record, indent=2), TRIAL_RECORD)
+            tracker.log_text(child, as_json(record), TRIAL_RECORD)
         if line.get("commit"):  # it may have ended before an interruption, under another
             tracker.client.set_tag(child, COMMIT_TAG, line["commit"])
         if line["state"] == STOPPED:

@@ -104,7 +104,9 @@ def run_trial(job: TrialJob, number: int, point: Point, count: Callable[[], Coun
         for objective in OBJECTIVES[job.config.search.objective]:
             if math.isnan(found.get(objective, 0.0)):
                 raise OutOfRangeError(f"{objective} is not a number: no labelled pixel was scored")
-        write_confusions(confusion_file(job.folder, number), number, frames, folds, sums)
+        write_confusions(
+            confusion_file(job.folder, number), number, frames, folds, sums, absent=job.config.evaluation.absent_classes
+        )
         state = FINISHED if len(places) == len(job.cache.frames) else STOPPED
         scores = found if state == FINISHED else {**found, "mean_iou": None, "partial_mean_iou": found["mean_iou"]}
     except (SettingsError, OutOfRangeError) as refused:

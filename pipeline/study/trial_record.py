@@ -23,7 +23,7 @@ from jointseg.cross_validation import fold_sums, mean_iou
 from jointseg.errors import InputError, one_line
 from jointseg.evaluation_config import EvaluationConfig
 from jointseg.labels import NUM_CLASSES
-from jointseg.metrics import SegmentationSums
+from jointseg.metrics import Absent, SegmentationSums
 from jointseg.whole import replacing_whole
 from pipeline.log_lines import Line, read_lines
 
@@ -59,8 +59,10 @@ def confusion_file(folder: Path, number: int) -> Path:
     return folder / "confusions" / f"trial-{number:04d}.parquet"
 
 
-def write_confusions(path: Path, number: int, frames: Sequence[int], folds: Sequence[int], sums: Sequence[FrameSums]) -> None:
-    """Write a row a frame, all or nothing.
+def write_confusions(
+    path: Path, number: int, frames: Sequence[int], folds: Sequence[int], sums: Sequence[FrameSums], *, absent: Absent
+) -> None:
+    """Write a row a frame, all or nothing; each frame's mean IoU is over the classes that `absent` leaves.
 
     Raises:
         DiskError: the disk is full.
@@ -69,7 +71,7 @@ def write_confusions(path: Path, number: int, frames: Sequence[int], folds: Sequ
     for frame, fold, own in zip(frames, folds, sums, strict=True):
         flat = own.segmentation.confusion.ravel()
         cells = np.flatnonzero(flat)
-        scores = {"mean_iou": own.segmentation.mean_iou(), "pixel_accuracy": own.segmentation.pixel_accuracy}
+        scores = {"mean_iou": own.segmentation.mean_iou(absent=absent), "pixel_accuracy": own.segmentation.pixel_accuracy}
         counts = {"cells": cells.tolist(), "pixels": flat[cells].tolist(), "boundary": own.boundary and list(own.boundary)}
         rows.append({"trial": number, "frame": frame, "fold": fold, **scores, **counts})
     with replacing_whole(path) as partial:

@@ -23,8 +23,8 @@ from PIL import Image
 from jointseg.checkpoint import load_final
 from jointseg.cross_validation import mean_iou
 from jointseg.data.store import Store
+from pipeline.evaluated import load_predictions
 from pipeline.log_lines import read_lines
-from pipeline.report import load_predictions
 from pipeline.study.trial_record import read_confusions
 from pipeline.tracking import KEY_TAG
 from pipeline.workspace import Workspace

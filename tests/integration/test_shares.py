@@ -143,11 +143,11 @@ def test_rows_are_summed_over_shares(store: Store, tmp_path: Path, monkeypatch: 
         assert len(shares_of(numbers)) == -(-len(numbers) // together)
         whole = evaluate_rows(jobs, numbers, drawn=numbers[1:3], progress=told.append, say=print)
         for row, metrics in expected.items():
-            found = whole.sums[row].metrics(CONFIG.evaluation)
+            found = whole[row].sums.metrics(CONFIG.evaluation)
             assert found == pytest.approx(metrics, rel=1e-12)
-            assert list(whole.predictions[row]) == list(numbers[1:3])
-            assert [own.pop("frame") for own in whole.frames[row]] == list(numbers)
-            for own, alone in zip(whole.frames[row], by_frame[row], strict=True):
+            assert list(whole[row].predictions) == list(numbers[1:3])
+            assert [own.pop("frame") for own in whole[row].frames] == list(numbers)
+            for own, alone in zip(whole[row].frames, by_frame[row], strict=True):
                 assert own == pytest.approx(alone, rel=1e-12, nan_ok=True)
         assert told[-1] == 2 * len(numbers)
     assert np.isfinite(list(expected["sem_crf_plus"].values())).all()

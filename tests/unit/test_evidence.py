@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from jointseg.checkpoint import Checkpoint, final_digest, save_checkpoint, save_final
 from jointseg.errors import InputError
@@ -71,7 +72,7 @@ def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "some.json"
     if text is not None:
         path.write_text(text)
-    assert re.search("not a (whole )?record", refusal(look_at, path))
+    assert re.search("not a (whole )?record|cannot be read: No such file|no JSON: ", refusal(look_at, path))
 
 
 @pytest.mark.parametrize("missing", ["data", "config", "boundary_f1", "checkpoint", "fold_scores"])
@@ -131,6 +132,16 @@ def test_the_checkpoint_is_found_by_its_digest(tmp_path):
     assert find_checkpoint(evidence_of({**RECORD, "checkpoint": digest}, place)) == place.final(STAGES["stage2"])
     assert "the record was made with cccccccccccc" in refusal(find_checkpoint, evidence_of(RECORD, place))
     assert "give the one with checkpoint cccccccccccc as --out" in refusal(find_checkpoint, evidence_of())
+
+
+def test_files_that_mlflow_cannot_give_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/runs.db")
+    elsewhere = client.create_run(client.create_experiment("elsewhere", "s3://bucket/runs")).info.run_id
+    assert re.fullmatch(f"mlflow:{elsewhere}: .*(boto|credentials).*", refusal(look_at, f"mlflow:{elsewhere}"))
+    cut_short = client.create_run(client.create_experiment("cut short", f"file://{tmp_path}/files")).info.run_id
+    client.log_text(cut_short, '{"table3"', "report.json")
+    assert refusal(look_at, f"mlflow:{cut_short}").startswith(f"mlflow:{cut_short}: report.json: no JSON: ")
 
 
 def test_a_run_of_mlflow_is_found_with_its_record_and_its_checkpoint(tmp_path, monkeypatch):

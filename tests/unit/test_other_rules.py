@@ -42,7 +42,7 @@ def test_the_metrics_are_those_of_a_run_with_that_rule(rooms, small):
     first, *rest = (sums_by_rule(frame, guess, small.evaluation) for frame, guess in zip(frames, guesses, strict=True))
     for one in rest:
         first = {rule: sums.plus(one[rule]) for rule, sums in first.items()}
-    found = metrics_by_rule({"row": totals(small.evaluation)}, {"row": first}, small)
+    found = metrics_by_rule({"row": (totals(small.evaluation), first)}, small)
     for rule, evaluation in other_rules(small.evaluation).items():
         assert found[rule]["row"] == pytest.approx(totals(evaluation).metrics(evaluation), nan_ok=True), rule
     assert found["evaluation.crop=eigen"]["row"]["pixel_accuracy"] != found["evaluation.crop=gupta"]["row"]["pixel_accuracy"]
@@ -55,10 +55,10 @@ def test_an_evaluation_counts_them_on_the_way(rooms, small, tmp_path):
 
     def found(config):
         job = RowJob(config, stage.name, rooms.path, tmp_path / "final")
-        return evaluate_rows({stage: job}, rooms.test, drawn=(), progress=lambda _: None, say=print)
+        return evaluate_rows({stage: job}, rooms.test, drawn=(), progress=lambda _: None, say=print)[stage.row]
 
     whole = found(small)
-    by_rule = metrics_by_rule(whole.sums, whole.others, small)
+    by_rule = metrics_by_rule({stage.row: (whole.sums, whole.others)}, small)
     for crop in ("eigen", "gupta"):
         own = with_overrides(small, {"evaluation.crop": crop})
-        assert by_rule[f"evaluation.crop={crop}"] == {stage.row: found(own).sums[stage.row].metrics(own.evaluation)}
+        assert by_rule[f"evaluation.crop={crop}"] == {stage.row: found(own).sums.metrics(own.evaluation)}

@@ -110,8 +110,8 @@ def test_both_tables_of_a_run_are_compared_each_row_under_its_own_settings(again
         untrained_final(name, small, place.final(stage))
         config = found if stage.settings == "stage3" else small
         jobs[stage] = evaluate.RowJob(config, name, rooms.path, place.final(stage))
-    sums = evaluate.evaluate_rows(jobs, rooms.test, drawn=(), progress=lambda _: None, say=print).sums
-    rows = {row: total.metrics(small.evaluation) for row, total in sums.items()}
+    found_now = evaluate.evaluate_rows(jobs, rooms.test, drawn=(), progress=lambda _: None, say=print)
+    rows = {row: part.sums.metrics(small.evaluation) for row, part in found_now.items()}
     record = {
         "table3": {row: {"mean_iou": metrics["mean_iou"]} for row, metrics in rows.items()},
         "table2": {row: {"rmse": metrics["rmse"]} for row, metrics in rows.items() if row != "unary_sem"},

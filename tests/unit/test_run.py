@@ -221,6 +221,17 @@ def test_rows_and_floors_go_to_mlflow_as_they_are_written(evaluated):
     assert own.tracker.artifacts == [("evaluation", "evaluation", "evaluation")]
 
 
+def test_an_evaluation_that_mlflow_was_not_told_of_is_not_made_again(evaluated, pipeline_of, small, monkeypatch):
+    own, asked = evaluated
+    told = dict(own.tracker.metrics)
+    own.tracker.metrics.clear()
+    evaluate_test(own)
+    assert (len(asked), own.tracker.metrics) == (2, told)
+    untrained_final("stage3", with_overrides(small, {"seed": 5}), own.place.final(STAGES["stage3"]))
+    evaluate_test(own)
+    assert len(asked) == 4, "of other weights it is another"
+
+
 # The run as a whole
 
 
@@ -232,6 +243,19 @@ def test_a_run_that_a_kill_left_open_after_its_last_phase_is_closed(tmp_path, mo
     monkeypatch.setattr(Tracker, "open", lambda out: SimpleNamespace(close=closed.append))
     run_phases(demo(), place, PIPELINE, screen=Terminal(), verbose=False)
     assert closed == ["pipeline"]
+
+
+def test_a_finished_run_is_shown_where_its_server_is_down(tmp_path, monkeypatch, capsys):
+    def down(out, **how):
+        raise TrackingError("http://gone: no answer")
+
+    place = Workspace(tmp_path / "run")
+    place.adopt_config(demo())
+    for phase in PIPELINE:
+        place.finish(phase, seconds=1)
+    monkeypatch.setattr(Tracker, "open", down)
+    run_phases(demo(), place, PIPELINE, screen=Terminal(), verbose=False)
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def everything(config, place, **how):

@@ -18,6 +18,7 @@ from jointseg.presets import demo
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from pipeline import score
+from pipeline.failures import TrackingError
 from pipeline.score import NO_CRF, PAPER, PAPER_NO_DEPTH, Counts, Score, _read, _scores, score_settings, score_table
 from pipeline.study.spaces import papers_values
 from pipeline.study.trial_record import read_confusions
@@ -164,6 +165,21 @@ def test_each_split_has_its_own_frames_and_is_scored_once(scored, place, rooms):
         again, _, read = scored(split)
         assert (again, read) == ([], found)
     assert len(list((place.search / "scores").glob("*.json"))) == 2
+
+
+def test_what_was_counted_is_kept_where_mlflow_goes_away(scored, place, monkeypatch):
+    def gone(self, run, metrics, *, step=0):
+        raise TrackingError("http://gone: no answer")
+
+    with monkeypatch.context() as away:
+        away.setattr(Noting, "log_result", gone)
+        with pytest.raises(TrackingError):
+            scored()
+    assert not list(place.scores.glob("*.json")), "another would take it for told"
+    counted, tracker, found = scored()
+    assert (counted, tracker.metrics["no_crf/mean_iou"]) == ([], found[NO_CRF].mean_iou)
+    assert len(list(place.scores.glob("*.json"))) == 1
+    assert scored()[1].runs == []
 
 
 def test_the_same_is_not_scored_by_two_at_once(scored, place):

@@ -184,6 +184,13 @@ def test_settings_that_no_search_found_name_no_study(place, text):
     assert refusal(place.study).startswith(f"{place.crf_settings}: not a search's result (")
 
 
+def test_a_result_whose_study_is_gone_is_one_line(place):
+    place.out.mkdir()
+    place.crf_settings.write_text('{"study": "crf-tpe-0"}')
+    gone = place.search / "crf-tpe-0" / "trials.parquet"
+    assert refusal(place.trials) == f"{gone}: missing; allowed: the study that {place.crf_settings} is the result of"
+
+
 def test_a_store_that_was_made_again_of_other_frames_is_refused(place, rooms, tmp_path):
     place.out.mkdir()
     place.store.symlink_to(rooms.path)

@@ -12,15 +12,15 @@ import pytest
 from jointseg.batches import Place
 from jointseg.checkpoint import save_checkpoint, save_final
 from jointseg.data.store import Store, prepare
+from jointseg.evaluation import Prediction
 from jointseg.presets import demo
 from jointseg.published import ROW_NAMES
 from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
+from pipeline import evaluated as files
 from pipeline import report
-from pipeline.evaluate import Evaluated, extremes
-from pipeline.other_rules import metrics_by_rule
-from pipeline.row_gains import row_gains
+from pipeline.evaluate import Part, extremes
 from pipeline.workspace import Workspace
 from tests.made_up_runs import floor_guesses, guesses, metrics, save_search, total, totals_by_rule
 from tests.reports import SCORES, WRONG
@@ -39,29 +39,27 @@ def evaluated(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     place.validation.write_text(json.dumps({"frames": [1, 4], "seed": 0, "digest": "d" * 64, "in_training": False}))
     for phase, seconds in {"data": 1.5, "stage1": 2.0, "evaluate": 3.25}.items():
         place.finish(phase, seconds=seconds, commit=f"{phase}'s")
-    predictions = {row: guesses(store, wrong, depth=row != "unary_sem") for row, wrong in WRONG.items()}
-    sums = {row: total(store, drawn) for row, drawn in predictions.items()}
-    floors = {**metrics(total(store, floor_guesses(store))), "class": 0.0, "mean_depth": 2.534}
-    rows = {row: metrics(one) for row, one in sums.items()}
-    frames = {
-        row: [{"frame": number, **metrics(total(store, {number: own}))} for number, own in drawn.items()]
-        for row, drawn in predictions.items()
-    }
-    best, worst = extremes(frames[report.WITH_CRF], most=2)
-    pictures = {"first": list(store.test), "best": best, "worst": worst}
-    others = {row: totals_by_rule(store, drawn) for row, drawn in predictions.items()}
-    confusions = {
-        row: [total(store, {number: own}).segmentation.confusion for number, own in drawn.items()]
-        for row, drawn in predictions.items()
-    }
-    found = Evaluated(sums, frames, confusions, predictions, others)
-    rules = metrics_by_rule(sums, others, demo())
-    gains = row_gains({row: np.stack(own) for row, own in confusions.items()}, store.test, demo())
-    report.save_evaluation(place, found, rows=rows, rules=rules, gains=gains, floors=floors, pictures=pictures)
+    found = {row: part(store, guesses(store, wrong, depth=row != "unary_sem")) for row, wrong in WRONG.items()}
+    best, worst = extremes(found[report.WITH_CRF].frames, most=2)
+    files.save_evaluation(
+        place,
+        found,
+        demo(),
+        floors={**metrics(total(store, floor_guesses(store))), "class": 0.0, "mean_depth": 2.534},
+        pictures={"first": list(store.test), "best": best, "worst": worst},
+        origin={},
+    )
     trained = begin(with_overrides(demo(), {"network.width": 0.01}), STAGES["stage3"], place=Place(), start=None)
     save_checkpoint(place.out / "checkpoint", trained.checkpoint([{"cpu": None, "cuda": None}]))
     save_final(place.final(STAGES["stage3"]), place.out / "checkpoint")
     return place
+
+
+def part(store: Store, drawn: dict[int, Prediction]) -> Part:
+    alone = {number: total(store, {number: own}) for number, own in drawn.items()}
+    frames = [{"frame": number, **metrics(sums)} for number, sums in alone.items()]
+    confusions = [sums.segmentation.confusion for sums in alone.values()]
+    return Part(total(store, drawn), totals_by_rule(store, drawn), frames, confusions, drawn)
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def place(evaluated: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     place = Workspace(shutil.copytree(evaluated.out, tmp_path / "small"))
     for row in ROW_NAMES:
         np.savez(place.evaluation / f"predictions_{row}.npz")
-    path = place.evaluation / report.METRICS
+    path = place.evaluation / files.METRICS
     path.write_text(json.dumps({**json.loads(path.read_text()), "pictures": {"first": [], "best": [], "worst": []}}))
     return place
 

@@ -18,14 +18,17 @@ from PIL import Image
 from jointseg.checkpoint import final_digest
 from jointseg.data.store import Store
 from jointseg.errors import InputError
-from jointseg.evaluation import Prediction
+from jointseg.evaluation import Sums
 from jointseg.labels import CLASS_NAMES
+from jointseg.metrics import DEPTH_SUMS, DepthSums, SegmentationSums
 from jointseg.presets import demo
 from jointseg.published import ROW_NAMES, TABLE2_METRICS, TABLE3_METRICS
 from jointseg.settings import flatten
 from jointseg.stages import STAGES
 from pipeline import report
-from pipeline.evaluate import Evaluated, extremes
+from pipeline.evaluate import Part, extremes
+from pipeline.evaluated import METRICS, SUMS, load_predictions, save_evaluation
+from pipeline.other_rules import other_rules
 from pipeline.reporting import html as report_html
 from pipeline.reporting.page import markdown
 from pipeline.row_gains import row_gains
@@ -37,7 +40,7 @@ from tests.reports import SCORES, WRONG, cells, contents, edit_metrics, edit_sea
 
 
 def test_the_evaluations_sums_and_predictions_come_back(evaluated: Workspace, store: Store) -> None:
-    stored = json.loads((evaluated.evaluation / report.SUMS).read_text())
+    stored = json.loads((evaluated.evaluation / SUMS).read_text())
     for row, wrong in WRONG.items():
         drawn = guesses(store, wrong, depth=row != "unary_sem")
         expected = total(store, drawn)
@@ -46,7 +49,7 @@ def test_the_evaluations_sums_and_predictions_come_back(evaluated: Workspace, st
             assert stored[row]["depth"] is None
         else:
             np.testing.assert_array_equal(stored[row]["depth"]["images"], expected.depth.images)
-        for number, prediction in report.load_predictions(evaluated, row).items():
+        for number, prediction in load_predictions(evaluated, row).items():
             np.testing.assert_array_equal(prediction.labels, drawn[number].labels)
             assert (prediction.depth is None) == (row == "unary_sem")
             if prediction.depth is not None:
@@ -72,7 +75,7 @@ def test_the_extreme_frames_are_the_most_extreme_first_and_none_twice(most: int,
 
 
 def test_an_older_evaluation_has_its_report(place: Workspace, store: Store) -> None:
-    path = place.evaluation / report.METRICS
+    path = place.evaluation / METRICS
     older = json.loads(path.read_text())
     del older["pictures"]
     path.write_text(json.dumps(older))
@@ -172,13 +175,12 @@ def test_figures_of_a_study_are_shown_where_they_are_of_the_result_that_stage_3_
 
 
 def test_a_metric_without_a_value_is_a_dash_and_null(place: Workspace, store: Store) -> None:
-    rows = {row: dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan) for row in ROW_NAMES}
-    predictions: dict[str, dict[int, Prediction]] = {row: {} for row in ROW_NAMES}
-    floors = {**rows["sem_crf"], "class": 0.0, "mean_depth": math.nan}
+    unlabelled = Sums(SegmentationSums(np.zeros((40, 40), np.int64)), DepthSums(np.zeros((1, len(DEPTH_SUMS)))))
+    others = dict.fromkeys(other_rules(demo().evaluation), unlabelled)
+    found = {row: Part(unlabelled, others, [{"frame": 3}], [unlabelled.segmentation.confusion], {}) for row in ROW_NAMES}
+    floors = {**dict.fromkeys((*TABLE3_METRICS, *TABLE2_METRICS), math.nan), "class": 0.0, "mean_depth": math.nan}
     nothing = {"first": (), "best": (), "worst": ()}
-    report.save_evaluation(
-        place, Evaluated({}, {}, {}, predictions, {}), rows=rows, rules={}, gains={}, floors=floors, pictures=nothing
-    )
+    save_evaluation(place, found, demo(), floors=floors, pictures=nothing, origin={})
     report.write(demo(), place, store)
     assert contents(place)["table3"]["sem_crf"]["mean_iou"] is None
     assert set(cells(place, "Sem-CRF")[1:]) == {"–"}

@@ -50,7 +50,7 @@ def test_a_logged_trial_whose_matrices_are_gone_or_damaged_is_run_again(tmp_path
     for number, state in enumerate(("finished", "finished", "failed", "stopped")):
         append_line(tmp_path / "log.jsonl", {"trial": number, "state": state, "point": {"number": number}})
     sums = FrameSums(SegmentationSums(np.eye(40, dtype=np.int64)), None)
-    write_confusions(confusion_file(tmp_path, 1), 1, [7], [0], [sums])
+    write_confusions(confusion_file(tmp_path, 1), 1, [7], [0], [sums], absent="ignore")
     confusion_file(tmp_path, 0).touch()
     monkeypatch.setattr(study, "_tune", begin)
     with pytest.raises(BegunError) as begun:

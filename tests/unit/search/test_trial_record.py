@@ -35,7 +35,7 @@ def test_boundaries_are_pooled_too(small):
 
 def test_confusion_matrices_come_back_whole(tmp_path):
     path, kept = confusion_file(tmp_path, 7), sums_at(RIGHT, [[0, 0], [0, 0]], HALF)
-    write_confusions(path, 7, (3, 1, 2), (0, 1, 0), kept)
+    write_confusions(path, 7, (3, 1, 2), (0, 1, 0), kept, absent="ignore")
     rows, confusion_NCC = read_confusions(path)
     assert [(row["trial"], row["frame"], row["fold"]) for row in rows] == [(7, 3, 0), (7, 1, 1), (7, 2, 0)]
     assert (confusion_NCC == np.stack([own.segmentation.confusion for own in kept])).all()
@@ -43,9 +43,19 @@ def test_confusion_matrices_come_back_whole(tmp_path):
     assert [path.name for path in path.parent.iterdir()] == ["trial-0007.parquet"]
 
 
+def test_a_frames_mean_iou_is_over_the_classes_that_are_asked_for(tmp_path):
+    one_of_three = sums_at([[3, 1], [0, 0]])  # the second class is predicted, and not there
+    for absent in ("ignore", "zero", "gt_present"):
+        path = confusion_file(tmp_path / absent, 0)
+        write_confusions(path, 0, (3,), (0,), one_of_three, absent=absent)
+        (row,) = read_confusions(path)[0]
+        assert row["mean_iou"] == one_of_three[0].segmentation.mean_iou(absent=absent)
+    assert row["mean_iou"] == 0.75
+
+
 def test_a_cell_may_hold_every_pixel_of_a_frame(tmp_path):
     pixels = 480 * 640
-    write_confusions(confusion_file(tmp_path, 0), 0, (3,), (0,), sums_at([[pixels, 0], [0, 1]]))
+    write_confusions(confusion_file(tmp_path, 0), 0, (3,), (0,), sums_at([[pixels, 0], [0, 1]]), absent="ignore")
     assert read_confusions(confusion_file(tmp_path, 0))[1][0, 0, 0] == pixels
 
 
@@ -57,7 +67,7 @@ def test_matrices_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.study.trial_record.pq.write_table", full)
     path = confusion_file(tmp_path, 7)
     with pytest.raises(DiskError):
-        write_confusions(path, 7, (3,), (0,), sums_at(HALF))
+        write_confusions(path, 7, (3,), (0,), sums_at(HALF), absent="ignore")
     assert not path.exists()
 
 

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from jointseg.errors import InputError
 from pipeline.provenance import own_commit
 from pipeline.study.tracked_trials import TOLD_TAG, TRIAL_RECORD, log_trial, told_trials
-from pipeline.tracked_files import read_json
+from pipeline.tracked_files import read_tracked
 from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
 from tests.mlflow_runs import all_runs, history
 
@@ -74,7 +74,7 @@ def test_a_trials_record_lies_with_its_run(tracker):
         log(tracker, parent, TRIALS[1:])
     found = trials_of(tracker, parent)
     assert tracker.client.list_artifacts(found["trial-0002"].info.run_id) == []
-    assert read_json(tracker, found["trial-0001"].info.run_id, TRIAL_RECORD) == {"score": 0.5}
+    assert read_tracked(tracker, found["trial-0001"].info.run_id, TRIAL_RECORD) == {"score": 0.5}
 
 
 def test_a_trial_that_was_stopped_has_finished_and_says_after_how_many_folds(tracker):
