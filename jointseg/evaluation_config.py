@@ -33,7 +33,7 @@ class EvaluationConfig(Settings):
     """Test frames drawn as in the paper's Fig 2: the first, and as many of the best and worst together."""
     processes_per_gpu: int = Field(2, ge=1, le=64)
     """Processes that share a GPU where work goes frame by frame: evaluation, unaries, features. One alone leaves the GPU idle
-    while it scores. Each takes a CPU, and at 513 x 513 some 3 GB of the GPU's memory; more where `scales` go beyond 1."""
+    while it scores. Each takes a CPU, and at 513 x 513 some 2 GB of the GPU's memory (eight of `modern`: 14.3 GiB)."""
 
     @field_validator("scales", mode="before")
     @classmethod

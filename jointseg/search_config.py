@@ -53,7 +53,7 @@ class SearchConfig(Settings):
     """MiB of the CRF's filters that each trial process keeps for the next trial, at most; on CPUs those of all processes of a
     machine together no more than a quarter of its memory."""
     node_folder: Path | None = None
-    """A folder on a disk of each node's own, for a copy of the unaries that its trials read (100 frames of 513 x 513: 4.4 GB);
+    """A folder on a disk of each node's own, for a copy of the unaries that its trials read (100 frames at 513: 3.3 GB);
     None: they read the run's folder. For folders shared over a network. The copy stays until it is removed."""
     startup_trials: int = Field(10, ge=0)
     """Random trials before TPE or CMA-ES starts to model."""

@@ -27,7 +27,8 @@ def python_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["crf.md", "search.md"])
-def test_the_code_on_a_page_runs(page):
+def test_the_code_on_a_page_runs(page, monkeypatch):
+    monkeypatch.chdir(DOCS.parent)
     blocks = python_blocks(DOCS / page)
     assert len(blocks) >= 2
     exec(compile("\n".join(blocks), page, "exec"), {})
