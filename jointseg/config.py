@@ -16,6 +16,7 @@ from jointseg.evaluation_config import EvaluationConfig
 from jointseg.network.table import VARIANTS
 from jointseg.search_config import SearchConfig
 from jointseg.settings import Count, Seed, Settings, SettingsError
+from jointseg.units import LossUnit
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 MIN_SIZE = 65
@@ -158,7 +159,7 @@ class StageConfig(Settings):
     """Passes whose gradients a step adds up: the same step as with a batch so many times as large, in less memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` with coupled decay is Caffe's; `adamw` needs far fewer steps from random weights."""
-    loss_unit: Literal["sum", "joint", "mean"] = "sum"
+    loss_unit: LossUnit = "sum"
     """What the rates are quoted on: `sum` L' = L_sem + L_depth / lambda, `joint` L = lambda L', `mean` L' / pixels. With `sgd`
     another unit wants another rate and decay: `jointseg.units.convert_rate` says which."""
     lr: float = Field(1e-10, gt=0)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from jointseg.metrics import Absent, Crop, Pooling
 from jointseg.settings import Settings
 
 
@@ -21,12 +22,13 @@ class EvaluationConfig(Settings):
     Depth counts where the size is no smaller than the input: smaller views cannot say far depths."""
     mirror: bool = False
     """Whether that mean is also over the mirror image, at each size."""
-    crop: Literal["none", "eigen", "gupta"] = "none"
-    """Part of the 480 x 640 frame that is scored."""
-    absent_classes: Literal["ignore", "zero", "gt_present"] = "ignore"
-    """Classes without a pixel: left out (`ignore`, as FCN), counted as 0 (`zero`), or only those in the truth scored."""
-    depth_pooling: Literal["pixels", "images"] = "pixels"
-    """Depth metrics over all pixels pooled, or averaged over images."""
+    crop: Crop = "none"
+    """Part of the 480 x 640 frame that is scored: all (`none`), or as others crop it (`eigen`, `gupta`; metrics.CROPS)."""
+    absent_classes: Absent = "ignore"
+    """Classes without a pixel: left out (`ignore`, as FCN), counted as 0 (`zero`), or only those in the truth scored
+    (`gt_present`)."""
+    depth_pooling: Pooling = "pixels"
+    """Depth metrics over all `pixels` pooled, or averaged over `images`."""
     depth_truth: Literal["filled", "raw"] = "filled"
     """Depth scored against: filled in, or the sensor's valid pixels alone."""
     num_figures: int = Field(6, ge=0)

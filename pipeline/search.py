@@ -35,7 +35,7 @@ from pipeline.study.figures import draw_study
 from pipeline.study.grid import grid
 from pipeline.study.result import WHOLE_SCENES, best_so_far, read_result, said, save_result, scores, trial_record
 from pipeline.study.room import wait_for_room
-from pipeline.study.samplers import Asker, build_sampler
+from pipeline.study.samplers import OBJECTIVES, Asker, build_sampler
 from pipeline.study.spaces import Space, load_space, start_points
 from pipeline.study.study import run_study
 from pipeline.study.tracked_trials import log_trial, told_trials
@@ -132,7 +132,7 @@ def open_study(config: Config, place: Workspace) -> Study:
         "space": {"name": space.name, "sha256": space.digest},
         "first": [point for point, _, _ in start_points(space, config)],
         **{name: value for name, value in flatten(settings).items() if name not in AFTER | {"space"}},
-        **({"boundary_f1": boundary.DEFINITION} if "boundary_f1" in settings.objective else {}),
+        **({"boundary_f1": boundary.DEFINITION} if "boundary_f1" in OBJECTIVES[settings.objective] else {}),
         "crf": flatten(config.crf),
         "crop": config.evaluation.crop,
         "absent_classes": config.evaluation.absent_classes,

@@ -230,7 +230,7 @@ def kept_bytes(settings: SearchConfig, gpu_memory: int) -> tuple[int, int]:
 def frame_sums(labels: NDArray[np.uint8], truth: NDArray[np.uint8], config: Config) -> FrameSums:
     """What a trial counts on one frame: classes found beside true ones, both (H, W)."""
     boundary = None
-    if "boundary_f1" in config.search.objective:
+    if "boundary_f1" in OBJECTIVES[config.search.objective]:
         boundary = BoundarySums.from_labels(crop(labels, config.evaluation.crop), crop(truth, config.evaluation.crop))
     return FrameSums(score_labels(labels, truth, config.evaluation), boundary)
 
