@@ -49,9 +49,9 @@ class SearchConfig(Settings):
     """CPUs asked of Ray for each trial, and the threads it uses."""
     gpus_per_trial: float = Field(0.0, ge=0, le=1)
     """Share of a GPU for each trial of the CRF, on which it then runs; 0: on the CPU."""
-    filter_cache: int = Field(1024, ge=0)
-    """MiB of the CRF's filters that each trial process keeps for the next trial, at most; on CPUs those of all processes of a
-    machine together no more than a quarter of its memory."""
+    filter_cache: int = Field(1536, ge=0)
+    """MiB of the CRF's filters that each trial process keeps for the next trial, at most (100 frames at 257 x 257 have 1100 to
+    1450); on CPUs those of all processes of a machine together no more than a quarter of its memory."""
     node_folder: Path | None = None
     """A folder on a disk of each node's own, for a copy of the unaries that its trials read (100 frames at 513: 3.3 GB);
     None: they read the run's folder. For folders shared over a network. The copy stays until it is removed."""

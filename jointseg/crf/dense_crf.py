@@ -8,6 +8,7 @@ Not here: the equations of inference (mean_field.py), the kernels (kernels.py), 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -71,7 +72,8 @@ class DenseCRF(nn.Module):
             dtype: of the parameters: float32 or float64.
 
         Raises:
-            InputError: `num_classes` is below 2, `filter` is unknown, or a kernel is not as `Kernel` says or there twice.
+            InputError: `num_classes` is below 2, `filter` or `dtype` is not as above, or a kernel is not as `Kernel` says or
+                there twice.
         """
         super().__init__()
         refuse_others("num_classes", num_classes, Integral, "a whole number from 2")
@@ -80,6 +82,8 @@ class DenseCRF(nn.Module):
                 f"num_classes is {num_classes}; allowed: at least 2 "
                 "(one sigmoid logit z makes two classes: torch.cat([torch.zeros_like(z), z], 1))"
             )
+        if dtype not in {None, torch.float32, torch.float64}:
+            raise InputError(f"dtype is {dtype}; allowed: torch.float32, torch.float64")
         check_filter(filter)
         if normalization not in NORMALIZATIONS:
             raise InputError(f"normalization is {normalization!r}; allowed: {', '.join(map(repr, NORMALIZATIONS))}")
@@ -88,12 +92,13 @@ class DenseCRF(nn.Module):
         if settings is not None:
             refuse_others("settings", settings, CrfSettings, "CrfSettings")
         self.num_classes = int(num_classes)
-        self.settings = settings if settings is not None else CrfSettings()
+        self._settings = settings if settings is not None else CrfSettings()
         if kernels is not None:
             refuse_others("kernels", kernels, Iterable, "a sequence of Kernel")
         self.kernels = paper_kernels(self.settings) if kernels is None else tuple(kernels)
         check_kernels(self.kernels)
-        self.filter, self.normalization, self.check_inputs = filter, normalization, check_inputs
+        self.kernels = tuple(replace(kernel) for kernel in self.kernels)  # theirs could still be changed
+        self.filter, self._normalization, self.check_inputs = filter, normalization, check_inputs
 
         C = self.num_classes
 
@@ -105,6 +110,16 @@ class DenseCRF(nn.Module):
         learned = self.kernels if learn_bandwidths else ()
         self.log_bandwidths = nn.ParameterDict({kernel.name: empty(len(kernel.bandwidths)) for kernel in learned})
         self.reset_parameters()
+
+    @property
+    def settings(self) -> CrfSettings:
+        """As they were given: another layer has others (`prepare` says which filters it can share)."""
+        return self._settings
+
+    @property
+    def normalization(self) -> Normalization:
+        """As it was given."""
+        return self._normalization
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

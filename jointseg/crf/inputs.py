@@ -21,6 +21,8 @@ from jointseg.errors import InputError
 
 MASK = "mask"
 """Its name beside those of the channels."""
+LARGEST = 1e18
+"""Of a guide's values and of bandwidths, whose least is its inverse: float32 holds every quotient."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,6 +41,7 @@ class Guides:
             refuse_others("guides", guides, Mapping, "a mapping of names to torch.Tensor")
         channels = dict(guides or {})
         for name, tensor in channels.items():
+            refuse_others("a guide's name", name, str, "str")
             refuse_others(f"guides[{name!r}]", tensor)
         for name, given in (("image", image), ("depth", depth), (MASK, mask)):
             if given is not None:
@@ -103,10 +106,10 @@ class Guides:
     def check_dimensions(self) -> None:
         """Refuse what is not (B, channels, H, W), or empty."""
         for name, guide in self.channels.items():
-            if guide.ndim != 4 or guide.numel() == 0:
+            if guide.ndim != 4 or guide.numel() == 0 or (name == "image" and guide.shape[1] != 3):
                 shown = tuple(guide.shape) if name != "depth" else (guide.shape[0], *guide.shape[2:])
                 allowed = {"image": "(B, 3, H, W)", "depth": "(B, H, W)"}.get(name, "(B, channels, H, W)")
-                raise InputError(f"{name} has shape {shown}; allowed: {allowed}, not empty")
+                raise InputError(f"{_called(name)} has shape {shown}; allowed: {allowed}, not empty")
         if self.mask is not None and (self.mask.ndim != 3 or self.mask.numel() == 0):
             raise InputError(f"mask has shape {tuple(self.mask.shape)}; allowed: (B, H, W), not empty")
 
@@ -119,12 +122,14 @@ class Guides:
             if not fits or (channels is not None and guide.shape[1] != channels):
                 shown = tuple(guide.shape) if name != "depth" else (guide.shape[0], *guide.shape[2:])
                 allowed = f"({B}, {H}, {W})" if name == "depth" else f"({B}, {channels or 'channels'}, {H}, {W})"
-                raise InputError(f"{name} has shape {shown}; allowed here: {allowed}")
+                raise InputError(f"{_called(name)} has shape {shown}; allowed here: {allowed}")
             dtypes = (dtype,) if name == "depth" else (torch.uint8, dtype)
             if guide.dtype not in dtypes:
-                raise InputError(f"{name} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, dtypes))}")
+                raise InputError(
+                    f"{_called(name)} is {guide.dtype}; allowed beside these logits: {', '.join(map(str, dtypes))}"
+                )
             if guide.device != device:
-                raise InputError(f"{name} is on {guide.device} but the rest is on {device}; move one of them")
+                raise InputError(f"{_called(name)} is on {guide.device} but the rest is on {device}; move one of them")
         if self.mask is not None and (self.mask.shape != shape or self.mask.dtype != torch.bool or self.mask.device != device):
             found = f"{tuple(self.mask.shape)} {self.mask.dtype} on {self.mask.device}"
             raise InputError(f"mask is {found}; allowed here: {shape} torch.bool on {device}")
@@ -134,11 +139,17 @@ class Guides:
         given = {name: guide for name, guide in self.channels.items() if guide.dtype != torch.uint8}
         for (name, guide), (low, high) in zip(given.items(), _ranges(list(given.values())), strict=True):
             allowed = "metres, 0 where there is none (torch.nan_to_num)" if name == "depth" else "finite"
-            _refuse_infinite(name, guide, (low, high), allowed=allowed)
+            _refuse_infinite(_called(name), guide, (low, high), allowed=allowed)
+            if not -LARGEST <= low <= high <= LARGEST:
+                raise InputError(f"{_called(name)} has values in {low:g}..{high:g}; allowed: up to {LARGEST:g} in size")
             if name == "image":
                 _check_levels(guide, low, high)
             if name == "depth" and low < 0:
                 raise InputError(f"depth has values in {low:g}..{high:g}; allowed: metres, 0 where there is none")
+
+
+def _called(name: str) -> str:
+    return name if name in {"image", "depth"} else f"guides[{name!r}]"
 
 
 def check_kernels(kernels: Sequence[Kernel]) -> None:
@@ -167,18 +178,19 @@ def check_kernels(kernels: Sequence[Kernel]) -> None:
         if names.count(kernel.name) > 1:
             raise InputError(f"kernel {kernel.name!r} is there {names.count(kernel.name)} times; allowed: one of a name")
         check_bandwidths(kernel)
-        if not abs(kernel.weight) < float("inf"):
-            raise InputError(f"kernel {kernel.name!r} has weight {kernel.weight}; allowed: finite")
+        if not abs(kernel.weight) <= torch.finfo(torch.float32).max:
+            raise InputError(f"kernel {kernel.name!r} has weight {kernel.weight}; allowed: finite in float32")
 
 
 def check_bandwidths(kernel: Kernel) -> None:
     """Refuse what nothing can be divided by in float32.
 
     Raises:
-        InputError: a bandwidth is 0, less, so small that float32 has no such number, NaN or infinite.
+        InputError: a bandwidth is 0, less, NaN, infinite, or beyond what float32 can divide by.
     """
-    if not all(torch.finfo(torch.float32).tiny <= bandwidth < float("inf") for bandwidth in kernel.bandwidths):
-        raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: above 0 in float32, finite")
+    if not all(1 / LARGEST <= bandwidth <= LARGEST for bandwidth in kernel.bandwidths):
+        allowed = f"{1 / LARGEST:g} to {LARGEST:g}"
+        raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: {allowed}")
 
 
 def refuse_others(

@@ -79,22 +79,49 @@ def paper_kernels(settings: CrfSettings) -> tuple[Kernel, ...]:
     )
 
 
-def kernel_features(kernel: Kernel, guides: Mapping[str, Tensor], *, like: Tensor) -> Tensor:
+FAR = 1024
+"""Bandwidths from 0, from where on float32 tells neighbours apart less well than the filters do."""
+
+
+def kernel_features(kernel: Kernel, guides: Mapping[str, Tensor], *, like: Tensor, valid_BP: Tensor | None = None) -> Tensor:
     """What `kernel` compares, in units of its bandwidths.
 
     Args:
         kernel: the kernel; its guides must be among `guides`.
         guides: channels by name, each (B, channels, H, W), in raw units.
         like: (B, any, H, W), of the dtype and on the device that the features get.
+        valid_BP: (B, P), which pixels take part; None: all.
 
     Returns:
-        (B, P, F): x, y, then the guides' channels; detached.
+        (B, P, F): x, y, then the guides' channels, each of them moved as a whole where it is far from 0; detached.
     """
     B, _, H, W = like.shape
     y_HW, x_HW = torch.meshgrid(torch.arange(H, device=like.device), torch.arange(W, device=like.device), indexing="ij")
     parts = [torch.stack([x_HW, y_HW]).to(like.dtype).expand(B, -1, -1, -1) / kernel.position]
-    parts += [guides[name].detach().to(like.dtype) / bandwidth for name, bandwidth in kernel.guides.items()]
+    for name, bandwidth in kernel.guides.items():
+        guide = guides[name].detach()
+        if guide.dtype.is_floating_point and name != "image":  # levels 0..255 are near 0
+            guide = _near_zero(guide.to(like.dtype), bandwidth, valid_BP)
+        parts.append(guide.to(like.dtype) / bandwidth)
     return torch.cat(parts, dim=1).flatten(2).mT
+
+
+def _near_zero(guide: Tensor, bandwidth: float, valid_BP: Tensor | None) -> Tensor:
+    """A guide (B, channels, H, W) with the middle of a channel's range subtracted where that is far from 0.
+
+    Differences alone count, and between numbers such as a map's coordinates a division would round them away.
+    """
+    values = guide.flatten(2)
+    if valid_BP is None:
+        low, high = values.amin(2), values.amax(2)
+    else:
+        out_B1P = ~valid_BP[:, None]
+        low, high = values.masked_fill(out_B1P, math.inf).amin(2), values.masked_fill(out_B1P, -math.inf).amax(2)
+    middle = (low / 2 + high / 2)[..., None, None]
+    far = (middle.abs() > FAR * bandwidth) & middle.isfinite()  # no number: of an image where no pixel takes part
+    if guide.device.type == "cpu" and not far.any():
+        return guide
+    return torch.where(far, guide - middle, guide)
 
 
 def feature_groups(kernel: Kernel, guides: Mapping[str, Tensor]) -> list[int]:

@@ -78,8 +78,9 @@ class PreparedImages:
         self.filters: list[GaussianFilter] = [gaussian for _, gaussian in built]
 
     def _build(self, kernel: Kernel, guides: Guides, *, like: Tensor) -> tuple[str, GaussianFilter]:
-        values_BPF = kernel_features(kernel, guides.channels, like=like)
-        features = Features(values_BPF=values_BPF, size=self.size, valid_BP=guides.valid_for(kernel))
+        valid_BP = guides.valid_for(kernel)
+        values_BPF = kernel_features(kernel, guides.channels, like=like, valid_BP=valid_BP)
+        features = Features(values_BPF=values_BPF, size=self.size, valid_BP=valid_BP)
         try:
             return build_filter(self.filter, features, kernel=kernel.name)
         except InputError as error:
@@ -217,7 +218,7 @@ def _bytes_of(root: Any) -> int:
     waiting, total = [root], 0
     while waiting:
         found = waiting.pop()
-        if isinstance(found, np.ndarray) and found.base is not None:
+        while isinstance(found, np.ndarray) and isinstance(found.base, np.ndarray | Tensor):  # numba's own have another base
             found = found.base
         if isinstance(found, Tensor) and found.layout == torch.sparse_csr:
             waiting += [found.crow_indices(), found.col_indices(), found.values()]

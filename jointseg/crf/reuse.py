@@ -6,11 +6,14 @@ Not here: what is prepared (prepared.py), and which of it another CRF may take (
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from numbers import Real
 
 from torch import Tensor
 
 from jointseg.crf.dense_crf import DenseCRF
+from jointseg.crf.inputs import refuse_others
 from jointseg.crf.prepared import PreparedImages
+from jointseg.errors import InputError
 
 
 class PreparedCache:
@@ -25,7 +28,13 @@ class PreparedCache:
 
         Args:
             max_bytes: of the arrays kept, at most.
+
+        Raises:
+            InputError: that is no number, or below 0.
         """
+        refuse_others("max_bytes", max_bytes, Real, "a number of bytes, 0 or more")
+        if not max_bytes >= 0:
+            raise InputError(f"max_bytes is {max_bytes}; allowed: 0 or more")
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._kept: dict[Hashable, tuple[PreparedImages, int]] = {}

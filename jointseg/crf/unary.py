@@ -37,6 +37,7 @@ def logits_from_labels(labels: Tensor, num_classes: int, *, confidence: float = 
     refuse_others("labels", labels)
     refuse_others("num_classes", num_classes, Integral, "a whole number, at least 2")
     refuse_others("confidence", confidence, Real, "a number between 0 and 1")
+    refuse_others("ignore_index", ignore_index, Integral, "a whole number, of which there may be no label")
     if labels.ndim != 3 or labels.dtype.is_floating_point or labels.dtype in {torch.bool, torch.complex64, torch.complex128}:
         raise InputError(f"labels are {tuple(labels.shape)} {labels.dtype}; allowed: (B, H, W), of integers")
     if not (num_classes >= 2 and 0 < confidence < 1):

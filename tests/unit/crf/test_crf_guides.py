@@ -60,6 +60,24 @@ def test_guides_far_from_zero_are_as_good_as_near_it():
     assert errors[1] < 1.5 * errors[0] < 0.05
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_float32_tells_neighbours_apart_far_from_zero(masked):
+    """Metres on a map, compared in centimetres: all values are float32's own, so that nothing was lost before."""
+    centimetres = torch.randint(0, 64, (2, 3, 12, 15), generator=torch.Generator().manual_seed(0)) / 64
+    guide = centimetres + torch.tensor([50_000.0, 0.0, -9_000.0])[:, None, None]
+    assert (guide.double() == centimetres.double() + torch.tensor([50_000.0, 0.0, -9_000.0])[:, None, None]).all()
+    mask = torch.rand(2, 12, 15, generator=torch.Generator().manual_seed(1)) > 0.2 if masked else None
+    if mask is not None:
+        mask[1] = False  # an image where no pixel takes part
+    kernels, logits = [Kernel(name="near", weight=4.0, position=9.0, guides={"xyz": 0.1})], logits_of(2, 12, 15).float()
+    crf = DenseCRF(3, CrfSettings(num_iterations=3), kernels=kernels, filter="exact")
+    exact = DenseCRF(3, crf.settings, kernels=kernels, filter="exact", dtype=torch.float64)
+    with torch.no_grad():
+        q = exact(logits.double(), guides={"xyz": centimetres.double()}, mask=mask, probabilities=True)
+        found = crf(logits, guides={"xyz": guide}, mask=mask, probabilities=True)
+    assert (found - q).abs().max() < 1e-5
+
+
 def test_a_kernel_keeps_its_guides_and_can_be_a_key():
     given = {"image": 13.0, "depth": 0.2}
     kernel = Kernel(name="appearance", weight=1.0, position=5.0, guides=given)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointseg.crf import CrfSettings, DenseCRF, Kernel
+from jointseg.crf import CrfSettings, DenseCRF, Kernel, PreparedCache, logits_from_labels
 from jointseg.errors import InputError
 
 H, W = 4, 6
@@ -136,6 +136,17 @@ OF_ANOTHER_KIND = {
         "kernel 'appearance': filter '<lambda>' built a NoneType without apply, apply_transposed, row_sums",
     ),
     "a kernel's name": (lambda: DenseCRF(3, kernels=[Kernel(name=3, weight=1, position=1)]), "the name of a kernel is a int"),
+    "bytes": (lambda: PreparedCache("a"), "max_bytes is a str; allowed: a number of bytes, 0 or more"),
+    "no label": (
+        lambda: logits_from_labels(torch.zeros(1, 2, 2, dtype=torch.long), 3, confidence=0.5, ignore_index=None),
+        "ignore_index is a NoneType; allowed: a whole number",
+    ),
+    "a guide's name": (lambda: DenseCRF(3)(**inputs(guides={3: torch.ones(2, 1, H, W)})), "a guide's name is a int"),
+    "half precision": (lambda: DenseCRF(3, dtype=torch.float16), "dtype is torch.float16; allowed: torch.float32, "),
+    "channels last": (
+        lambda: DenseCRF(3).prepare(image=torch.zeros(1, H, W, 3)),
+        r"image has shape \(1, 4, 6, 3\); allowed: \(B, 3, H, W\), not empty",
+    ),
     "reusing": (lambda: DenseCRF(3).prepare(image=inputs()["image"], reusing={}), "reusing is a dict; allowed: what `prepare`"),
 }
 
@@ -200,7 +211,7 @@ def test_bandwidths_that_learning_has_spoilt_are_named(value):
     crf = DenseCRF(3, filter="exact", learn_bandwidths=True)
     with torch.no_grad():
         crf.log_bandwidths["appearance"].fill_(value)
-    with pytest.raises(InputError, match=r"kernel 'appearance' has bandwidths .*; allowed: above 0 in float32, finite"):
+    with pytest.raises(InputError, match=r"kernel 'appearance' has bandwidths .*; allowed: 1e-18 to 1e\+18"):
         crf(**inputs())
 
 

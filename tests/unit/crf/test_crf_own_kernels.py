@@ -73,10 +73,17 @@ def test_a_guide_that_no_kernel_gets_is_named():
     [
         (
             {"guides": {"normals": torch.zeros(2, 3, W, H).double()}},
-            r"normals has shape \(2, 3, 6, 5\); allowed here: \(2, channels, 5, 6\)",
+            r"guides\['normals'\] has shape \(2, 3, 6, 5\); allowed here: \(2, channels, 5, 6\)",
         ),
-        ({"guides": {"normals": torch.zeros(2, 3, H, W)}}, "normals is torch.float32"),
-        ({"guides": {"normals": torch.full((2, 3, H, W), torch.nan).double()}}, "normals: 180 of 180 values are NaN"),
+        ({"guides": {"normals": torch.zeros(2, 3, H, W)}}, r"guides\['normals'\] is torch.float32"),
+        (
+            {"guides": {"normals": torch.full((2, 3, H, W), torch.nan).double()}},
+            r"guides\['normals'\]: 180 of 180 values are NaN",
+        ),
+        (
+            {"guides": {"normals": torch.full((2, 3, H, W), -1e30).double()}},
+            r"guides\['normals'\] has values in -1e\+30..-1e\+30; allowed: up to 1e\+18 in size",
+        ),
         ({"guides": {"image": torch.zeros(2, 3, H, W).double()}}, "guides holds 'image'"),
         ({"mask": torch.ones(2, H, W)}, r"mask is \(2, 5, 6\) torch.float32"),
         ({"mask": torch.ones(1, H, W, dtype=torch.bool)}, r"mask is \(1, 5, 6\) torch.bool"),
@@ -94,11 +101,12 @@ def test_bad_guides_and_masks_are_named_in_one_line(change, message):
 def test_bad_kernels_are_refused():
     with pytest.raises(InputError, match="kernel 'near' is there 2 times"):
         DenseCRF(3, kernels=(OWN[1], OWN[1]))
-    for position in (0.0, -1.0, float("inf"), float("nan")):
+    for position in (0.0, -1.0, float("inf"), float("nan"), 1e-37, 1e39):
         with pytest.raises(InputError, match="kernel 'k' has bandwidths"):
             DenseCRF(3, kernels=(Kernel(name="k", weight=1, position=position),))
-    with pytest.raises(InputError, match="kernel 'k' has weight nan; allowed: finite"):
-        DenseCRF(3, kernels=(Kernel(name="k", weight=float("nan"), position=1.0),))
+    for weight in (float("nan"), 1e39):
+        with pytest.raises(InputError, match=r"kernel 'k' has weight .*; allowed: finite in float32"):
+            DenseCRF(3, kernels=(Kernel(name="k", weight=weight, position=1.0),))
     for change, said in (
         ({"position": (3.0, 5.0)}, "bandwidth of position is a tuple; allowed: one number .where channels differ, divide"),
         (

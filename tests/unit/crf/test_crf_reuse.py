@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,6 +197,22 @@ def test_bytes_are_those_of_the_arrays():
     prepared = crf_at("exact").prepare(**images((6, 7), 1)[0])
     matrices = 3 * 4 * 42**2
     assert matrices <= prepared.num_bytes <= 1.5 * matrices
+
+
+def test_bytes_of_what_compiled_code_made_are_counted():
+    """The base of such arrays is numba's own."""
+    prepared = crf_at("permutohedral").prepare(**images((50, 60), 1)[0])
+    arrays = {id(array): array.nbytes for gaussian in prepared.filters for part in gaussian.parts for array in held_by(part)}
+    assert 0 < sum(arrays.values()) <= prepared.num_bytes
+
+
+def held_by(part):
+    """The arrays among the attributes of a part, and theirs."""
+    for value in vars(part).values():
+        if isinstance(value, np.ndarray):
+            yield value
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            yield from held_by(value)
 
 
 @pytest.mark.parametrize("filter", ["exact", "separable"])
