@@ -105,7 +105,7 @@ def slices(axes: Sequence[Axis], scores: Sequence[float | None], *, title: str =
             panel.axvline(float(axis.places([axis.paper])[0]), color=PAPERS, linewidth=1.2, linestyle=(0, (4, 2)))
         _scale(panel, axis)
         panel.set_xlabel(axis.name, fontsize=9)
-        panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
+        panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         _plain(panel)
     figure.suptitle(f"{title}  (dashed: the paper's value; darker: later)".strip(), x=0.01, ha="left", fontsize=11, color=INK)
     return figure
@@ -139,7 +139,7 @@ def parallel_coordinates(axes: Sequence[Axis], scores: Sequence[float | None], *
             panel.annotate(text, (place, height), fontsize=7, ha="center", va="bottom" if height else "top", color=INK)
     panel.set_ylim(-0.09, 1.12)
     _plain(panel, title, grid=False)
-    figure.colorbar(shade, ax=panel, format=PercentFormatter(xmax=1, decimals=1)).set_label("mean IoU", fontsize=9)
+    figure.colorbar(shade, ax=panel, format=PercentFormatter(xmax=1)).set_label("mean IoU", fontsize=9)
     panel.legend(loc="upper center", frameon=False, fontsize=8)
     return figure
 
@@ -185,9 +185,9 @@ def fold_spread(trials: Sequence[tuple[str, Sequence[float]]], *, title: str = "
     error = scores_TK.std(1, ddof=1) / math.sqrt(K)
     panel.errorbar(places, scores_TK.mean(1), error, fmt="s", color=INK, capsize=4, markersize=5, label="mean ± standard error")
     panel.set_xticks(places, [name for name, _ in trials], fontsize=8)
-    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
+    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     panel.set_ylabel("mean IoU of a fold")
-    panel.legend(frameon=False, fontsize=8, ncols=math.ceil((K + 1) / 2))
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=math.ceil((K + 1) / 2))
     _plain(panel, title)
     return figure
 
@@ -217,7 +217,7 @@ def pareto(
         panel.plot(*_turned([paper]), "D", color=PAPERS, markersize=7, label="the paper's point")
     panel.set_xlabel(second)
     panel.set_ylabel("mean IoU")
-    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
+    panel.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     panel.legend(frameon=False, fontsize=8)
     _plain(panel, title)
     return figure

@@ -18,6 +18,7 @@ from jointseg.data.files import is_folder
 from jointseg.data.store import Store, is_store, prepare
 from jointseg.errors import InputError
 from jointseg.json_files import read_json
+from jointseg.published import ROW_NAMES
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
 from pipeline.run_store import ARTIFACTS
@@ -128,8 +129,23 @@ def _checked(what: str, record: Any) -> dict[str, Any]:
     wrong = [name for name, kind in kinds.items() if not isinstance(record[name], kind)]
     if wrong or not all(isinstance(own, dict) and own.keys() >= OF_A_FRAME for own in record.get("by_frame", ())):
         raise InputError(f"{what}: not a record: {', '.join(wrong) or 'by_frame'} holds something else than one does")
-    if "by_frame" in record and [own.get("frame") for own in record["by_frame"]] != record["frames"]:
-        raise InputError(f"{what}: not a whole record: by_frame has not each of frames once, in their order")
+    if "by_frame" in record:
+        if [own["frame"] for own in record["by_frame"]] != record["frames"]:
+            raise InputError(f"{what}: not a whole record: by_frame has not each of frames once, in their order")
+        if len(record["fold_scores"]) != len({own["fold"] for own in record["by_frame"]}):
+            raise InputError(f"{what}: not a whole record: fold_scores has not each of by_frame's folds once")
+        numbers = [
+            *record["fold_scores"],
+            *(own[name] for own in record["by_frame"] for name in ("mean_iou", "pixel_accuracy")),
+        ]
+    else:
+        tables = {"table3": list(ROW_NAMES), "table2": [row for row in ROW_NAMES if row != "unary_sem"]}
+        for table, rows in tables.items():
+            if list(record[table]) != rows or not all(isinstance(own, dict) for own in record[table].values()):
+                raise InputError(f"{what}: not a whole record: {table} has not the rows {', '.join(rows)}")
+        numbers = [value for table in tables for own in record[table].values() for value in own.values()]
+    if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in numbers):
+        raise InputError(f"{what}: not a record: a score is no number")
     return record
 
 

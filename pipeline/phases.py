@@ -173,6 +173,7 @@ def evaluate_test(pipeline: Pipeline) -> None:
         "config": pipeline.config.model_dump(mode="json"),
     }
     with tracker.run("evaluation", parent=pipeline.parent) as run:
+        tracker.log_params(run, flatten(pipeline.config))
         _log_dataset(pipeline, run, context="testing")
         if not evaluated.is_from(place, origin):
             _evaluate(pipeline, origin)

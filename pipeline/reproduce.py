@@ -31,6 +31,12 @@ from pipeline.study.trial import TrialJob, TrialRunner
 from pipeline.terminal import Terminal
 from pipeline.workspace import Workspace
 
+SCOPE = {
+    True: "both tables (gains, other rules and what the search said are not computed again)",
+    False: "the trial's own scores, over folds and by frame (what a study makes of several trials is not computed again)",
+}
+"""Of a run's record, or of a trial's: what was compared."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -80,7 +86,7 @@ def reproduce(what: str, *, data: Path | None, out: Path | None, tolerance: floa
         screen.say(f"it was scored at commit {evidence.commit or 'not known'}; this is {own_commit() or 'not known'}")
     if found.equal:
         within = f"within {tolerance:g}" if tolerance else "to the last digit"
-        screen.say(f"equal: {evidence.name}, {found.compared} numbers, {within}")
+        screen.say(f"equal: {evidence.name}, {found.compared} numbers, {within}: {SCOPE[evidence.is_run]}")
     return found.equal
 
 

@@ -120,7 +120,7 @@ def score_settings(
         if path.is_file():  # another process has scored the same meanwhile
             return _read(path, settings, screen)
         tracker, untold = Tracker.open(place.out, say=screen.say), path.with_suffix(".untold")
-        with tracker.run(f"score {split}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
+        with tracker.run(f"score {key}", parent=tracker.top_run(place.out.name), key=f"{SCORE}{key}") as run:
             tracker.log_dataset(run, context=CONTEXTS[split], **dataset_of(config, place))
             if untold.is_file():  # MLflow went away when all was counted
                 scores = _read(untold, settings, screen)
@@ -131,6 +131,7 @@ def score_settings(
                 screen.say(f"{path}: the scores, and what they come from; {_said(record['depth'])}")
             views = {"scales": list(config.evaluation.scales), "mirror": config.evaluation.mirror}
             _log(tracker, run, {**asked, **views, "frames": len(frames)}, scores, read_json(untold)["depth"])
+            tracker.describe(run, _described(scores))
             tracker.log_text(run, untold.read_text(encoding="utf-8"), "scores.json")
             tracker.log_artifact(run, path.with_suffix(""), "confusions")
             tracker.offer_again()
@@ -243,6 +244,12 @@ def _log(tracker: Tracker, run: str, asked: Mapping[str, Any], scores: Mapping[s
     for name, own in scores.items():
         values = {**own._asdict(), **{f"gain/{of}": value for of, value in own.gain._asdict().items()}}
         tracker.log_result(run, {f"{short[name]}/{metric}": value for metric, value in values.items() if metric != "gain"})
+
+
+def _described(scores: Mapping[str, Score]) -> str:
+    """Scores in Markdown."""
+    rows = [f"| {name} | {percent(own.mean_iou, 2)} | {points(own.gain._asdict())} |" for name, own in scores.items()]
+    return "\n".join(["| settings | mean IoU, % | beside the paper's, points |", "| --- | ---: | ---: |", *rows])
 
 
 def score_table(scores: Mapping[str, Score], config: Config, *, split: str) -> Table:

@@ -209,6 +209,7 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         tracker.log_result(run, _summary(result), step=result["trials"])
         tracker.log_text(run, as_json(result), SETTINGS)
         tracker.describe(run, _described(name, result))
+        tracker.tag(run, {f"found/{path}": str(value) for path, value in result["settings"].items()})
         for part in (TRIALS, STUDY, JOURNAL, "confusions", "figures"):
             path = study.folder / part
             tracker.log_artifact(run, path, part if path.is_dir() else None)
@@ -252,6 +253,8 @@ def _summary(result: dict[str, Any]) -> dict[str, float]:
     """The numbers of a result as MLflow's metrics."""
     known = {
         "best_mean_iou": result["score"],
+        "best_trial": result["trial"],
+        **{count: result[count] for count in ("trials", "failed", "stopped")},
         "paper_mean_iou": result["paper_score"],
         "nested_mean_iou": result["nested"]["score"],
         "optimism": result["nested"]["optimism"],
@@ -284,6 +287,9 @@ def _hand_over(place: Workspace, study: Study, screen: Terminal) -> bool:
     there, own = read_result(place.crf_settings), read_result(path)
     if all(there[name] == own[name] for name in ("study", "settings")):
         write_atomically(place.crf_settings, found)
+        if there != own and place.finished("report"):
+            place.forget("report")
+            screen.say(f"{place.report}: of the study as it was; `jointseg evaluate --out {place.out}` writes it anew")
         return True
     origin = "settings that were given" if there["study"] is None else f"study {there['study']}"
     screen.say(f"{place.crf_settings} stays: {' and '.join(begun)} began from {origin}; this result is in {study.folder}")

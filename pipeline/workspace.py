@@ -216,6 +216,10 @@ class Workspace:
         row = {"seconds": round(seconds, 2), "commit": commit}
         write_json(self.phases, {**self.done(), phase: row})
 
+    def forget(self, phase: str) -> None:
+        """Have the phase done again: what it was made from is another now."""
+        write_json(self.phases, {name: row for name, row in self.done().items() if name != phase})
+
     def require(self, phase: str, *, wanted: str) -> None:
         """Raise InputError unless the phase has finished."""
         if not self.finished(phase):

@@ -136,8 +136,8 @@ def _axes(lines: Sequence[Line], asker: Asker) -> list[Axis]:
 def _top(finished: Sequence[Line]) -> list[tuple[str, list[float]]]:
     best = sorted(finished, key=lambda line: -line["mean_iou"])[:TOP]
     shown = [(f"trial {line['trial']}", line["fold_scores"]) for line in best]
-    paper = [line for line in finished if line["trial"] == 0]
-    return [*shown, *(("paper", line["fold_scores"]) for line in paper)]
+    papers = [("trial 0", line["fold_scores"]) for line in finished if line["trial"] == 0]
+    return [("paper" if name == "trial 0" else name, folds) for name, folds in dict([*shown, *papers]).items()]
 
 
 def changed_most(lines_of_winner: Sequence[Line], lines_of_paper: Sequence[Line]) -> list[int]:

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import pkgutil
+import re
 import sys
 import sysconfig
 import traceback
@@ -101,7 +102,14 @@ class Space:
         else:
             fixed = optuna.trial.FixedTrial(params)
             with warnings.catch_warnings(action="ignore"):  # that a value is out of range is part of the answer
-                drawn, distributions = self.draw(fixed), fixed.distributions
+                try:
+                    drawn, distributions = self.draw(fixed), fixed.distributions
+                except InputError as error:
+                    unknown = re.search("parameter ('.+?') is not found. Please set it at the construction", str(error))
+                    if unknown is None:
+                        raise
+                    allowed = "one, or a function switches(settings) in the same file, with its value at given settings"
+                    raise InputError(f"{self.name}: draws {unknown[1]}, no setting of the CRF; allowed: {allowed}") from None
         return drawn, {name: params[name] for name in distributions}, distributions
 
 

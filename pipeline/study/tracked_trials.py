@@ -44,6 +44,7 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
     with tracker.run(name, parent=run_id, started=started) as child:
         tracker.log_params(child, line["point"])
         known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
+        known |= {"partial_mean_iou": line.get("partial_mean_iou")}  # of a trial that was stopped early
         known |= {f"fold/{fold}": score for fold, score in enumerate(line["fold_scores"] or [])}
         tracker.log_result(child, {metric: value for metric, value in known.items() if value is not None})
         if record is not None:

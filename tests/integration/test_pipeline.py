@@ -182,7 +182,7 @@ def test_the_winner_and_the_papers_point_score_what_the_search_said(place: Works
     assert scores[str(place.crf_settings)]["gain"] == {name: found["gain"][name] for name in ("difference", "low", "high")}
     assert f"{100 * found['score']:.2f}" in said
     runs = all_runs(MlflowClient(f"sqlite:///{place.out / 'mlflow.db'}"), place)
-    (run,) = [run for run in runs if run.info.run_name == "score validation"]
+    (run,) = [run for run in runs if run.info.run_name.startswith("score validation-")]
     assert run.data.metrics["settings_1/mean_iou"] == found["score"]
     assert run.data.tags["settings_1"] == str(place.crf_settings)
 

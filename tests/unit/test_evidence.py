@@ -218,3 +218,19 @@ def test_a_report_of_other_things_is_refused(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"table2": {}, "table3": 1, "search": {}, "data": [], "provenance": {}}))
     assert refusal(look_at, path) == f"{path}: not a record: table3, data holds something else than one does"
+
+
+def test_a_record_of_a_trial_has_a_score_for_each_fold(tmp_path):
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps({**RECORD, "fold_scores": [0.25, 0.75, 0.5]}))
+    assert refusal(look_at, path) == f"{path}: not a whole record: fold_scores has not each of by_frame's folds once"
+    path.write_text(json.dumps({**RECORD, "fold_scores": [0.25, "high"]}))
+    assert refusal(look_at, path) == f"{path}: not a record: a score is no number"
+
+
+@pytest.mark.parametrize("rows", [{}, {"sem_crf": {}}, {"unary_sem": {}, "unary_sem_depth": {}, "sem_crf": {}, "best": {}}])
+def test_a_report_has_every_row(tmp_path, rows):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"table2": {}, "table3": rows, "search": {}, "data": {}, "provenance": {}}))
+    wanted = "unary_sem, unary_sem_depth, sem_crf, sem_crf_plus"
+    assert refusal(look_at, path) == f"{path}: not a whole record: table3 has not the rows {wanted}"

@@ -83,6 +83,9 @@ class Noting:
     def log_result(self, run, metrics, *, step=0):
         self.metrics |= metrics
 
+    def describe(self, run, text):
+        self.described = text
+
     def log_text(self, run, text, name):
         self.artifacts.append(name)
 
@@ -161,7 +164,9 @@ def test_each_split_has_its_own_frames_and_is_scored_once(scored, place, rooms):
     for split, frames in (("validation", rooms.train[:2]), ("test", rooms.test)):
         counted, tracker, found = scored(split)
         assert [own for _, own in counted] == [frames]
-        assert tracker.runs == [(f"score {split}", "top")]
+        ((name, parent),) = tracker.runs
+        assert (name.startswith(f"score {split}-"), parent) == (True, "top")
+        assert "| no CRF | " in tracker.described
         again, _, read = scored(split)
         assert (again, read) == ([], found)
     assert len(list((place.search / "scores").glob("*.json"))) == 2

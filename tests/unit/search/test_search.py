@@ -205,7 +205,7 @@ def test_a_trial_that_no_node_has_room_for_is_refused(monkeypatch, wanted, said)
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gigabytes", "cpus_per_trial", "megabytes"), [(2, 24, 1, 1024), (8, 16, 1, 512), (8, 16, 4, 1024), (1, 2, 4, 512)]
+    ("cpus", "gigabytes", "cpus_per_trial", "megabytes"), [(2, 24, 1, 1536), (8, 16, 1, 512), (8, 16, 4, 1536), (1, 2, 4, 512)]
 )
 def test_filters_of_all_processes_take_no_more_than_a_quarter_of_the_memory(
     monkeypatch, cpus, gigabytes, cpus_per_trial, megabytes
@@ -276,6 +276,22 @@ def test_a_study_that_went_on_to_another_winner_does_not_replace_what_stage_3_be
     assert "stays: stage3 began from study crf-tpe-0" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_a_report_of_a_study_that_went_on_is_written_again(place, capsys):
+    study = study_of(place)
+    first = result_of(study)
+    search.take_over(first, study, place, Terminal())
+    place.stage(STAGES["stage3"]).mkdir(parents=True)
+    place.finish("report", seconds=1)
+    search.take_over(first, study, place, Terminal())
+    assert place.finished("report"), "it says what there is"
+    extended = {**first, "trials": first["trials"] + 4}
+    (study.folder / "crf_settings.json").write_text(json.dumps(extended))
+    search.take_over(extended, study, place, Terminal())
+    assert not place.finished("report")
+    said = f"{place.report}: of the study as it was; `jointseg evaluate --out {place.out}` writes it anew"
+    assert said in capsys.readouterr().out.replace("\n", "")
+
+
 RESULT = {
     "score": 0.5, "paper_score": 0.4, "trial": 3, "trials": 6,
     "nested": {"score": 0.45, "optimism": 0.05, "gain": {"difference": 0.05, "low": -0.25, "high": 0.2}},
@@ -301,6 +317,7 @@ def test_a_result_in_one_line():
 
 def test_a_results_numbers_have_their_names_in_mlflow_and_without_a_papers_score_there_is_none_of_it():
     found = {"best_mean_iou": 0.5, "nested_mean_iou": 0.45, "optimism": 0.05, "folds/mean": 0.48, "folds/standard_error": 0.02}
+    found |= {"best_trial": 3, "trials": 6, "failed": 0, "stopped": 0}
     gain = {"gain/difference": 0.1, "gain/low": -0.2, "gain/high": 0.3}
     gain |= {"nested_gain/difference": 0.05, "nested_gain/low": -0.25, "nested_gain/high": 0.2}
     assert search._summary(RESULT) == {**found, "paper_mean_iou": 0.4, **gain}

@@ -172,7 +172,10 @@ DRAWS = "def space(trial): return {{{path!r}: trial.suggest_float({path!r}, {low
             DRAWS.format(path="crf/w_depth", low=9, high=1),
             "mine.py:space, line 1: `low <= high` must hold, but got (low=9, high=1)",
         ),
-        (DRAWS.format(path="crf/w_dept", low=1, high=9), "mine.py:space, line 1: "),
+        (
+            DRAWS.format(path="crf/w_dept", low=1, high=9),
+            "mine.py:space: draws 'crf/w_dept', no setting of the CRF; allowed: one",
+        ),
         ("def space(trial): return {'crf/w_dept': 1}", "mine.py:space: 'crf/w_dept' is not a setting of the CRF; allowed: "),
         (
             "def space(trial): return {'crf/w_depth': [1]}",
@@ -260,6 +263,14 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
     path = list(sys.path)
     assert space_named("in_this_folder:space").at(papers_values())[0].keys() == {"crf.w_depth"}
     assert sys.path == path
+
+
+def test_what_a_space_draws_beside_settings_needs_its_switches(own_file):
+    text = "def space(trial): return {'crf/w_depth': 1.0 if trial.suggest_categorical('depth', ['on', 'off']) == 'on' else 0.0}"
+    said = (
+        "mine.py:space: draws 'depth', no setting of the CRF; allowed: one, or a function switches(settings) in the same file"
+    )
+    assert refusal(space_named, own_file(text)).startswith(said)
 
 
 def test_what_stands_in_one_branch_alone_is_refused_where_it_is_drawn(own_file):
