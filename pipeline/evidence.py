@@ -141,7 +141,7 @@ def _checked(what: str, record: Any) -> dict[str, Any]:
     else:
         tables = {"table3": list(ROW_NAMES), "table2": [row for row in ROW_NAMES if row != "unary_sem"]}
         for table, rows in tables.items():
-            if list(record[table]) != rows or not all(isinstance(own, dict) for own in record[table].values()):
+            if record[table].keys() != set(rows) or not all(isinstance(own, dict) for own in record[table].values()):
                 raise InputError(f"{what}: not a whole record: {table} has not the rows {', '.join(rows)}")
         numbers = [value for table in tables for own in record[table].values() for value in own.values()]
     if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in numbers):
