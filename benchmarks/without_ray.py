@@ -91,7 +91,7 @@ def train_stage(config: Config, stage: Stage, place: Workspace, *, here: Place, 
         place.loaded(stage).write_text(f"{run.loaded.table()}\n", encoding="utf-8")
 
     def report(said: Report) -> None:
-        append_line(place.log(stage), {"step": float(said.step), **said.metrics})
+        append_line(place.log(stage), {"time": round(time.time(), 3), "step": float(said.step), **said.metrics})
         shown = {name: value for name, value in said.metrics.items() if not name.startswith("lr/")}
         print(stage.name, said.step, *(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
         if said.save is not None:

@@ -5,6 +5,7 @@ Not here: their order and what they need (run.py), how it is done (train.py, sea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +136,7 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
             progress(step, note=f"loss {row['loss/total']:.4g}")
             if step > last:
                 with few_retries(), tracker.troubles_named():  # it is told again
-                    tracker.log_metrics(run, curves_of(row), step=step)
+                    tracker.log_metrics(run, curves_of(row), step=step, when=row.get("time", time.time()))
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")
@@ -148,7 +149,7 @@ def curves_of(row: dict[str, float]) -> dict[str, float]:
     """What of a report MLflow draws: of layers that have the network's learning rate the network's alone."""
     rate = row.get("lr/network")
     like_it = {name for name, value in row.items() if name.startswith("lr/") and value == rate} - {"lr/network"}
-    return {name: value for name, value in row.items() if name != "step" and name not in like_it}
+    return {name: value for name, value in row.items() if name not in {"step", "time", *like_it}}
 
 
 def search_settings(pipeline: Pipeline) -> None:

@@ -40,7 +40,7 @@ from pipeline.study.spaces import Space, load_space, start_points
 from pipeline.study.study import run_study
 from pipeline.study.tracked_trials import log_trial, told_trials
 from pipeline.study.trial import TrialJob
-from pipeline.study.trial_record import FINISHED
+from pipeline.study.trial_record import FINISHED, times
 from pipeline.terminal import Terminal
 from pipeline.tracking import Tracker
 from pipeline.workspace import SETTINGS, TRIALS, Workspace
@@ -204,8 +204,8 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         lines = _run_trials(study, job, asker, tracker=tracker, run=run, screen=screen, verbose=verbose)
         result = save_result(lines, config, study.folder, identity=study.identity)
         draw_study(lines, asker, job, result)
-        bests = zip(lines, best_so_far(lines), strict=True)
-        tracker.log_curves(run, {line["trial"]: {"best_so_far": best} for line, best in bests})
+        bests = {line["trial"]: {"best_so_far": best} for line, best in zip(lines, best_so_far(lines), strict=True)}
+        tracker.log_curves(run, bests, when={line["trial"]: times(line)[1].timestamp() for line in lines})
         tracker.log_result(run, _summary(result), step=result["trials"])
         tracker.log_text(run, as_json(result), SETTINGS)
         tracker.describe(run, _described(name, result))

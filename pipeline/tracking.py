@@ -228,18 +228,17 @@ class Tracker:
         for first in range(0, len(new), 100):
             self.client.log_batch(run_id, params=new[first : first + 100])
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Finite values at `step`; a point that is there already, logged before a restart, is not added again.
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int, when: float) -> None:
+        """Finite values at `step`, of a time in Unix seconds; a point that is there, logged before a restart, stays one.
 
-        MLflow drops a point equal to one it has in key, value, step and time; so the time is a function of the step.
+        MLflow drops what equals a point that it has in key, value, step and time.
         """
-        self.log_curves(run_id, {step: metrics})
+        self.log_curves(run_id, {step: metrics}, when={step: when})
 
-    def log_curves(self, run_id: str, rows: Mapping[int, Mapping[str, float]]) -> None:
+    def log_curves(self, run_id: str, rows: Mapping[int, Mapping[str, float]], *, when: Mapping[int, float]) -> None:
         """The same at many steps, in a few requests."""
-        began = self.client.get_run(run_id).info.start_time
         points = [
-            entities.Metric(name, float(value), began + step, step)
+            entities.Metric(name, float(value), round(1000 * when[step]), step)
             for step, metrics in rows.items()
             for name, value in metrics.items()
             if math.isfinite(value)

@@ -9,6 +9,7 @@ Not here: the loop (jointseg/training.py), the driver that starts the workers (t
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ def _report(report: Report, place: Place, log: Path, writer: CheckpointWriter) -
     """
     metrics = {"step": float(report.step), **report.metrics}
     if place.rank == 0:
-        append_line(log, metrics)
+        append_line(log, {"time": round(time.time(), 3), **metrics})
         writer.check()
         if report.save is not None:
             writer.write(report.step, report.save)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +22,7 @@ from jointseg.search_config import SamplerName, SearchConfig
 from pipeline.log_lines import Line
 from pipeline.study.grid import grid
 from pipeline.study.spaces import Point, Space
-from pipeline.study.trial_record import FAILED, FINISHED, STOPPED
+from pipeline.study.trial_record import FAILED, FINISHED, STOPPED, times
 
 OBJECTIVES = {
     "miou": ("mean_iou",),
@@ -157,8 +156,7 @@ class Asker:
             distributions=known,
             user_attrs={name: line[name] for name in KEPT if line.get(name) is not None},
         )
-        frozen.datetime_start = datetime.fromisoformat(line["started"])
-        frozen.datetime_complete = frozen.datetime_start + timedelta(seconds=line["seconds"])
+        frozen.datetime_start, frozen.datetime_complete = times(line)
         self.journal.add_trial(frozen)
 
 

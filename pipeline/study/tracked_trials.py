@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from jointseg.json_files import as_json
 from pipeline.provenance import COMMIT_TAG
-from pipeline.study.trial_record import FAILED, STOPPED
+from pipeline.study.trial_record import FAILED, STOPPED, times
 from pipeline.tracking import KEY_TAG, PARENT_TAG, Tracker
 
 TOLD_TAG = "jointseg.told"
@@ -40,7 +39,7 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
     there = tracker.find(name, run_id)
     if there is not None and TOLD_TAG in tracker.client.get_run(there).data.tags:
         return
-    started = round(1000 * datetime.fromisoformat(line["started"]).timestamp())
+    started, ended = (round(1000 * moment.timestamp()) for moment in times(line))
     with tracker.run(name, parent=run_id, started=started) as child:
         tracker.log_params(child, line["point"])
         known = {"mean_iou": line["mean_iou"], "boundary_f1": line["boundary_f1"], "seconds": line["seconds"]}
@@ -56,5 +55,5 @@ def log_trial(tracker: Tracker, run_id: str, line: Mapping[str, Any], *, record:
         if line["error"]:
             tracker.tag(child, {"error": line["error"]})
     with tracker.troubles_named():
-        tracker.client.set_terminated(child, status=status, end_time=started + round(1000 * line["seconds"]))
+        tracker.client.set_terminated(child, status=status, end_time=ended)
         tracker.client.set_tag(child, TOLD_TAG, "whole")  # a run that could not be told has failed too

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,12 @@ class FrameSums(NamedTuple):
 
     segmentation: SegmentationSums
     boundary: BoundarySums | None
+
+
+def times(line: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    """When the trial of this line began and ended."""
+    began = datetime.fromisoformat(line["started"])
+    return began, began + timedelta(seconds=line["seconds"])
 
 
 def confusion_file(folder: Path, number: int) -> Path:

@@ -64,6 +64,9 @@ def check_that_mlflow_has_each_run_once(place: Workspace) -> None:
     for stage, steps in {"stage1": [2, 4, 6, 8], "stage2": [2, 4], "stage3": [2], "stage3_sem_crf": [2]}.items():
         history = client.get_metric_history(runs[stage].info.run_id, "loss/total")
         assert [point.step for point in history] == steps, stage
+        times = [point.timestamp for point in history]
+        assert times == sorted(set(times)), "when each step was reported"
+        assert runs[stage].info.start_time < times[0], stage
     assert all(len(runs[name].inputs.dataset_inputs) == 1 for name in ("pipeline", *phases))
     _has(client, runs["pipeline"], "report.json", "report.md", "report.html", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")

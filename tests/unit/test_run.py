@@ -46,7 +46,7 @@ class Noting:
     def run(self, name, *, parent=None, key=None):
         yield name
 
-    def log_metrics(self, run, metrics, *, step=0):
+    def log_metrics(self, run, metrics, *, step=0, when=None):
         self.metrics |= {(run, name, step): value for name, value in metrics.items()}
 
     log_result = log_metrics
@@ -136,7 +136,8 @@ def test_a_run_that_was_deleted_in_mlflow_gets_what_was_made_of_the_data_once_mo
 def test_of_layers_with_one_learning_rate_the_networks_is_drawn_alone():
     row = {"step": 1.0, "loss/total": 0.5, "lr/heads": 0.5, "lr/network": 0.5, "lr/network_bias": 1.0, "lr/crf": 0.5}
     assert curves_of(row) == {"loss/total": 0.5, "lr/network": 0.5, "lr/network_bias": 1.0}
-    assert curves_of({"step": 1.0, "lr/heads": 0.5}) == {"lr/heads": 0.5}, "of which there is none, where it is frozen"
+    row = {"step": 1.0, "time": 2.0, "lr/heads": 0.5}
+    assert curves_of(row) == {"lr/heads": 0.5}, "of the network's own, where it is frozen, there is none"
 
 
 def test_stage_3_alone_takes_the_settings_that_were_found(pipeline_of):

@@ -98,7 +98,7 @@ try:
         size = (out / "mlflow.db").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         for step in range(10_000):
-            tracker.log_metrics(run, {f"loss/{number}": 1.0 for number in range(100)}, step=step)
+            tracker.log_metrics(run, {f"loss/{number}": 1.0 for number in range(100)}, step=step, when=step)
 except InputError as error:
     print(error)
 """
@@ -142,7 +142,7 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_one_line_and_another_time_beg
         with tracker.run("stage1") as run:
             if deletes:
                 tracker.client.delete_run(run)
-            tracker.log_metrics(run, {"loss": 1.0}, step=1)
+            tracker.log_metrics(run, {"loss": 1.0}, step=1, when=1.0)
 
     with pytest.raises(InputError, match=r"The run \w+ must be in the 'active' state.*deleted.*repeat the command") as caught:
         logged(deletes=True)
