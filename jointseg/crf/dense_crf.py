@@ -15,8 +15,16 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from jointseg.crf.filters import DEVICES, BuildFilter, FilterName, check_filter, name_of
-from jointseg.crf.inputs import Guides, check_bandwidths, check_kernels, finite_range, refuse_others
+from jointseg.crf.filters import BuildFilter, FilterName, check_filter, name_of
+from jointseg.crf.inputs import (
+    Guides,
+    check_bandwidths,
+    check_kernels,
+    check_logits,
+    check_parameters,
+    finite_range,
+    refuse_others,
+)
 from jointseg.crf.kernels import Kernel, paper_kernels
 from jointseg.crf.mean_field import pairwise_matrices, softmax_of_any
 from jointseg.crf.prepared import PreparedImages
@@ -174,7 +182,7 @@ class DenseCRF(nn.Module):
             raise InputError("give either prepared, or image, depth, guides and mask")
         if prepared is not None:
             refuse_others("prepared", prepared, PreparedImages, "what `prepare` returned")
-        self._check_logits(logits)
+        check_logits(logits, self.compatibility)
         if prepared is None:
             given = self._checked(Guides.of(image=image, depth=depth, guides=guides, mask=mask), logits)
             mask = given.mask
@@ -229,7 +237,7 @@ class DenseCRF(nn.Module):
         Raises:
             InputError: as `forward`, or nothing is given.
         """
-        self._check_parameters()
+        check_parameters(self.compatibility)
         if reusing is not None:
             refuse_others("reusing", reusing, PreparedImages, "what `prepare` returned")
         given = Guides.of(image=image, depth=depth, guides=guides, mask=mask)
@@ -309,13 +317,6 @@ class DenseCRF(nn.Module):
             check_bandwidths(kernel)  # what was learned may have come to anything
         return kernels
 
-    def _check_parameters(self) -> None:
-        if self.compatibility.dtype not in (torch.float32, torch.float64):
-            allowed = "torch.float32, torch.float64 (crf.float() does not bring back what was rounded: convert the rest alone)"
-            raise InputError(f"the CRF's weights are {self.compatibility.dtype}; allowed: {allowed}")
-        if self.compatibility.device.type not in DEVICES:
-            raise InputError(f"the CRF is on {self.compatibility.device}; allowed: {', '.join(DEVICES)}")
-
     def _checked(self, given: Guides, like: Tensor) -> Guides:
         """What was given, once it is known to be as `forward` says."""
         given.check(shape=(like.shape[0], like.shape[2], like.shape[3]), dtype=like.dtype, device=like.device)
@@ -324,18 +325,3 @@ class DenseCRF(nn.Module):
         if self.check_inputs:
             given.check_values()
         return given
-
-    def _check_logits(self, logits: Tensor) -> None:
-        self._check_parameters()
-        refuse_others("logits", logits)
-        C = self.num_classes
-        if logits.ndim != 4 or logits.shape[1] != C or logits.numel() == 0:
-            raise InputError(f"logits have shape {tuple(logits.shape)}; allowed: (B, {C}, H, W), not empty")
-        if logits.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"logits are {logits.dtype}; allowed: torch.float32, torch.float64 (call logits.float())")
-        if logits.dtype != self.compatibility.dtype:
-            raise InputError(
-                f"logits are {logits.dtype} but the CRF's weights are {self.compatibility.dtype}; make them the same"
-            )
-        if logits.device != self.compatibility.device:
-            raise InputError(f"logits are on {logits.device} but the CRF is on {self.compatibility.device}; move one of them")

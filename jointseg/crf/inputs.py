@@ -3,7 +3,7 @@
 Not here: what is done with it (prepared.py, dense_crf.py).
 """
 
-# B images, P pixels (H*W, row-major)
+# B images, C classes, P pixels (H*W, row-major)
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from jointseg.crf.filters import DEVICES
 from jointseg.crf.fingerprint import fingerprints
 from jointseg.crf.kernels import Kernel
 from jointseg.errors import InputError
@@ -191,6 +192,38 @@ def check_bandwidths(kernel: Kernel) -> None:
     if not all(1 / LARGEST <= bandwidth <= LARGEST for bandwidth in kernel.bandwidths):
         allowed = f"{1 / LARGEST:g} to {LARGEST:g}"
         raise InputError(f"kernel {kernel.name!r} has bandwidths {kernel.bandwidths}; allowed: {allowed}")
+
+
+def check_parameters(compatibility_CC: Tensor) -> None:
+    """Refuse a CRF, of whose parameters this is one, that was moved to where it cannot compute.
+
+    Raises:
+        InputError: its dtype is neither float32 nor float64, or no filter runs on its device.
+    """
+    if compatibility_CC.dtype not in (torch.float32, torch.float64):
+        allowed = "torch.float32, torch.float64 (crf.float() does not bring back what was rounded: convert the rest alone)"
+        raise InputError(f"the CRF's weights are {compatibility_CC.dtype}; allowed: {allowed}")
+    if compatibility_CC.device.type not in DEVICES:
+        raise InputError(f"the CRF is on {compatibility_CC.device}; allowed: {', '.join(DEVICES)}")
+
+
+def check_logits(logits: Tensor, compatibility_CC: Tensor) -> None:
+    """Refuse logits that a CRF with this parameter does not take; their values are not looked at.
+
+    Raises:
+        InputError: as `check_parameters`; the logits are no tensor, not (B, C, H, W), empty, or of another dtype or device.
+    """
+    check_parameters(compatibility_CC)
+    refuse_others("logits", logits)
+    C = len(compatibility_CC)
+    if logits.ndim != 4 or logits.shape[1] != C or logits.numel() == 0:
+        raise InputError(f"logits have shape {tuple(logits.shape)}; allowed: (B, {C}, H, W), not empty")
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"logits are {logits.dtype}; allowed: torch.float32, torch.float64 (call logits.float())")
+    if logits.dtype != compatibility_CC.dtype:
+        raise InputError(f"logits are {logits.dtype} but the CRF's weights are {compatibility_CC.dtype}; make them the same")
+    if logits.device != compatibility_CC.device:
+        raise InputError(f"logits are on {logits.device} but the CRF is on {compatibility_CC.device}; move one of them")
 
 
 def refuse_others(

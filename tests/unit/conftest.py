@@ -24,6 +24,10 @@ from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from jointseg.training import train
 from pipeline.cli import run_command_line
+from pipeline.phases import Pipeline
+from pipeline.terminal import Terminal
+from pipeline.workspace import Workspace
+from tests.noting import Noting
 from tests.trainings import ALONE, InterruptedRunError
 
 
@@ -168,3 +172,17 @@ def own_file(tmp_path):
         return f"{tmp_path / 'mine.py'}:{function}"
 
     return write
+
+
+@pytest.fixture
+def pipeline_of(rooms, small, tmp_path):
+    """A run in a folder whose data are prepared."""
+    place = Workspace(tmp_path / "run")
+    place.out.mkdir()
+    place.store.symlink_to(rooms.path)
+
+    def made(changes=None):
+        own = {"data.source": str(rooms.path.parent / "nyu"), "data.validation_frames": 2}
+        return Pipeline(with_overrides(small, own | (changes or {})), place, Noting(), "top", Terminal(), False)
+
+    return made

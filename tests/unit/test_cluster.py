@@ -1,6 +1,6 @@
-"""Laws of the Ray that is used: how it is reached, what it has room for, how frames are shared out.
+"""Laws of the Ray that is used: how it is reached, what it has room for.
 
-Not here: work on a real one (integration tests).
+Not here: how frames are shared out (test_shares.py), work on a real one (integration tests).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from jointseg.presets import demo
 from jointseg.settings import with_overrides
 from pipeline import cluster
 from pipeline.failures import LostWorkerError
-from pipeline.shares import FRAMES_A_SHARE, shares_of
 
 # How it is reached
 
@@ -322,13 +321,3 @@ def test_rays_own_word_for_a_new_one_is_no_address(init, monkeypatch, asked_for)
     with pytest.raises(InputError, match="too little"):
         cluster.once_nodes_are_there(Mock(side_effect=InputError("too little")), WANTED, say=lambda _: None)
     assert asked_for == []
-
-
-# How frames are shared out
-
-
-@pytest.mark.parametrize("number", [0, 1, 6, 7, 13])
-def test_shares_have_every_frame_once_and_in_order(number):
-    frames = tuple(range(number))
-    assert tuple(frame for share in shares_of(frames) for frame in share) == frames
-    assert all(len(share) <= FRAMES_A_SHARE for share in shares_of(frames))

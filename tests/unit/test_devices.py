@@ -160,7 +160,7 @@ def where(module: nn.Module, *, simulated: bool):
         return
     simulated_gpu.moved(module)
     with simulated_gpu.SimulatedGpu(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jointseg.crf.dense_crf.DEVICES", (simulated_gpu.NAME,))
+        patch.setattr("jointseg.crf.inputs.DEVICES", (simulated_gpu.NAME,))
         yield device
 
 

@@ -1,4 +1,7 @@
-"""How many tasks work on frames at once. Not here: the work on a real Ray (tests/integration/test_shares.py)."""
+"""How frames are shared out to tasks, and how many work at once.
+
+Not here: the work on a real Ray (tests/integration/test_shares.py).
+"""
 
 from __future__ import annotations
 
@@ -77,3 +80,10 @@ def test_a_cluster_is_waited_for_aloud_and_not_for_ever(monkeypatch, begin, ends
         list(shares.shared_out(lambda _: None, [1, 2], config=config, say=said.append))
     assert ends <= now[0] <= ends + 100
     assert said == ["waiting up to 10 minutes for a node with 1 CPU free; Ray has free: 0 CPU, 0 GPU"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 6, 7, 13])
+def test_shares_have_every_frame_once_and_in_order(number):
+    frames = tuple(range(number))
+    assert tuple(frame for share in shares.shares_of(frames) for frame in share) == frames
+    assert all(len(share) <= shares.FRAMES_A_SHARE for share in shares.shares_of(frames))
