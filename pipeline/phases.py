@@ -19,7 +19,7 @@ from jointseg.data.rooms import processes_to_render, write_rooms
 from jointseg.data.store import Store
 from jointseg.settings import flatten
 from jointseg.stages import STAGES, TRAININGS, Stage
-from pipeline import evaluate, evaluated, report, search
+from pipeline import evaluate, evaluation_files, report, search
 from pipeline.cluster import result_of, uses_gpu, without_missing_gpus, workers_said
 from pipeline.features import ready_features
 from pipeline.provenance import own_commit
@@ -176,9 +176,9 @@ def evaluate_test(pipeline: Pipeline) -> None:
     with tracker.run("evaluation", parent=pipeline.parent) as run:
         tracker.log_params(run, flatten(pipeline.config))
         _log_dataset(pipeline, run, context="testing")
-        if not evaluated.is_from(place, origin):
+        if not evaluation_files.is_from(place, origin):
             _evaluate(pipeline, origin)
-        found = evaluated.read_metrics(place)
+        found = evaluation_files.read_metrics(place)
         gains = {f"gain/{row}_over_{other}": gain for row, own in found["gains"].items() for other, gain in own.items()}
         for of, metrics in {**found["rows"], **gains, "floor": found["floors"]}.items():
             tracker.log_result(run, {f"test/{of}/{name}": value for name, value in metrics.items() if value is not None})
@@ -203,7 +203,7 @@ def _evaluate(pipeline: Pipeline, origin: Mapping[str, Any]) -> None:
             seen = evaluate.evaluate_rows(job, both, drawn=both, progress=progress, say=screen.say)
         found[report.WITH_CRF].predictions.update(seen[report.WITH_CRF].predictions)
     pictures = {"first": list(drawn), "best": best, "worst": worst}
-    evaluated.save_evaluation(place, found, config, floors=floors, pictures=pictures, origin=origin)
+    evaluation_files.save_evaluation(place, found, config, floors=floors, pictures=pictures, origin=origin)
 
 
 def write_report(pipeline: Pipeline) -> None:

@@ -1,6 +1,7 @@
 """The run's results for people: report.json, report.md, report.html and figures/.
 
-Not here: what the evaluation left (evaluated.py), the pictures (jointseg/figures.py), what the page says (reporting/tables.py).
+Not here: what the evaluation left (evaluation_files.py), the pictures (jointseg/figures.py), what the page says
+(reporting/tables.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jointseg.search_figures import search_history
 from jointseg.settings import flatten, with_overrides
 from jointseg.stages import STAGES
 from jointseg.whole import appearing_whole, write_atomically
-from pipeline.evaluated import frames_file, load_predictions, read_metrics
+from pipeline.evaluation_files import frames_file, load_predictions, read_metrics
 from pipeline.failures import interruptions_wait
 from pipeline.log_lines import in_step_order, read_lines
 from pipeline.provenance import provenance

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import report
-from pipeline.evaluated import METRICS
+from pipeline.evaluation_files import METRICS
 from pipeline.reporting.page import markdown
 from pipeline.workspace import Workspace
 

@@ -23,7 +23,7 @@ from PIL import Image
 from jointseg.checkpoint import load_final
 from jointseg.cross_validation import mean_iou
 from jointseg.data.store import Store
-from pipeline.evaluated import load_predictions
+from pipeline.evaluation_files import load_predictions
 from pipeline.log_lines import read_lines
 from pipeline.study.trial_record import read_confusions
 from pipeline.tracking import KEY_TAG

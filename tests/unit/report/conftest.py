@@ -18,7 +18,7 @@ from jointseg.published import ROW_NAMES
 from jointseg.resuming import begin
 from jointseg.settings import with_overrides
 from jointseg.stages import STAGES
-from pipeline import evaluated as files
+from pipeline import evaluation_files as files
 from pipeline import report
 from pipeline.evaluate import Part, extremes
 from pipeline.workspace import Workspace

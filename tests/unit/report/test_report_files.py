@@ -27,7 +27,7 @@ from jointseg.settings import flatten
 from jointseg.stages import STAGES
 from pipeline import report
 from pipeline.evaluate import Part, extremes
-from pipeline.evaluated import METRICS, SUMS, load_predictions, save_evaluation
+from pipeline.evaluation_files import METRICS, SUMS, load_predictions, save_evaluation
 from pipeline.other_rules import other_rules
 from pipeline.reporting import html as report_html
 from pipeline.reporting.page import markdown
