@@ -3,13 +3,14 @@
 Not here: correctness, which tests hold to the specification; the plots of what this writes (plot_crf.py).
 
     python benchmarks/crf.py [--sizes 65x65 257x257 513x513] [--classes 40] [--threads 2] [--repeats 5] [--device cpu]
-                             [--frame IMAGE DEPTH]... [--errors] [--json FILE]
+                             [--batch 1] [--frame IMAGE DEPTH]... [--errors] [--json FILE]
 
-All candidates run interleaved in one process on the same picture, so read the ratios; times are medians in milliseconds, set-up
-included, for 10 iterations of the paper's three kernels, or, last, of one kernel alone by the filter that is for it. Memory is
-the rise of the process's peak (CUDA: of the allocator's), each run in a process of its own. Without --frame the picture is
-made up. `--errors` adds, over all frames given, the distance from the exact mean field on the middle 128 x 128 pixels: mean
-|dq|, and the share of labels that differ; it needs 5 GB.
+All candidates run interleaved in one process on the same picture, so read the ratios; times are medians in milliseconds,
+set-up included, for 10 iterations of the paper's three kernels, or, last, of one kernel alone by the filter that is for it.
+Memory is the rise of the process's peak (CUDA: of the allocator's), each run in a process of its own. Without --frame the
+picture is made up; `--batch` has it so many times, which pydensecrf2 takes one by one. `--errors` adds, over all frames given,
+the distance from the exact mean field on the middle 128 x 128 pixels: mean |dq|, and the share of labels that differ; it needs
+5 GB.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ Scene = tuple[Tensor, Tensor, Tensor]
 Frame = tuple[str, str]
 
 
-def scene(size: tuple[int, int], C: int, frame: Frame | None, device: str = "cpu") -> Scene:
-    """Logits, image and depth: of the given picture, or planes in a few colours with noise, as rooms have."""
+def scene(size: tuple[int, int], C: int, frame: Frame | None, device: str = "cpu", *, batch: int = 1) -> Scene:
+    """Logits, image and depth: of the given picture, or planes in a few colours with noise, as rooms have; `batch` times."""
     H, W = size
     draw = torch.Generator().manual_seed(0)
     planes = torch.nn.functional.interpolate(torch.rand(1, 4, 5, 7, generator=draw), size, mode="nearest")
@@ -58,14 +59,18 @@ def scene(size: tuple[int, int], C: int, frame: Frame | None, device: str = "cpu
         depth = torch.from_numpy((levels + 0.5) / 25.5 if levels.max() <= 255 else levels / 1000)[None]
     coarse = torch.randn(1, C, H // 24 + 2, W // 24 + 2, generator=draw)
     logits = 2 * torch.nn.functional.interpolate(coarse, size, mode="nearest") + 0.7 * torch.randn(1, C, H, W, generator=draw)
-    return logits.to(device), image.to(device), depth.to(device)
+    logits, image, depth = (part.to(device).repeat(batch, *[1] * (part.ndim - 1)) for part in (logits, image, depth))
+    return logits, image, depth
 
 
 def pydensecrf(logits: Tensor, image: Tensor, depth: Tensor, settings: CrfSettings) -> Tensor:
-    """The same inference by pydensecrf2: q (1, C, H, W)."""
+    """The same inference by pydensecrf2, image by image: q (B, C, H, W)."""
     from pydensecrf import densecrf  # noqa: PLC0415
 
-    _, C, H, W = logits.shape
+    B, C, H, W = logits.shape
+    if B > 1:
+        images = zip(logits.split(1), image.split(1), depth.split(1), strict=True)
+        return torch.cat([pydensecrf(*one, settings) for one in images])
     crf = densecrf.DenseCRF(H * W, C)
     crf.setUnaryEnergy(np.ascontiguousarray(-logits[0].flatten(1).numpy()))
     for kernel in paper_kernels(settings):
@@ -98,7 +103,7 @@ def keops(logits: Tensor, image: Tensor, depth: Tensor, settings: CrfSettings) -
 def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
     """What is compared on one picture, by name; each gives q, or what its backward pass left."""
     logits, image, depth = parts
-    _, C, H, W = logits.shape
+    B, C, H, W = logits.shape
     device = logits.device.type
     settings = CrfSettings(num_iterations=NUM_ITERATIONS).scaled(H / REFERENCE_SIZE)
 
@@ -133,7 +138,7 @@ def candidates(parts: Scene) -> dict[str, Callable[[], Tensor]]:
         runs[f"{alone[kernel.name]}, {kernel.name}"] = inference(alone[kernel.name], kernel)
     if H * W <= 5000 or device == "cuda":
         runs["exact"] = inference("exact")
-    if importlib.util.find_spec("pykeops") is not None and (H * W <= 17000 or device == "cuda"):
+    if B == 1 and importlib.util.find_spec("pykeops") is not None and (H * W <= 17000 or device == "cuda"):
         runs["pykeops, exact"] = lambda: keops(logits, image, depth, settings)
     return runs
 
@@ -164,11 +169,11 @@ def errors(frames: list[Frame | None], C: int, device: str) -> dict[str, tuple[f
     return {name: (statistics.mean(dq for dq, _ in rows), statistics.mean(n for _, n in rows)) for name, rows in sums.items()}
 
 
-def peak_rise(size: tuple[int, int], C: int, frame: Frame | None, *, name: str, threads: int, device: str) -> float:
-    """MiB by which one run raises this process's peak; call it in a fresh process."""
+def peak_rise(parts: Callable[..., Scene], C: int, *, name: str, threads: int, device: str) -> float:
+    """MiB by which one run over `parts()` raises this process's peak; call it in a fresh process."""
     torch.set_num_threads(threads)
     candidates(scene((70, 70), C, None, device)).get(name, lambda: None)()  # code loads at the first run
-    run = candidates(scene(size, C, frame, device))[name]
+    run = candidates(parts())[name]
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -227,6 +232,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[40])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=1, help="images in a call")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--frame", nargs=2, action="append", metavar=("IMAGE", "DEPTH"), help="depth: 16 bit in mm, or NYU's 8 bit"
@@ -236,7 +242,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     frames: list[Frame | None] = [tuple(frame) for frame in arguments.frame or []] or [None]
-    machine = f"{processor(arguments.device)}, {arguments.threads} threads"
+    machine = f"{processor(arguments.device)}, {arguments.threads} threads, a batch of {arguments.batch}"
     print(f"{machine}; {versions()}; {NUM_ITERATIONS} iterations, three kernels, float32\n")
     print(f"{'size':>9} {'C':>4}  {'run':<28}{'ms':>9}{'peer/this':>11}{'peak MiB':>10}")
     rows = []
@@ -244,11 +250,12 @@ def main() -> None:
     for C in arguments.classes:
         for size in arguments.sizes:
             H, W = map(int, size.split("x"))
-            medians = measure(candidates(scene((H, W), C, frames[0], arguments.device)), arguments.repeats, arguments.device)
+            parts = partial(scene, (H, W), C, frames[0], arguments.device, batch=arguments.batch)
+            medians = measure(candidates(parts()), arguments.repeats, arguments.device)
             for name, median in medians.items():
                 with processes.Pool(1) as alone:
                     how = {"name": name, "threads": arguments.threads, "device": arguments.device}
-                    peak = alone.apply(peak_rise, ((H, W), C, frames[0]), how)
+                    peak = alone.apply(peak_rise, (parts, C), how)
                 ratio = medians.get("pydensecrf2", float("nan")) / median if name in SAME_WORK else float("nan")
                 row = {"size": size, "classes": C, "run": name, "ms": median, "peer_over_this": ratio, "peak_mib": peak}
                 rows.append({**row, "machine": machine})

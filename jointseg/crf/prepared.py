@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointseg.crf.cpu.abreast import each_image
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import fused_mean_field
 from jointseg.crf.filters import (
@@ -151,14 +152,12 @@ class PreparedImages:
         if len(structured) < len(self.filters) or not structured:
             return None
         first = structured[0]
-        return [
-            Engine(
-                [gaussian.parts[i] for gaussian in structured],
-                [gaussian.valid_BP[i] for gaussian in structured],
-                self.size, first.num_threads, first.dtype,
-            )
-            for i in range(self.num_images)
-        ]  # fmt: skip
+
+        def engine_of(i: int) -> Engine:
+            parts, valid = [gaussian.parts[i] for gaussian in structured], [gaussian.valid_BP[i] for gaussian in structured]
+            return Engine(parts, valid, self.size, first.num_threads, first.dtype)
+
+        return each_image(engine_of, self.num_images, threads_each=first.num_threads)
 
     def mean_field(
         self,

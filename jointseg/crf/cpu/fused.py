@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jointseg.crf.cpu.abreast import each_image
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.layout import padded_width
 from jointseg.crf.cpu.scratch import borrowed
@@ -93,17 +94,22 @@ class _Fused(torch.autograd.Function):
         symmetric: bool,
     ) -> Tensor:
         matrices = _padded_matrices(matrices_KCC.detach())
-        ctx.engines, ctx.symmetric, kept = engines, symmetric, []
+        ctx.engines, ctx.symmetric = engines, symmetric
         out_BCP = empty_like(unary_BCP)
-        for unary_CP, engine, out_CP in zip(unary_BCP.detach(), engines, out_BCP, strict=True):
+        images = list(zip(unary_BCP.detach(), engines, out_BCP, strict=True))
+
+        def inferred(i: int) -> NDArray[Any]:
+            unary_CP, engine, out_CP = images[i]
             with as_rows(unary_CP, _NEVER, engine.num_threads, place_CP=out_CP) as unary_PC:
                 rows_PC, kept_TN = engine.mean_field(
                     unary_PC, matrices, num_iterations, keep=learning, probabilities=probabilities, symmetric=symmetric
                 )
                 if not np.may_share_memory(rows_PC, out_CP.numpy()):
                     from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
-            kept.append(torch.from_numpy(kept_TN))
-        ctx.save_for_backward(matrices_KCC, *(kept if learning else ()))
+            return kept_TN
+
+        kept = each_image(inferred, len(images), threads_each=engines[0].num_threads)
+        ctx.save_for_backward(matrices_KCC, *(map(torch.from_numpy, kept) if learning else ()))
         return out_BCP
 
     @staticmethod
@@ -113,14 +119,21 @@ class _Fused(torch.autograd.Function):
         matrices = _padded_matrices(matrices_KCC.detach())
         by_unary_BCP = empty_like(grad_BCP)
         by_matrices_KCC = torch.zeros_like(matrices_KCC) if ctx.needs_input_grad[1] else None
-        for grad_CP, engine, kept_TN, out_CP in zip(grad_BCP, ctx.engines, kept, by_unary_BCP, strict=True):
+        images: list[tuple[Tensor, Engine, Tensor, Tensor]] = list(zip(grad_BCP, ctx.engines, kept, by_unary_BCP, strict=True))
+
+        def differentiated(i: int) -> NDArray[Any] | None:
+            grad_CP, engine, kept_TN, out_CP = images[i]
             with as_rows(grad_CP, 0.0, engine.num_threads) as grad_PC:
                 rows_PC, sums = engine.mean_field_backward(
                     grad_PC, kept_TN.numpy(), matrices, by_matrices=by_matrices_KCC is not None, symmetric=ctx.symmetric
                 )
             from_rows(rows_PC, out_CP.numpy(), engine.num_threads)
+            return sums
+
+        C = grad_BCP.shape[1]
+        for sums in each_image(differentiated, len(images), threads_each=ctx.engines[0].num_threads):
             if by_matrices_KCC is not None and sums is not None:
-                by_matrices_KCC += torch.from_numpy(sums)[:, : len(out_CP), : len(out_CP)]
+                by_matrices_KCC += torch.from_numpy(sums)[:, :C, :C]
         return by_unary_BCP, by_matrices_KCC, None, None, None, None, None
 
 

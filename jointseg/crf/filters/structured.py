@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jointseg.crf.cpu.abreast import each_image
 from jointseg.crf.cpu.bands import separable
 from jointseg.crf.cpu.engine import Engine
 from jointseg.crf.cpu.fused import as_rows, empty_like
@@ -62,7 +63,9 @@ class StructuredFilter:
         self.dtype = values_BPF.dtype
         everywhere = np.ones(values_BPF.shape[:2], np.bool_)
         self.valid_BP = everywhere if features.valid_BP is None else features.valid_BP.contiguous().numpy()
-        self.parts = [build(image_PF, valid_P) for image_PF, valid_P in zip(values_BPF, self.valid_BP, strict=True)]
+        self.parts = each_image(
+            lambda i: build(values_BPF[i], self.valid_BP[i]), len(values_BPF), threads_each=self.num_threads
+        )
 
     def serves(self, features: Features) -> bool:
         """Whether it is for images of their size, number and dtype, which compiled code goes by."""
@@ -88,10 +91,11 @@ class StructuredFilter:
 
     @cached_property
     def _engines(self) -> list[Engine]:
-        return [
-            Engine([part], [valid_P], self.size, self.num_threads, self.dtype)
-            for part, valid_P in zip(self.parts, self.valid_BP, strict=True)
-        ]
+        return each_image(
+            lambda i: Engine([self.parts[i]], [self.valid_BP[i]], self.size, self.num_threads, self.dtype),
+            len(self.parts),
+            threads_each=self.num_threads,
+        )
 
     @cached_property
     def row_sums(self) -> Tensor:
@@ -114,9 +118,14 @@ class StructuredFilter:
             given, allowed = f"{shape} {dtype} on {values_BCP.device}", f"({B}, C, {P}) {self.dtype} on cpu"
             raise InputError(f"filter {self.name!r}: values are {given}; allowed: {allowed}")
         out_BCP = empty_like(values_BCP)
-        for engine, values_CP, out_CP in zip(self._engines, values_BCP, out_BCP, strict=True):
+        images = list(zip(self._engines, values_BCP, out_BCP, strict=True))
+
+        def filtered(i: int) -> None:
+            engine, values_CP, out_CP = images[i]
             with as_rows(values_CP, 0.0, engine.num_threads) as rows_PC:
                 from_rows(engine.filter(rows_PC, transposed=transposed), out_CP.numpy(), engine.num_threads)
+
+        each_image(filtered, B, threads_each=self.num_threads)
         return out_BCP
 
 
