@@ -135,8 +135,9 @@ def train(pipeline: Pipeline, stage: Stage) -> None:
             step = int(row["step"])
             progress(step, note=f"loss {row['loss/total']:.4g}")
             if step > last:
+                when = row.get("time", time.time())  # logs of earlier commits have none
                 with few_retries(), tracker.troubles_named():  # it is told again
-                    tracker.log_metrics(run, curves_of(row), step=step, when=row.get("time", time.time()))
+                    tracker.log_metrics(run, curves_of(row), step=step, when=when)
 
         train_stage(config, stage, place, validation=pipeline.validation, tell=tell, say=pipeline.screen.say)
         tracker.log_artifact(run, place.final(stage), "checkpoint")

@@ -121,7 +121,8 @@ def _begin_or_resume(job: TrainJob, checkpoints: CheckpointFolder, place: Place)
 
 
 def _report(report: Report, place: Place, log: Path, writer: CheckpointWriter) -> None:
-    """Rank 0 writes the log, and the checkpoint, if one is due; with a checkpoint every rank reports to Ray, which shows it.
+    """Rank 0 writes the log, with the time in Unix seconds, and the checkpoint, if one is due; with a checkpoint every rank
+    reports to Ray, which shows it.
 
     Not each time: Ray takes ten reports a second and holds the workers up until it has taken theirs.
 
