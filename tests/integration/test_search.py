@@ -164,6 +164,7 @@ def test_trials_that_train_share_the_cluster_and_are_scored_with_what_they_train
     assert not list((tmp_path / "study" / "finetune").iterdir()), "checkpoints were left"
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_is_killed_is_run_again_and_none_that_ended_is(
     config: Config, made: tuple[Workspace, UnaryCache], one_at_a_time: list[Line], tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ class Holding:
         pass
 
 
+@pytest.mark.slow
 def test_work_that_others_leave_no_room_for_says_so_and_ends_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
