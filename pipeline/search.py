@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,8 @@ def run_search(config: Config, place: Workspace, tracker: Tracker, *, parent: st
         result = save_result(lines, config, study.folder, identity=study.identity)
         draw_study(lines, asker, job, result)
         bests = {line["trial"]: {"best_so_far": best} for line, best in zip(lines, best_so_far(lines), strict=True)}
-        tracker.log_curves(run, bests, when={line["trial"]: times(line)[1].timestamp() for line in lines})
+        known = accumulate((times(line)[1].timestamp() for line in lines), max)  # once it and all before it had ended
+        tracker.log_curves(run, bests, when=dict(zip(bests, known, strict=True)))
         tracker.log_result(run, _summary(result), step=result["trials"])
         tracker.log_text(run, as_json(result), SETTINGS)
         tracker.describe(run, _described(name, result))

@@ -67,6 +67,10 @@ def check_that_mlflow_has_each_run_once(place: Workspace) -> None:
         times = [point.timestamp for point in history]
         assert times == sorted(set(times)), "when each step was reported"
         assert runs[stage].info.start_time < times[0], stage
+    bests = sorted(client.get_metric_history(runs[search].info.run_id, "best_so_far"), key=lambda point: point.step)
+    assert [point.step for point in bests] == list(range(len(trials)))
+    for values in ([point.value for point in bests], [point.timestamp for point in bests]):
+        assert values == sorted(values), "each once it and all before it had ended"
     assert all(len(runs[name].inputs.dataset_inputs) == 1 for name in ("pipeline", *phases))
     _has(client, runs["pipeline"], "report.json", "report.md", "report.html", "figures", "views.parquet", "validation.json")
     _has(client, runs["stage1"], "loaded.txt")
