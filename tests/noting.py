@@ -11,7 +11,7 @@ class Noting:
     troubles_named = staticmethod(nullcontext)
 
     def __init__(self):
-        self.metrics, self.artifacts, self.params, self.tags, self.datasets = {}, [], {}, {}, []
+        self.metrics, self.times, self.artifacts, self.params, self.tags, self.datasets = {}, {}, [], {}, {}, []
 
     @contextmanager
     def run(self, name, *, parent=None, key=None):
@@ -19,6 +19,7 @@ class Noting:
 
     def log_metrics(self, run, metrics, *, step=0, when=None):
         self.metrics |= {(run, name, step): value for name, value in metrics.items()}
+        self.times[run, step] = when
 
     log_result = log_metrics
 

@@ -91,7 +91,7 @@ def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_log
     def train_stage(config, stage, place, *, validation, tell, say):
         trained.append((config.crf.theta_beta, stage.name, validation))
         for step in (1.0, 2.0):
-            tell({"step": step, "loss/total": 1 / step})
+            tell({"step": step, "time": 1e9 + step, "loss/total": 1 / step})
 
     monkeypatch.setattr(pipeline.phases, "train_stage", train_stage)
     monkeypatch.setattr(pipeline.phases, "uses_gpu", lambda config: False)  # it asks Ray
@@ -100,6 +100,7 @@ def test_a_stage_trains_with_what_was_found_and_logs_the_steps_that_were_not_log
     assert own.tracker.tags["stage3"] == {"study": "crf-1"}
     assert trained == [(9.0, "stage3", (1, 2))]
     assert own.tracker.metrics == {("stage3", "loss/total", 2): 0.5}
+    assert own.tracker.times == {("stage3", 2): 1e9 + 2}, "when it was reported, not when it is told"
     assert own.tracker.params["stage3"]["crf.theta_beta"] == 9.0
     assert own.tracker.artifacts == [("stage3", "final", "checkpoint")]
 
